@@ -1,0 +1,71 @@
+"""Instruction sets as descriptions: what the kernel generators need to know, and nothing else.
+
+A new instruction set is one more `Isa` here; a new kind of multiply-add is one more entry of `kernels/dot.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dlc.errors import DlcError
+from dlc.hardware import Machine
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One level of instructions that kernels are generated for.
+
+    Attributes:
+        name: how users and `dlc explain` call it.
+        mcpu, mattr: what LLVM is told.
+        requires: Linux CPU flags that a machine must have to run the code.
+        vector_bits: width of one vector register.
+        registers: number of architectural vector registers.
+        dot: the integer multiply-add: ``amx``, ``vnni`` (u8 x s8, groups of 4), ``pmaddwd`` (s16 pairs) or ``plain``.
+        has_fma: fused float multiply-add exists.
+    """
+
+    name: str
+    mcpu: str
+    mattr: tuple[str, ...]
+    requires: frozenset[str]
+    vector_bits: int
+    registers: int
+    dot: str
+    has_fma: bool
+
+    def lanes(self, dtype_bits: int = 32) -> int:
+        """Elements of `dtype_bits` bits in one vector register."""
+        return self.vector_bits // dtype_bits
+
+
+_AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+_VNNI = _AVX512 | {"avx512_vnni"}
+_AMX = _VNNI | {"amx_tile", "amx_int8"}
+
+# Best first. 512-bit code asks LLVM for it by name: by default it prefers 256 bits on several CPUs.
+X86_LEVELS: tuple[Isa, ...] = (
+    Isa("amx", "cascadelake", ("+prefer-no-gather", "-prefer-256-bit", "+amx-tile", "+amx-int8"), _AMX, 512, 32, "amx", True),
+    Isa("avx512_vnni", "cascadelake", ("-prefer-256-bit",), _VNNI, 512, 32, "vnni", True),
+    Isa("avx512", "skylake-avx512", ("-prefer-256-bit",), _AVX512, 512, 32, "pmaddwd", True),
+    Isa("avx2", "haswell", (), _AVX2, 256, 16, "pmaddwd", True),
+    Isa("sse2", "x86-64", (), frozenset({"sse2"}), 128, 16, "plain", False),
+)
+GENERIC = Isa("generic", "", (), frozenset(), 128, 16, "plain", False)
+
+
+def levels_of(machine: Machine) -> tuple[Isa, ...]:
+    """The levels that `machine` can run, best first; never empty."""
+    if machine.arch != "x86_64":
+        return (GENERIC,)
+    return tuple(isa for isa in X86_LEVELS if isa.requires <= machine.features)
+
+
+def isa_by_name(name: str) -> Isa:
+    """The level called `name`; raises DlcError that lists the known ones."""
+    for isa in (*X86_LEVELS, GENERIC):
+        if isa.name == name:
+            return isa
+    known = ", ".join(isa.name for isa in (*X86_LEVELS, GENERIC))
+    raise DlcError(f"unknown CPU instruction set '{name}'; known: {known}")
