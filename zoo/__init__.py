@@ -1,0 +1,35 @@
+"""The model zoo: small trained models that the tests, the benchmarks and ``zoo:NAME`` on the command line use.
+
+Each family is a subpackage with the same files: ``data`` (loaders, no torch), ``model``, ``train`` and ``export``
+(torch), ``evaluate`` (no torch), the committed ``NAME.onnx`` and ``card.md`` with its measured figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlc.errors import DlcError
+
+#: Family name -> its package. The committed model is ``NAME.onnx`` in that package's folder.
+FAMILIES: dict[str, str] = {"vision": "dlc.zoo.vision"}
+
+
+def family_package(name: str) -> str:
+    """Return the import path of the family `name`.
+
+    Raises:
+        DlcError: no such family; the message lists those there are.
+    """
+    if name not in FAMILIES:
+        raise DlcError(f"no model {name!r} in the zoo (known: {', '.join(sorted(FAMILIES))})")
+    return FAMILIES[name]
+
+
+def model_path(name: str) -> Path:
+    """Return the path of the committed ONNX file of the family `name`, which ``zoo:NAME`` stands for.
+
+    Raises:
+        DlcError: no such family; the message lists those there are.
+    """
+    folder = family_package(name).rpartition(".")[2]
+    return Path(__file__).parent / folder / f"{name}.onnx"

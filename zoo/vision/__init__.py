@@ -1,0 +1,1 @@
+"""The embedded vision model: a small residual CNN for Fashion-MNIST."""
