@@ -1,0 +1,377 @@
+"""Between Relax and the plain graph view, in both directions: the one module that knows how Relax spells attributes.
+
+`view(function)` reads a Relax function as a `Graph`; `FunctionBuilder.emit(op, inputs, attrs)` writes one node. The two
+are inverse, so a pass reads nodes and emits nodes. This is also the adapter for TVM's private interfaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm.ir._ffi_api as ir_ffi
+from tvm import relax, tirx
+from tvm.ir import Op
+
+from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.ops import OPS
+
+
+class IrTypeError(ValueError):
+    """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
+
+
+# --- registration of our operators -----------------------------------------------------------------------------------
+
+
+def _type_rule(name: str) -> Callable[[Any, Any], Any]:
+    spec = OPS[name]
+
+    def infer(call: Any, _builder: Any) -> Any:
+        types = [(tuple(_plain(d) for d in a.ty.shape.values), str(a.ty.dtype)) for a in call.args]
+        assert spec.infer is not None
+        shape, dtype = spec.infer(types, _plain_attrs(call.attrs))
+        return relax.TensorType([_int64(d) for d in shape], dtype)
+
+    return infer
+
+
+def _register_ops() -> None:
+    known = set(Op.list_op_names())
+    for name, spec in OPS.items():
+        if spec.infer is None or name in known:
+            continue
+        ir_ffi.RegisterOp(name, (spec.meaning.__module__ or "") + ": see its module")
+        op = Op.get(name)
+        op.set_num_inputs(-1)
+        op.set_attr("FInferType", _type_rule(name))
+        op.set_attr("FPurity", True)
+
+
+# --- plain values ----------------------------------------------------------------------------------------------------
+
+
+def _int64(dim: Any) -> Any:
+    return tirx.IntImm("int64", dim) if isinstance(dim, int) else dim
+
+
+def _plain(value: Any) -> Any:
+    """TVM containers and immediates as Python values; symbolic expressions stay."""
+    if isinstance(value, tirx.IntImm):
+        return int(value.value)
+    if isinstance(value, tirx.FloatImm):
+        return float(value.value)
+    if isinstance(value, tvm.ir.Array | list | tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, str):
+        return str(value)
+    return value
+
+
+def _plain_attrs(attrs: Any) -> dict[str, Any]:
+    return {str(key): _plain(attrs[key]) for key in attrs.keys()} if attrs is not None else {}  # noqa: SIM118
+
+
+def shape_of(expr: Any) -> tuple[Any, ...]:
+    """The extents of a typed Relax tensor expression; ints where known."""
+    return tuple(_plain(d) for d in expr.ty.shape.values)
+
+
+def value_of(var: Any) -> Value:
+    """A Relax variable as a `Value`."""
+    return Value(var.name, shape_of(var), str(var.ty.dtype))
+
+
+# --- origins ---------------------------------------------------------------------------------------------------------
+
+
+def _span(origin: Origin) -> Any:
+    text = json.dumps([origin.op, origin.node, origin.value])
+    return tvm.ir.Span(tvm.ir.SourceName(text), 0, 0, 0, 0)
+
+
+def _origin(expr: Any) -> Origin:
+    span = getattr(expr, "span", None)
+    if span is None or getattr(span, "source_name", None) is None:
+        return Origin()
+    try:
+        return Origin(*json.loads(str(span.source_name.name)))
+    except (ValueError, TypeError):
+        return Origin()
+
+
+# --- Relax's own operators: how each is built and how its attributes are read ------------------------------------------
+
+Build = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+Read = Callable[[Any], dict[str, Any]]
+
+
+def _prims(values: Any) -> list[Any]:
+    return [_plain(v) for v in values.fields]
+
+
+_BUILD: dict[str, Build] = {
+    "relax.where": lambda x, a: relax.op.where(*x),
+    "relax.astype": lambda x, a: relax.op.astype(x[0], a["dtype"]),
+    "relax.reshape": lambda x, a: relax.op.reshape(x[0], relax.ShapeExpr([_int64(d) for d in a["shape"]])),
+    "relax.broadcast_to": lambda x, a: relax.op.broadcast_to(x[0], relax.ShapeExpr([_int64(d) for d in a["shape"]])),
+    "relax.permute_dims": lambda x, a: relax.op.permute_dims(x[0], list(a["axes"])),
+    "relax.concat": lambda x, a: relax.op.concat(list(x), a["axis"]),
+    "relax.strided_slice": lambda x, a: relax.op.strided_slice(
+        x[0], list(a["axes"]), [_int64(v) for v in a["begin"]], [_int64(v) for v in a["end"]], list(a["strides"])
+    ),
+    "relax.nn.pad": lambda x, a: relax.op.nn.pad(x[0], list(a["pad_width"]), a["mode"], float(a["value"])),
+    "relax.take": lambda x, a: relax.op.take(x[0], x[1], a["axis"]),
+    "relax.gather_elements": lambda x, a: relax.op.gather_elements(x[0], x[1], a["axis"]),
+    "relax.nn.softmax": lambda x, a: relax.op.nn.softmax(x[0], a["axis"]),
+    "relax.nn.log_softmax": lambda x, a: relax.op.nn.log_softmax(x[0], a["axis"]),
+    "relax.nn.layer_norm": lambda x, a: relax.op.nn.layer_norm(*x, axes=list(a["axes"]), epsilon=a["epsilon"]),
+    "relax.argmax": lambda x, a: relax.op.argmax(x[0], a["axis"], bool(a["keepdims"])),
+    "relax.argmin": lambda x, a: relax.op.argmin(x[0], a["axis"], bool(a["keepdims"])),
+}
+for _reduction in ("sum", "mean", "max", "min", "prod"):
+    _BUILD[f"relax.{_reduction}"] = lambda x, a, f=getattr(relax.op, _reduction): f(
+        x[0], list(a["axes"]), bool(a["keepdims"])
+    )
+
+
+def _read_axes(call: Any) -> dict[str, Any]:
+    rank = len(call.args[0].ty.shape.values)
+    axes = call.attrs.axis
+    picked = range(rank) if axes is None else [int(a) % rank for a in axes]
+    return {"axes": tuple(picked), "keepdims": bool(call.attrs.keepdims)}
+
+
+_READ: dict[str, Read] = {
+    "relax.astype": lambda c: {"dtype": str(c.attrs.dtype)},
+    "relax.reshape": lambda c: {"shape": tuple(_plain(d) for d in c.args[1].values)},
+    "relax.broadcast_to": lambda c: {"shape": tuple(_plain(d) for d in c.args[1].values)},
+    "relax.permute_dims": lambda c: {"axes": tuple(int(a) for a in c.attrs.axes)},
+    "relax.concat": lambda c: {"axis": int(c.attrs.axis)},
+    "relax.strided_slice": lambda c: dict(
+        zip(("axes", "begin", "end", "strides"), (tuple(_prims(a)) for a in c.args[1:]), strict=True)
+    ),
+    "relax.nn.pad": lambda c: {
+        "pad_width": tuple(int(v) for v in c.attrs.pad_width),
+        "mode": str(c.attrs.pad_mode),
+        "value": float(c.attrs.pad_value),
+    },
+    "relax.take": lambda c: {"axis": int(c.attrs.axis)},
+    "relax.gather_elements": lambda c: {"axis": int(_plain(c.attrs.axis))},
+    "relax.nn.softmax": lambda c: {"axis": int(c.attrs.axis)},
+    "relax.nn.log_softmax": lambda c: {"axis": int(c.attrs.axis)},
+    "relax.nn.layer_norm": lambda c: {
+        "axes": tuple(int(a) for a in c.attrs.axes),
+        "epsilon": float(c.attrs.epsilon),
+    },
+    "relax.argmax": lambda c: {"axis": int(c.attrs.axis), "keepdims": bool(c.attrs.keepdims)},
+    "relax.argmin": lambda c: {"axis": int(c.attrs.axis), "keepdims": bool(c.attrs.keepdims)},
+    **{f"relax.{name}": _read_axes for name in ("sum", "mean", "max", "min", "prod")},
+}
+
+
+def _relax_function(name: str) -> Callable[..., Any]:
+    target: Any = relax.op
+    for part in name.removeprefix("relax.").split("."):
+        target = getattr(target, part)
+    return target  # type: ignore[no-any-return]
+
+
+# --- Relax -> Graph --------------------------------------------------------------------------------------------------
+
+
+class _Viewer:
+    def __init__(self, module: Any, function: Any, name: str) -> None:
+        self.module, self.function, self.name = module, function, name
+        self.constants: dict[str, np.ndarray] = {}
+        self.names: dict[Any, str] = {}  # a constant's handle -> its name
+        self.alias: dict[str, str] = {}
+        self.nodes: list[Node] = []
+
+    def name_of(self, expr: Any) -> str:
+        if isinstance(expr, tvm.ir.GenericConst):
+            key = expr.value.handle if hasattr(expr.value, "handle") else id(expr)
+            key = tvm_ffi_address(expr)
+            if key not in self.names:
+                self.names[key] = f"c{len(self.names)}"
+                self.constants[self.names[key]] = constant_array(expr)
+            return self.names[key]
+        return self.alias.get(expr.name, expr.name)
+
+    def inputs_of(self, call: Any) -> list[str]:
+        names: list[str] = []
+        for arg in call.args:
+            if isinstance(arg, tvm.ir.Var | tvm.ir.GenericConst) and not isinstance(arg, tvm.ir.GlobalVar):
+                names.append(self.name_of(arg))
+            elif isinstance(arg, tvm.ir.Tuple) and any(
+                isinstance(f, tvm.ir.Var | tvm.ir.GenericConst) for f in arg.fields
+            ):
+                names += [self.name_of(f) for f in arg.fields]
+        return names
+
+    def bind(self, var: Any, value: Any) -> None:
+        if isinstance(value, tvm.ir.Var | tvm.ir.GenericConst):
+            self.alias[var.name] = self.name_of(value)
+        elif isinstance(value, tvm.ir.TupleGetItem):
+            self.alias[var.name] = f"{self.alias.get(value.tuple_value.name, value.tuple_value.name)}.{value.index}"
+        elif isinstance(value, tvm.ir.Call):
+            self.call(var, value)
+        else:
+            raise TypeError(f"unexpected binding of {var.name}: {type(value).__name__}")
+
+    def call(self, var: Any, call: Any) -> None:
+        outputs = (value_of(var),)
+        origin = _origin(call)
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            region = self.module[call.op]
+            body = view(self.module, call.op.name_hint if hasattr(call.op, "name_hint") else call.op.name)
+            inputs = tuple(self.name_of(a) for a in call.args)
+            self.nodes.append(Node("call", inputs, outputs, dict(body.attrs), origin, body))
+            del region
+            return
+        name = str(call.op.name)
+        if name.startswith("dlc."):
+            attrs = _plain_attrs(call.attrs)
+        else:
+            attrs = _READ.get(name, lambda c: {})(call)
+        self.nodes.append(Node(name, tuple(self.inputs_of(call)), outputs, attrs, origin))
+
+    def run(self) -> Graph:
+        body = self.function.body
+        for block in body.blocks:
+            for binding in block.bindings:
+                self.bind(binding.var, binding.value)
+        result = body.body
+        outs = result.fields if isinstance(result, tvm.ir.Tuple) else [result]
+        if not isinstance(result, tvm.ir.Tuple) and result.name in self.alias:
+            outs = [result]
+        return Graph(
+            self.name,
+            tuple(value_of(p) for p in self.function.params),
+            tuple(self.name_of(o) for o in outs),
+            tuple(self.nodes),
+            self.constants,
+            _function_attrs(self.function),
+        )
+
+
+def tvm_ffi_address(obj: Any) -> Any:
+    """A hashable identity of a TVM object: equal for two Python handles of one object."""
+    return obj.__hash__() if not hasattr(obj, "__chandle__") else obj.__chandle__()
+
+
+def constant_array(const: Any) -> np.ndarray:
+    """A Relax constant's value (bfloat16 and small floats as ml_dtypes)."""
+    array: np.ndarray = const.value.numpy()
+    return array
+
+
+def _function_attrs(function: Any) -> dict[str, Any]:
+    attrs = function.attrs
+    if attrs is None:
+        return {}
+    result = {}
+    for key in attrs.keys():  # noqa: SIM118
+        text = _plain(attrs[key])
+        result[str(key)] = json.loads(text) if str(key).startswith("dlc.") and isinstance(text, str) else text
+    return result
+
+
+def view(module: Any, name: str = "main") -> Graph:
+    """Read a Relax function of `module` as a `Graph`; called region functions become nodes with a body."""
+    return _Viewer(module, module[name], name).run()
+
+
+# --- Graph -> Relax --------------------------------------------------------------------------------------------------
+
+
+class FunctionBuilder:
+    """Writes Relax functions node by node. Attribute values of functions are stored as JSON under ``dlc.*`` keys."""
+
+    def __init__(self, name: str = "main", module: Any = None) -> None:
+        self.name = name
+        self.builder = relax.BlockBuilder(module) if module is not None else relax.BlockBuilder()
+        self.params: list[Any] = []
+        self._pending: list[tuple[Any, str]] = []
+        self._frames: list[Any] = []
+
+    def input(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
+        """Declare a parameter; all inputs come before the first `emit`."""
+        var = relax.Var(name, relax.TensorType([_int64(d) for d in shape], dtype))
+        self.params.append(var)
+        return var
+
+    def constant(self, array: np.ndarray) -> Any:
+        """A constant; the dtype is kept exactly."""
+        array = np.asarray(array)
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        return relax.const(array, str(array.dtype))
+
+    def _open(self) -> None:
+        if not self._frames:
+            function = self.builder.function(self.name, self.params)
+            function.__enter__()
+            block = self.builder.dataflow()
+            block.__enter__()
+            self._frames = [function, block]
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Add one node and return its variable; raises IrTypeError when the operands do not fit the operator."""
+        self._open()
+        origin = origin or Origin()
+        try:
+            expr = self._expression(op, list(inputs), dict(attrs or {}), origin)
+            return self.builder.emit(expr, name_hint=_hint(name or origin.value or op.rsplit(".", 1)[-1]))
+        except Exception as error:
+            raise IrTypeError(_reason(error)) from error
+
+    def _expression(self, op: str, inputs: list[Any], attrs: dict[str, Any], origin: Origin) -> Any:
+        if op.startswith("dlc."):
+            node = tvm.ir.make_node("ir.DictAttrs", **attrs)
+            return relax.Call(Op.get(op), inputs, node, span=_span(origin))
+        call = _BUILD[op](inputs, attrs) if op in _BUILD else _relax_function(op)(*inputs)
+        return relax.Call(call.op, list(call.args), call.attrs, list(call.ty_args), span=_span(origin))
+
+    def call(self, region: Any, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
+        """Call another function of the module (a GlobalVar)."""
+        self._open()
+        return self.builder.emit(relax.Call(region, list(inputs), span=_span(origin)), name_hint=_hint(name))
+
+    def finish(self, outputs: Sequence[Any], attrs: Mapping[str, Any] | None = None) -> Any:
+        """Close the function and return the module. `attrs` must be JSON-able; keys get the prefix ``dlc.``."""
+        self._open()
+        function, block = self._frames
+        # An output must be a variable that this block binds, and each result its own.
+        bound = [self.builder.emit_output(o) for o in outputs]
+        block.__exit__(None, None, None)
+        self.builder.emit_func_output(bound[0] if len(bound) == 1 else relax.Tuple(bound))
+        function.__exit__(None, None, None)
+        module = self.builder.get()
+        for key, value in (attrs or {}).items():
+            module[self.name] = module[self.name].with_attr(f"dlc.{key}", json.dumps(value))
+        return module
+
+
+def _hint(name: str) -> str:
+    """A Relax variable name: the printer would rename odd characters anyway."""
+    cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    return cleaned if cleaned and not cleaned[0].isdigit() else f"v{cleaned}"
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text.split("Check failed:", 1)[-1].strip() if "Check failed" in text else text
+
+
+_register_ops()

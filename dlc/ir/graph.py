@@ -1,0 +1,92 @@
+"""A read-only, plain-Python view of a Relax function: what the interpreter, the generators and reports look at.
+
+Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so walking it is cheap and needs no visitor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Dim = Any  # an int, or a symbolic int64 expression (a tirx expression; a string once serialised)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: its name in the graph, its extents (ints or symbolic expressions) and its dtype."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node came from: ONNX operator type, node name and the name of the value it made."""
+
+    op: str = ""
+    node: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        label = self.node or self.value
+        return f"{self.op} '{label}'" if self.op else f"'{label}'"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call. `op` is the operator's name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[Value, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin()
+    body: Graph | None = None
+
+    @property
+    def output(self) -> Value:
+        """The only output."""
+        (value,) = self.outputs
+        return value
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order. Constants are named like values and may be inputs of nodes."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, np.ndarray]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Value]:
+        """Every value by name, constants included."""
+        found = {v.name: v for v in self.inputs}
+        found |= {name: Value(name, tuple(a.shape), str(a.dtype)) for name, a in self.constants.items()}
+        found |= {v.name: v for node in self.nodes for v in node.outputs}
+        return found
+
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each value."""
+        return {v.name: node for node in self.nodes for v in node.outputs}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """The nodes that read each value, in order, once each."""
+        found: dict[str, list[Node]] = {name: [] for name in self.values()}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                found[name].append(node)
+        return found
+
+    def walk(self) -> Iterator[Node]:
+        """All nodes, those inside region bodies included, in execution order."""
+        for node in self.nodes:
+            yield node
+            if node.body is not None:
+                yield from node.body.walk()

@@ -1,0 +1,192 @@
+"""What every CPU kernel generator builds with: operands with strides, vectors, stack accumulators, one C-ABI function.
+
+A kernel is a `PrimFunc` with raw pointers (operands in order) and then one int64 per symbolic dimension. It is opaque to
+TVM: nothing fuses or schedules it afterwards. Every operand is a buffer of its own (the function is `noalias`): a caller
+never passes memory that one operand writes as another operand too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+Expr = Any  # a tirx expression or a Python int; TVM ships no types
+C_ABI = 3  # tvm::CallingConv: plain C arguments, no packed-call wrapper
+
+_analyzer = tvm.sym.Analyzer()
+
+
+def simplify(expr: Expr) -> Expr:
+    """Simplify an index expression; constants come back as Python ints."""
+    if isinstance(expr, int):
+        return expr
+    result = _analyzer.simplify(expr)
+    return int(result.value) if isinstance(result, tirx.IntImm) else result
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of a logical tensor lie in its flat buffer.
+
+    Attributes:
+        shape: logical extents, ints or int64 tirx expressions.
+        strides: elements between neighbours along each dimension.
+        offset: flat index of the logical element (0, ..., 0).
+        size: elements in the whole buffer, halo included.
+        halo: (before, after) rows around each dimension that belong to the buffer but not to the tensor.
+    """
+
+    shape: tuple[Expr, ...]
+    strides: tuple[Expr, ...]
+    offset: Expr
+    size: Expr
+    halo: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def dense(shape: Sequence[Expr]) -> Layout:
+        """Row-major, nothing around it."""
+        return Layout.padded(shape, [(0, 0)] * len(shape))
+
+    @staticmethod
+    def padded(shape: Sequence[Expr], halo: Sequence[tuple[int, int]]) -> Layout:
+        """Row-major with `halo` elements (before, after) around each dimension."""
+        full = [simplify(extent + before + after) for extent, (before, after) in zip(shape, halo, strict=True)]
+        strides: list[Expr] = [1] * len(full)
+        for axis in range(len(full) - 2, -1, -1):
+            strides[axis] = simplify(strides[axis + 1] * full[axis + 1])
+        offset = simplify(sum((before * s for (before, _), s in zip(halo, strides, strict=True)), 0))
+        return Layout(tuple(shape), tuple(strides), offset, simplify(prod(full, start=1)), tuple(halo))
+
+    @property
+    def is_dense(self) -> bool:
+        """True when the buffer holds the logical tensor and nothing else."""
+        return all(pair == (0, 0) for pair in self.halo)
+
+    def flat(self, index: Sequence[Expr]) -> Expr:
+        """Flat position of the logical `index` (scalars)."""
+        return simplify(sum((i * s for i, s in zip(index, self.strides, strict=True)), self.offset))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor parameter inside a kernel: a flat buffer and the layout of the tensor in it."""
+
+    name: str
+    dtype: str
+    layout: Layout
+    buffer: Any = field(compare=False, default=None)
+
+    def load(self, index: Sequence[Expr], lanes: int = 1, mask: Expr = None) -> Expr:
+        """Load `lanes` elements that are contiguous along the last dimension (its stride must be 1)."""
+        return load(self.buffer, self.dtype, self.layout.flat(index), lanes, mask)
+
+    def store(self, index: Sequence[Expr], value: Expr, lanes: int = 1, mask: Expr = None) -> None:
+        """Store what `load` with the same arguments would read."""
+        store(self.buffer, self.layout.flat(index), value, lanes, mask)
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type: ``float32x16``; a scalar for one lane."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def positions(base: Expr, lanes: int) -> Expr:
+    """`lanes` consecutive flat positions from `base`."""
+    return base if lanes == 1 else T.ramp(base, 1, lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """The scalar `value` in all lanes."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def load(buffer: Any, dtype: str, base: Expr, lanes: int = 1, mask: Expr = None) -> Expr:
+    """Load consecutive elements of a flat buffer; masked lanes read nothing and give zero."""
+    if mask is None:
+        return buffer[positions(base, lanes)]
+    return T.masked_load(vector_type(dtype, lanes), buffer, positions(base, lanes), mask)
+
+
+def store(buffer: Any, base: Expr, value: Expr, lanes: int = 1, mask: Expr = None) -> None:
+    """Store consecutive elements of a flat buffer; masked lanes are left as they were."""
+    if mask is None:
+        T.buffer_store(buffer, value, [positions(base, lanes)])
+    else:
+        T.evaluate(T.masked_store(buffer, value, positions(base, lanes), mask))
+
+
+def tail_mask(count: Expr, lanes: int) -> Expr:
+    """A mask that is true in the first `count` of `lanes` lanes."""
+    return T.ramp(T.int32(0), 1, lanes) < T.broadcast(T.cast(count, "int32"), lanes)
+
+
+def let(value: Expr) -> Expr:
+    """Name a value: computed once, kept in a register."""
+    return T.bind(value)
+
+
+def unfused_add(a: Expr, b: Expr) -> Expr:
+    """The float sum a + b, rounded on its own even where `a` or `b` is a product.
+
+    TVM lets LLVM contract ``x * y + z`` into a fused multiply-add wherever the target has one, so the last bit of a plain
+    sum would depend on the instruction set. `llvm.arithmetic.fence` costs no instruction and forbids it.
+    """
+    return _fenced(a) + _fenced(b)
+
+
+def _fenced(value: Expr) -> Expr:
+    # Always: a variable or a stack element may hold a product as well, and LLVM looks through both.
+    return T.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)
+
+
+def stack(dtype: str, count: int) -> Any:
+    """A buffer of `count` elements on the stack; with constant vector indices LLVM keeps it in registers."""
+    nbytes = count * tvm.DataType(dtype).bits // 8
+    data = T.bind(T.tvm_stack_alloca("tvm_ffi_any", -(-nbytes // 8)))
+    return T.decl_buffer((count,), dtype, data=data)
+
+
+@dataclass
+class Kernel:
+    """A kernel under construction; `func` is the finished PrimFunc."""
+
+    name: str
+    operands: tuple[Operand, ...] = ()
+    func: Any = None
+
+
+@contextmanager
+def kernel(
+    name: str, operands: Sequence[tuple[str, str, Layout]], dims: Sequence[Any] = (), attrs: dict[str, Any] | None = None
+) -> Iterator[Kernel]:
+    """Open a kernel called `name` over `operands` (name, dtype, layout) and symbolic `dims` (tirx int64 Vars).
+
+    The body of the ``with`` statement emits TIR through `kernel.operands`; `kernel.func` is set when it closes.
+    """
+    result = Kernel(name)
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": C_ABI, **(attrs or {})})
+            pointers = [T.arg(f"p_{label}", T.handle(dtype)) for label, dtype, _ in operands]
+            for var in dims:
+                T.arg(var.name, var)
+            result.operands = tuple(
+                Operand(label, dtype, layout, T.decl_buffer((layout.size,), dtype, data=pointer))
+                for pointer, (label, dtype, layout) in zip(pointers, operands, strict=True)
+            )
+            yield result
+        result.func = builder.get()
+
+
+def symbolic(name: str) -> Any:
+    """A symbolic dimension."""
+    return tirx.Var(name, "int64")
