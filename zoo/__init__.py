@@ -6,7 +6,9 @@ Each family is a subpackage with the same files: ``data`` (loaders, no torch), `
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from dlc.errors import DlcError
 
@@ -33,3 +35,20 @@ def model_path(name: str) -> Path:
     """
     folder = family_package(name).rpartition(".")[2]
     return Path(__file__).parent / folder / f"{name}.onnx"
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """Return the data at the head of the family's ``card.md``: its figures as the evaluation measured them.
+
+    The head stands between two lines ``---`` and holds lines ``key: value``, the values being JSON.
+
+    Raises:
+        DlcError: no such family, or its card has no such head.
+    """
+    path = model_path(name).with_name("card.md")
+    try:
+        _, head, _ = path.read_text().split("---\n", 2)
+        pairs = (line.split(": ", 1) for line in head.splitlines())
+        return {key: json.loads(value) for key, value in pairs}
+    except (OSError, ValueError) as error:
+        raise DlcError(f"{path} is not a model card: {error}") from error

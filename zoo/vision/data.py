@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -184,4 +185,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    print(f"Fashion-MNIST is in {fetch_dataset()}")
+    try:
+        print(f"Fashion-MNIST is in {fetch_dataset()}")
+    except DlcError as failure:
+        sys.exit(f"dlc: error: {failure}")

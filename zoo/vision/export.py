@@ -67,12 +67,16 @@ def export(model: nn.Module, path: Path) -> float:
 
 
 def _name_weights(graph: onnx.GraphProto) -> None:
-    """Name the folded weights after their node: the exporter calls them by running numbers."""
+    """Name the folded weights after their first Conv: the exporter calls them by running numbers."""
+    weights = {tensor.name for tensor in graph.initializer}
     names: dict[str, str] = {}
     for node in graph.node:
         if node.op_type == "Conv":
-            names.update({node.input[1]: f"{node.name}.weight", node.input[2]: f"{node.name}.bias"})
-            node.input[1:] = [names[node.input[1]], names[node.input[2]]]
+            for name, role in zip(node.input[1:], ("weight", "bias"), strict=True):
+                if name in weights:  # an untrained network's equal biases share one tensor, through Identity nodes
+                    names.setdefault(name, f"{node.name}.{role}")
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
 

@@ -1,8 +1,9 @@
 """Training: SGD with Nesterov momentum and a one-cycle learning rate, seeded, deterministic and resumable.
 
-The schedule is Smith and Topin, "Super-Convergence" (2018, arXiv:1708.07120). The last 5,000 training images are held
-out and watched; the test set takes no part. One seed on one machine with one thread count gives one model: every
-epoch draws from a generator seeded by (seed, epoch), so a resumed run continues exactly as an uninterrupted one.
+The schedule and its cycled momentum are Smith and Topin, "Super-Convergence" (2018, arXiv:1708.07120). The last 5,000
+training images are held out and watched; the test set takes no part. One seed on one machine with one thread count
+gives one model: every epoch draws from a generator seeded by (seed, epoch), so a resumed run continues exactly as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.numpy import load_file, save_file
-from safetensors import safe_open
-from torch import nn
-
 from dlc.zoo.vision import data
 from dlc.zoo.vision.model import VisionNet
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from dlc.errors import DlcError
 
 HELD_OUT = 5_000
 
@@ -101,19 +104,22 @@ def train(
 
     Raises:
         ValueError: there are fewer images than the configuration asks for, or less than one batch of them.
+        DlcError: the checkpoint found is broken or of another network.
     """
     if not config.batch <= config.images <= len(images):
         raise ValueError(f"{config.images} images asked for, {len(images)} there, in batches of {config.batch}")
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
-    inputs = torch.from_numpy(data.normalise(images))
-    targets = torch.from_numpy(labels.astype(np.int64))
-    held_out = slice(config.images, config.images + HELD_OUT)
+    used = config.images + HELD_OUT
+    inputs = torch.from_numpy(data.normalise(images[:used]))
+    targets = torch.from_numpy(labels[:used].astype(np.int64))
+    held_out = slice(config.images, used)
 
     torch.manual_seed(config.seed)
     # The channels-last layout halves the time of these convolutions on a CPU; it changes no shape.
     model = VisionNet().to(memory_format=torch.channels_last)
     steps = config.images // config.batch
+    # The schedule cycles the momentum too, between 0.95 and 0.85; what is given here only switches it on.
     optimiser = torch.optim.SGD(
         model.parameters(), lr=config.peak_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
     )
@@ -121,11 +127,14 @@ def train(
     result = TrainResult(model, config)
     path = checkpoint_path(config)
     if path.is_file():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        result.losses, result.held_out, result.seconds = state["losses"], state["held_out"], state["seconds"]
+        try:
+            state = torch.load(path, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            schedule.load_state_dict(state["schedule"])
+            result.losses, result.held_out, result.seconds = state["losses"], state["held_out"], state["seconds"]
+        except (RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+            raise DlcError(f"{path} is not a checkpoint of this network; delete it to start over ({error})") from error
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -152,7 +161,8 @@ def train(
                 optimiser.step()
                 schedule.step()
                 total += loss.item()
-                bar.update(task, advance=1, description=f"epoch {epoch + 1}/{config.epochs} loss {total / (step + 1):.3f}")
+                label = f"epoch {epoch + 1}/{config.epochs} loss {total / (step + 1):.3f}"
+                bar.update(task, advance=1, description=label)
             result.losses.append(total / steps)
             result.held_out.append(_accuracy(model, inputs[held_out], targets[held_out]))
             result.seconds += time.perf_counter() - start
@@ -186,17 +196,30 @@ def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def save_weights(result: TrainResult, path: Path) -> None:
     """Write the model's tensors as safetensors, with the configuration, the time and the losses as metadata."""
+    # safetensors writes the buffer as it lies: without the copy, channels-last weights would come out shuffled.
     tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in result.model.state_dict().items()}
-    notes = {**asdict(result.config), "seconds": round(result.seconds, 1), "loss": round(result.losses[-1], 4),
-             "held_out": result.held_out[-1] if result.held_out else 0.0, "torch": torch.__version__}
+    notes = {
+        **asdict(result.config),
+        "seconds": round(result.seconds, 1),
+        "loss": round(result.losses[-1], 4),
+        "held_out": result.held_out[-1],
+        "torch": torch.__version__,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, {name: str(value) for name, value in notes.items()})
 
 
 def load_weights(path: Path) -> nn.Module:
-    """Read what `save_weights` wrote and return the model in evaluation mode."""
+    """Read what `save_weights` wrote and return the model in evaluation mode.
+
+    Raises:
+        DlcError: the file is not safetensors, or holds another network.
+    """
     model = VisionNet()
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(path).items()})
+    try:
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DlcError(f"{path} does not hold weights of this network: {error}") from error
     return model.eval()
 
 
@@ -219,7 +242,7 @@ def _save_checkpoint(
     state = {
         "model": result.model.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "schedule": {k: v for k, v in schedule.state_dict().items() if isinstance(v, (int, float, list))},
+        "schedule": schedule.state_dict(),
         "losses": result.losses,
         "held_out": result.held_out,
         "seconds": result.seconds,
