@@ -1,0 +1,116 @@
+"""Rewriting a function node by node: what most passes are made of.
+
+A pass gives `rewrite` a handler. It sees each live node in execution order and either returns the new expression for the
+node's output, or None to keep the node as it is. Dead nodes are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlc.ir.convert import FunctionBuilder, view
+from dlc.ir.graph import Graph, Node, Origin, Value
+
+Handler = Callable[["Rewriter", Node], Any]
+
+
+def live_nodes(graph: Graph) -> list[Node]:
+    """The nodes that the outputs depend on, in order."""
+    needed = set(graph.outputs)
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if any(v.name in needed for v in node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    return kept[::-1]
+
+
+class Rewriter:
+    """The state of one rewrite: the old graph, and the new expression of each old value.
+
+    Attributes:
+        graph: the function before the rewrite.
+        producers, consumers, values: the old graph's indices (dead nodes left out of consumers).
+        env: old value name -> new Relax expression.
+    """
+
+    def __init__(self, module: Any) -> None:
+        full = view(module)
+        self.graph = Graph(
+            full.name, full.inputs, full.outputs, tuple(live_nodes(full)), full.constants, full.attrs
+        )
+        self.module = module
+        self.producers = self.graph.producers()
+        self.consumers = self.graph.consumers()
+        self.values = self.graph.values()
+        self.builder = FunctionBuilder("main")
+        self.env: dict[str, Any] = {}
+        for value in self.graph.inputs:
+            self.env[value.name] = self.builder.input(value.name, value.shape, value.dtype)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The old value as an array when it is a constant."""
+        return self.graph.constants.get(name)
+
+    def scalar(self, name: str) -> Any:
+        """The old value as a Python number when it is a constant of one element, else None."""
+        array = self.graph.constants.get(name)
+        return array.reshape(()).item() if array is not None and array.size == 1 else None
+
+    def producer(self, name: str, op: str | None = None) -> Node | None:
+        """The node that makes `name`, if it exists and is of operator `op`."""
+        node = self.producers.get(name)
+        return node if node is not None and op in (None, node.op) else None
+
+    def only_consumer(self, name: str) -> Node | None:
+        """The single reader of `name`; None when it is read twice or is an output."""
+        readers = self.consumers.get(name, [])
+        if len(readers) != 1 or name in self.graph.outputs:
+            return None
+        return readers[0] if readers[0].inputs.count(name) == 1 else None
+
+    def value(self, name: str) -> Value:
+        """Shape and dtype of an old value."""
+        return self.values[name]
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def new(self, name: str) -> Any:
+        """The new expression of an old value (constants are copied at first use)."""
+        if name not in self.env:
+            self.env[name] = self.builder.constant(self.graph.constants[name])
+        return self.env[name]
+
+    def const(self, array: np.ndarray) -> Any:
+        """A new constant."""
+        return self.builder.constant(array)
+
+    def emit(
+        self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any] | None = None, origin: Origin | None = None
+    ) -> Any:
+        """A new node; `inputs` are new expressions."""
+        return self.builder.emit(op, inputs, attrs, origin)
+
+    def copy(self, node: Node) -> Any:
+        """Keep `node` with its inputs renamed."""
+        inputs = [self.new(name) for name in node.inputs]
+        if node.op == "call":
+            assert node.body is not None
+            region = self.module.get_global_var(node.body.name)
+            return self.builder.call(region, inputs, node.origin, node.output.name)
+        return self.builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
+
+
+def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = None) -> Any:
+    """Rebuild ``main`` of `module` with `handler`; the function's attributes stay, `attrs` are added to them."""
+    state = Rewriter(module)
+    for node in state.graph.nodes:
+        expr = handler(state, node)
+        state.env[node.output.name] = expr if expr is not None else state.copy(node)
+    kept = {k.removeprefix("dlc."): v for k, v in state.graph.attrs.items() if k.startswith("dlc.")}
+    return state.builder.finish([state.new(name) for name in state.graph.outputs], {**kept, **(attrs or {})})

@@ -1,0 +1,47 @@
+"""The options of one compilation, typed, and recorded in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dlc.errors import DlcError
+
+QUANTIZE = ("none", "int8")
+ARITHMETIC = ("float", "fixed", "shift")
+METHODS = ("minmax", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose.
+
+    Attributes:
+        target: ``cpu``, ``cpu:avx2``, ``reference``, ...
+        quantize: ``none`` or ``int8``.
+        arithmetic: how integers are rescaled, see docs/arithmetic.md.
+        calibration_method: how ranges are chosen from calibration data.
+        shapes: extents (or symbol names) of inputs that override the model's.
+    """
+
+    target: str = "cpu"
+    quantize: Literal["none", "int8"] = "none"
+    arithmetic: Literal["float", "fixed", "shift"] = "float"
+    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
+    shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("quantize", self.quantize, QUANTIZE),
+            ("arithmetic", self.arithmetic, ARITHMETIC),
+            ("calibration_method", self.calibration_method, METHODS),
+        ):
+            if value not in known:
+                raise DlcError(f"unknown {name} '{value}'; known: {', '.join(known)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        result = asdict(self)
+        result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        return result
