@@ -136,8 +136,8 @@ def let(value: Expr) -> Expr:
 def unfused_add(a: Expr, b: Expr) -> Expr:
     """The float sum a + b, rounded on its own even where `a` or `b` is a product.
 
-    TVM lets LLVM contract ``x * y + z`` into a fused multiply-add wherever the target has one, so the last bit of a plain
-    sum would depend on the instruction set. `llvm.arithmetic.fence` costs no instruction and forbids it.
+    TVM lets LLVM contract ``x * y + z`` into a fused multiply-add wherever the target has one, so the last bit of a
+    plain sum would depend on the instruction set. `llvm.arithmetic.fence` costs no instruction and forbids it.
     """
     return _fenced(a) + _fenced(b)
 

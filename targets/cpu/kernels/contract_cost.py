@@ -1,0 +1,205 @@
+"""One analytic cost of a contraction's schedules: ports, registers, caches. No tables of sizes, no measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from dlc.hardware import Machine
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import Expr
+from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
+from dlc.targets.cpu.kernels.dot import Dot, dot_for
+
+_GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
+_HERTZ = 3e9  # only ratios matter
+_UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
+_TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
+_STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
+
+
+@dataclass(frozen=True)
+class Core:
+    """What one core does per cycle with the vectors of one instruction set.
+
+    Attributes:
+        multiplies: vector multiply-adds.
+        loads: vector loads; a broadcast of a scalar counts as one.
+        issue: instructions of any kind.
+        latency: cycles from one multiply-add to the next on the same accumulator.
+        bandwidth: bytes that arrive from (L1, L2, L3, memory).
+    """
+
+    multiplies: float
+    loads: float
+    issue: float
+    latency: float
+    bandwidth: tuple[float, float, float, float]
+
+
+def core_of(isa: Isa, machine: Machine) -> Core:
+    """The core of `machine` when it runs `isa`."""
+    # AMD before Zen 5 executes 512-bit instructions in two halves.
+    halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
+    rate = 1.0 if halves else 2.0
+    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, 28.0, 12.0, 5.0))
+
+
+def _int(extent: Expr) -> int:
+    return extent if isinstance(extent, int) else _GUESS
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The problem in numbers, symbolic extents guessed."""
+
+    rows: int
+    outer: tuple[int, ...]
+    vectors: int
+    steps: int
+    dot: Dot
+    lanes: int
+
+    @staticmethod
+    def of(problem: Contraction, isa: Isa) -> _Sizes:
+        dot = dot_for(isa, problem.a_dtype, problem.w_dtype)
+        steps = sum(_int(groups_of(run.length, dot)) for run in problem.runs)
+        vectors = -(-_int(problem.n) // isa.lanes())
+        return _Sizes(
+            _int(problem.rows.extent),
+            tuple(_int(axis.extent) for axis in problem.outer),
+            vectors,
+            steps,
+            dot,
+            isa.lanes(),
+        )
+
+
+def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
+    """Vector registers that a tile keeps alive."""
+    phases = len(dot.phases)
+    temporary = 0 if dot.multiply_cost == 1 else 1
+    if rows == 1 and dot.widen_cost == 0:
+        return vectors + 1 + temporary  # weights are memory operands
+    return rows * vectors + vectors + phases + temporary
+
+
+def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
+    full, rest = divmod(extent, size)
+    return [(count, piece) for count, piece in ((full, size), (1 if rest else 0, rest)) if count]
+
+
+def _tiles(sizes: _Sizes, schedule: Schedule) -> Iterator[tuple[int, int, int]]:
+    """(how many, rows, vectors) of every kind of tile, per group."""
+    outer = list(sizes.outer)
+    if schedule.mo > 1:
+        row_pieces = [(count, size * sizes.rows) for count, size in _pieces(outer.pop(), schedule.mo)]
+    else:
+        row_pieces = _pieces(sizes.rows, schedule.mr)
+    for row_count, rows in row_pieces:
+        for count, vectors in _pieces(sizes.vectors, schedule.nr):
+            yield prod(outer) * row_count * count, rows, vectors
+
+
+def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, unroll: int) -> float:
+    """Cycles that one group of k of one tile takes when all operands are in L1."""
+    dot = sizes.dot
+    multiplies = rows * vectors * dot.multiply_cost + rows * dot.spread_cost + vectors * dot.widen_cost
+    loads = rows + vectors * len(dot.phases)
+    spilled = max(0, registers_needed(dot, rows, vectors) - isa.registers)
+    instructions = multiplies + loads + 3 / unroll + 2 * spilled
+    return max(
+        multiplies / core.multiplies,
+        (loads + 2 * spilled) / core.loads,
+        instructions / core.issue,
+        core.latency * len(dot.phases),
+    )
+
+
+def _level(size: float, machine: Machine) -> int:
+    """Where data of `size` bytes that are used again and again stay: 0 for L1 to 3 for memory."""
+    # Not all of a cache is ours: outputs, stacks and what streams through it take their part.
+    for level, capacity in enumerate((machine.l1, machine.l2, machine.l3)):
+        if size <= 0.75 * capacity:
+            return level
+    return 3
+
+
+def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine) -> float:
+    """Cycles to bring the operands into L1, for one group."""
+    a_bytes = 4 if problem.a_dtype == "float32" else 1
+    w_vector = sizes.steps * sizes.lanes * sizes.dot.group * (4 if problem.w_dtype == "float32" else 1)
+    rows_total = sizes.rows * prod(sizes.outer)
+    row_tiles = max(1, rows_total / schedule.mr)
+    channel_tiles = max(1, sizes.vectors / schedule.nr)
+    length = sum(_int(run.length) for run in problem.runs)
+    span = (schedule.mr - 1) * _int(problem.rows.a_stride)
+    a_tile = a_bytes * min(length * schedule.mr, length + span * len(problem.runs))
+    a_total = (
+        a_bytes
+        * sum(
+            (extent - 1) * _int(axis.a_stride)
+            for axis, extent in zip((*problem.outer, problem.rows), (*sizes.outer, sizes.rows), strict=True)
+        )
+        + a_bytes * length
+    )
+    w_panel, w_total = w_vector * schedule.nr, w_vector * sizes.vectors
+
+    def cycles(volume: float, resident: float) -> float:
+        level = _level(resident, machine)
+        return 0.0 if level == 0 else volume / core.bandwidth[level]
+
+    everything = w_total * problem.groups + a_total
+    first = cycles(w_total, everything)
+    if schedule.hot == "w":
+        again = cycles(w_total * (row_tiles - 1), w_panel + 2 * a_tile)
+        return first + again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)
+    again = cycles(w_total * (row_tiles - 1), w_total + 2 * a_tile)
+    return (
+        first
+        + again
+        + cycles(a_tile * row_tiles, everything)
+        + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
+    )
+
+
+def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
+    """Time of a contraction under `schedule`: the slower of computing and moving, and a part of the other."""
+    sizes, core = _Sizes.of(problem, isa), core_of(isa, machine)
+    compute = 0.0
+    for count, rows, vectors in _tiles(sizes, schedule):
+        step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
+        compute += count * (sizes.steps * step + _TILE_OVERHEAD + _STORE_COST * rows * vectors)
+    traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
+    # Loads overlap with arithmetic, but never entirely.
+    cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
+    return problem.groups * cycles / _HERTZ
+
+
+def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
+    """All schedules that make sense: tiles that fit the registers, in both loop orders."""
+    sizes = _Sizes.of(problem, isa)
+    shapes: list[tuple[int, int, int]] = []
+    for nr in range(1, min(sizes.vectors, isa.registers) + 1):
+        for mr in range(1, min(sizes.rows, isa.registers) + 1):
+            if registers_needed(sizes.dot, mr, nr) <= isa.registers:
+                shapes.append((mr, nr, 1))
+        joinable = problem.outer and isinstance(problem.rows.extent, int) and problem.outer[-1].w_stride is not None
+        if joinable and isinstance(problem.outer[-1].w_stride, int) and problem.outer[-1].w_stride == 0:
+            for mo in range(2, sizes.outer[-1] + 1):
+                if registers_needed(sizes.dot, mo * sizes.rows, nr) <= isa.registers:
+                    shapes.append((mo * sizes.rows, nr, mo))
+    result = []
+    for mr, nr, mo in shapes:
+        unroll = max(1, min(8, _UNROLLED // (mr * nr)))
+        unroll = 1 << unroll.bit_length() - 1
+        result += [Schedule(mr, nr, mo, hot, unroll) for hot in ("w", "a")]
+    return result
+
+
+def choose(problem: Contraction, isa: Isa, machine: Machine) -> Schedule:
+    """The candidate of the least predicted time."""
+    return min(
+        candidates(problem, isa, machine), key=lambda schedule: predicted_seconds(problem, schedule, isa, machine)
+    )

@@ -1,0 +1,184 @@
+"""Multiply-adds as descriptions: what one step means in numpy, how its weights lie in memory, and how it is emitted.
+
+A step multiplies a *group* of consecutive k of one activation row with the same k of a vector of output channels and
+adds the products to the accumulators of those channels. Integer steps take u8 activations and s8 weights and are exact:
+32-bit sums without saturation, so that every instruction set gives the same integers (as long as they fit 32 bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from dlc.errors import DlcError
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import Expr, splat, vector_type
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One kind of multiply-add.
+
+    Attributes:
+        name: as in `Isa.dot`, or ``float``.
+        acc_dtype: ``float32`` or ``int32``.
+        phases: the k of a group that each instruction takes; a packed vector holds phase after phase, channel-major.
+        multiply_cost: arithmetic operations for a group and one accumulator vector.
+        spread_cost: arithmetic operations to spread a group of one row over a vector, besides the load.
+        widen_cost: arithmetic operations to make one packed vector of weights usable, besides the loads.
+        spread: (word, lanes) -> one vector per phase; the word is an int32 of four u8, or a scalar of the activations.
+        widen: (loaded weights of one phase, lanes) -> vector that `step` takes.
+        step: (accumulator, spread activation, widened weights, lanes) -> accumulator.
+        meaning: (a: group, w: (group, lanes)) -> (lanes,): the same in numpy.
+    """
+
+    name: str
+    acc_dtype: str
+    phases: tuple[tuple[int, ...], ...]
+    multiply_cost: float
+    spread_cost: float
+    widen_cost: float
+    spread: Callable[[Expr, int], list[Expr]]
+    widen: Callable[[Expr, int], Expr]
+    step: Callable[[Expr, Expr, Expr, int], Expr]
+    meaning: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    @property
+    def group(self) -> int:
+        """Consecutive k that one step consumes."""
+        return sum(len(phase) for phase in self.phases)
+
+    def arrange(self, block: np.ndarray) -> np.ndarray:
+        """Weights (..., group, lanes) in the order in which one packed vector holds them: (..., group * lanes)."""
+        parts = [np.swapaxes(block[..., list(phase), :], -1, -2) for phase in self.phases]
+        return np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], axis=-1)
+
+
+def _exact_sum(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return a.astype(np.int32) @ w.astype(np.int32)
+
+
+def _pair_sums(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    # s16 x s16 -> s32 is exact: |255 * -128 * 2| is far below 2^31, and no intermediate is 16 bits wide.
+    total = np.zeros(w.shape[-1], np.int32)
+    for pair in ([0, 2], [1, 3]):
+        total += (a[pair].astype(np.int16)[:, None].astype(np.int32) * w[pair].astype(np.int16)).sum(0, dtype=np.int32)
+    return total
+
+
+def _spread_bytes(word: Expr, lanes: int) -> list[Expr]:
+    return [T.reinterpret(vector_type("int8", 4 * lanes), splat(word, lanes))]
+
+
+def _vnni_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return T.call_llvm_pure_intrin(vector_type("int32", lanes), name, acc, a, w)
+
+
+def _spread_pairs(word: Expr, lanes: int) -> list[Expr]:
+    # The even bytes of the word become one s16 pair and the odd ones the other: a mask and a shift, no shuffle.
+    wide = T.bind(T.reinterpret(vector_type("uint16", 2 * lanes), splat(word, lanes)))
+    even = T.bitwise_and(wide, splat(T.uint16(255), 2 * lanes))
+    odd = T.shift_right(wide, splat(T.uint16(8), 2 * lanes))
+    return [T.reinterpret(vector_type("int16", 2 * lanes), half) for half in (even, odd)]
+
+
+_PMADDWD = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
+
+
+def _pmaddwd_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+    return acc + T.call_llvm_pure_intrin(vector_type("int32", lanes), _PMADDWD[lanes], a, w)
+
+
+def _same(value: Expr, _lanes: int) -> Expr:
+    return value
+
+
+VNNI = Dot("vnni", "int32", ((0, 1, 2, 3),), 1, 0, 0, _spread_bytes, _same, _vnni_step, _exact_sum)
+PMADDWD = Dot(
+    "pmaddwd",
+    "int32",
+    ((0, 2), (1, 3)),
+    4,
+    2,
+    2,
+    _spread_pairs,
+    lambda w, lanes: T.cast(w, vector_type("int16", 2 * lanes)),
+    _pmaddwd_step,
+    _pair_sums,
+)
+PLAIN = Dot(
+    "plain",
+    "int32",
+    ((0,),),
+    3,  # without SSE4.1 a 32-bit product of narrow factors is two 16-bit ones and an interleave
+    1,
+    2,
+    lambda a, lanes: [splat(T.cast(a, "int32"), lanes)],
+    lambda w, lanes: T.cast(w, vector_type("int32", lanes)),
+    lambda acc, a, w, lanes: acc + a * w,
+    _exact_sum,
+)
+FLOAT_FMA = Dot(
+    "float",
+    "float32",
+    ((0,),),
+    1,
+    0,
+    0,
+    lambda a, lanes: [splat(a, lanes)],
+    _same,
+    lambda acc, a, w, lanes: T.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.fma", a, w, acc),
+    lambda a, w: a @ w,
+)
+FLOAT = Dot(
+    "float",
+    "float32",
+    ((0,),),
+    2,
+    1,  # no broadcasting load before AVX
+    0,
+    lambda a, lanes: [splat(a, lanes)],
+    _same,
+    lambda acc, a, w, lanes: acc + a * w,
+    lambda a, w: a @ w,
+)
+
+# `amx` machines have VNNI too: whatever the tile emitter does not take runs with vectors.
+_INTEGER: dict[str, Dot] = {"amx": VNNI, "vnni": VNNI, "pmaddwd": PMADDWD, "plain": PLAIN}
+
+
+def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:
+    """The multiply-add for these element types on `isa`; raises DlcError when there is none."""
+    if (a_dtype, w_dtype) == ("float32", "float32"):
+        return FLOAT_FMA if isa.has_fma else FLOAT
+    if (a_dtype, w_dtype) == ("uint8", "int8"):
+        return _INTEGER[isa.dot]
+    raise DlcError(f"no multiply-add for {a_dtype} activations and {w_dtype} weights on {isa.name}")
+
+
+def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
+    """The scalar word of one group of activations that starts at flat position `base`.
+
+    With `shift` > 0 the word is moved down by so many bytes: a group that would end behind the buffer is read `shift`
+    elements earlier, and its first bytes drop out.
+    """
+    if dot.group == 1:
+        return buffer[base]
+    word = T.reinterpret("uint32", buffer[T.ramp(base, 1, 4)])
+    if shift:
+        word = T.shift_right(word, T.uint32(8 * shift))
+    return T.reinterpret("int32", word)
+
+
+def load_bytes(buffer: Any, base: Expr, count: int) -> Expr:
+    """A word of which only the first `count` bytes are read from memory; the others are zero."""
+    word: Expr = T.cast(buffer[base], "uint32")
+    for position in range(1, count):
+        byte = T.cast(buffer[base + position], "uint32")
+        word = T.bitwise_or(word, T.shift_left(byte, T.uint32(8 * position)))
+    return T.reinterpret("int32", word)

@@ -1,0 +1,246 @@
+"""The contraction generator against plain numpy: random problems, every instruction set, guard zones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlc.errors import DlcError
+from dlc.hardware import this_machine
+from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
+from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.contract import (
+    Contraction,
+    Schedule,
+    candidates,
+    choose,
+    conv_contraction,
+    conv_weight,
+    emit,
+    matmul_contraction,
+    pack,
+    predicted_seconds,
+)
+from dlc.targets.cpu.kernels.dot import PLAIN, PMADDWD, VNNI, Dot, dot_for
+from dlc.targets.cpu.kernels.testing import Compiled
+
+FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
+LEVELS = [isa for isa in levels_of(this_machine()) if isa.dot != "amx"]
+MACHINE = this_machine()
+EPSILON = float(np.finfo("float32").eps)
+
+
+def quickly(examples: int) -> Any:
+    """Hypothesis settings for tests that compile a kernel per example."""
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+def operands(rng: np.random.Generator, dtypes: tuple[str, str], a: Sequence[int], w: Sequence[int], n: int) -> Any:
+    """Random A, W and start values; the extreme integers are frequent."""
+    if dtypes == FLOAT:
+        return tuple(rng.standard_normal(shape).astype("float32") for shape in (a, w, (n,)))
+    extremes = rng.random()
+    x = rng.integers(0, 256, a) if extremes < 0.7 else rng.choice([0, 255], a)
+    y = rng.integers(-128, 128, w) if extremes < 0.7 else rng.choice([-128, 127], w)
+    return x.astype("uint8"), y.astype("int8"), rng.integers(-(10**6), 10**6, n).astype("int32")
+
+
+def check(got: np.ndarray, a: np.ndarray, w: np.ndarray, init: np.ndarray, contract: Any, length: int) -> None:
+    """Exact for integers; for floats the a-priori bound (length + 1) * eps * (sum of |a||w| + |init|) of any order."""
+    if got.dtype == np.int32:
+        np.testing.assert_array_equal(got, contract(a.astype("int64"), w.astype("int64")) + init)
+        return
+    wanted = contract(a.astype("float64"), w.astype("float64")) + init
+    magnitude = contract(abs(a).astype("float64"), abs(w).astype("float64")) + abs(init)
+    assert np.all(abs(got - wanted) <= (length + 1) * EPSILON * magnitude)
+
+
+def schedule_of(problem: Contraction, isa: Isa, seed: int) -> Schedule:
+    """The chosen schedule, or any candidate: all of them must be right."""
+    if seed == 0:
+        return choose(problem, isa, MACHINE)
+    every = candidates(problem, isa, MACHINE)
+    picked = every[seed % len(every)]
+    return Schedule(picked.mr, picked.nr, picked.mo, picked.hot, 1 + seed % 3, seed % 5)
+
+
+def conv_reference(x: np.ndarray, w: np.ndarray, strides: Any, dilations: Any, groups: int, out: Any) -> np.ndarray:
+    """x (N, padded spatial..., C), w (O, I/g, k...) -> (N, out..., O): a sum over taps."""
+    result = np.zeros((x.shape[0], *out, w.shape[0]), x.dtype)
+    inner, outer = w.shape[1], w.shape[0] // groups
+    for tap in product(*[range(k) for k in w.shape[2:]]):
+        window = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, s, o in zip(tap, dilations, strides, out, strict=True)
+        )
+        view = x[(slice(None), *window)]
+        for g in range(groups):
+            weight = w[(slice(g * outer, (g + 1) * outer), slice(None), *tap)]
+            result[..., g * outer : (g + 1) * outer] += view[..., g * inner : (g + 1) * inner] @ weight.T
+    return result
+
+
+def run_matmul(rng: np.random.Generator, isa: Isa, dtypes: Any, a_shape: Any, n: int, seed: int, dynamic: bool) -> None:
+    length = a_shape[-1]
+    a, w, init = operands(rng, dtypes, a_shape, (length, n), n)
+    dims = [symbolic(f"d{i}") for i in range(len(a_shape) - 1)] if dynamic else []
+    shape = (*(dims or a_shape[:-1]), length)
+    problem = matmul_contraction(Layout.dense(shape), n, dtypes=dtypes)
+    schedule = schedule_of(problem, isa, seed)
+    packed = pack(problem, schedule, isa, w[None])
+    rows = prod(shape[:-1])
+    operand_list = [
+        ("a", dtypes[0], Layout.dense(shape)),
+        ("w", dtypes[1], Layout.dense(packed.shape)),
+        ("b", problem.acc_dtype, Layout.dense((n,))),
+        ("o", problem.acc_dtype, Layout.dense((rows, n))),
+    ]
+    with kernel("matmul", operand_list, dims) as built:
+        x, y, b, o = built.operands
+        emit(
+            problem, schedule, isa, x, y, b, lambda _, row, c, value, lanes, mask: o.store((row, c), value, lanes, mask)
+        )
+    compiled = Compiled(built.func, isa, 4, len(dims))
+    out = np.full((prod(a_shape[:-1]), n), -77, problem.acc_dtype)
+    got = compiled.run([a, packed, init, out], a_shape[:-1] if dims else ())[3]
+    check(got.reshape(*a_shape[:-1], n), a, w, init, np.matmul, length)
+
+
+@quickly(40)
+@given(
+    level=st.sampled_from(range(len(LEVELS))),
+    dtypes=st.sampled_from([FLOAT, INTEGER]),
+    batch=st.sampled_from([(), (2,), (3, 2)]),
+    m=st.integers(1, 40),
+    k=st.integers(1, 70),
+    n=st.integers(1, 150),
+    seed=st.integers(0, 1000),
+    dynamic=st.booleans(),
+)
+def test_matmul_with_constant_weights(
+    level: int, dtypes: Any, batch: Any, m: int, k: int, n: int, seed: int, dynamic: bool
+) -> None:
+    run_matmul(np.random.default_rng(seed), LEVELS[level], dtypes, (*batch, m, k), n, seed % 50, dynamic)
+
+
+def run_conv(rng: np.random.Generator, isa: Isa, case: dict[str, Any]) -> None:
+    """One convolution; A's halo may be larger than the padding, and is what the kernel reads as padding."""
+    rank, groups, dtypes = len(case["kernel"]), case["groups"], case["dtypes"]
+    channels, outputs = groups * case["inner"], groups * case["outer"]
+    spatial, kernel_shape = case["spatial"][:rank], case["kernel"]
+    strides, dilations = case["strides"][:rank], case["dilations"][:rank]
+    pads, extra = case["pads"][:rank], case["extra"]
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
+    spatial = [max(s, r - 2 * p) for s, r, p in zip(spatial, reach, pads, strict=True)]
+    out = [(s + 2 * p - r) // t + 1 for s, p, r, t in zip(spatial, pads, reach, strides, strict=True)]
+    halo = [(0, 0), *((p + extra, p + extra) for p in pads), (0, 0)]
+    shape = (case["batch"], *spatial, channels)
+    layout = Layout.padded(shape, halo)
+    padded = tuple(s + 2 * h[0] for s, h in zip(shape, halo, strict=True))
+    a, w, init = operands(rng, dtypes, padded, (outputs, case["inner"], *kernel_shape), outputs)
+    flat = case["flat"]
+    dims = [symbolic("batch")] if case["dynamic"] else []
+    if dims:
+        layout = Layout.padded((dims[0], *shape[1:]), halo)
+    problem = conv_contraction(
+        layout,
+        w.shape,
+        out,
+        strides=strides,
+        pads_begin=pads,
+        dilations=dilations,
+        groups=groups,
+        dtypes=dtypes,
+        flat_rows=flat,
+    )
+    schedule = schedule_of(problem, isa, case["seed"] % 40)
+    packed = pack(problem, schedule, isa, conv_weight(w, groups))
+    out_shape = ((dims or shape)[0], *out, outputs)
+    # The output addresses (outer..., row) through its own dense layout, folded as the problem folded its loops.
+    extents = [axis.extent for axis in problem.outer] + [problem.rows.extent, outputs]
+    operand_list = [
+        ("a", dtypes[0], layout),
+        ("w", dtypes[1], Layout.dense(packed.shape)),
+        ("b", problem.acc_dtype, Layout.dense((outputs,))),
+        ("o", problem.acc_dtype, Layout.dense(extents)),
+    ]
+    with kernel("conv", operand_list, dims) as built:
+        x, y, b, o = built.operands
+        emit(
+            problem, schedule, isa, x, y, b,
+            lambda outer, row, c, value, lanes, mask: o.store((*outer, row, c), value, lanes, mask),
+        )  # fmt: skip
+    compiled = Compiled(built.func, isa, 4, len(dims))
+    got = compiled.run(
+        [a, packed, init, np.full((shape[0], *out_shape[1:]), -77, problem.acc_dtype)], [shape[0]] * len(dims)
+    )[3]
+    core = a[(slice(None), *(slice(extra, extra + s + 2 * p) for s, p in zip(spatial, pads, strict=True)))]
+    check(
+        got, core, w, init, lambda v, u: conv_reference(v, u, strides, dilations, groups, out),
+        prod(kernel_shape) * case["inner"],
+    )  # fmt: skip
+
+
+CONVOLUTIONS = st.fixed_dictionaries(
+    {
+        "kernel": st.sampled_from(
+            [(1,), (3,), (5,), (1, 1), (3, 3), (2, 3), (5, 1), (1, 3), (2, 2, 2), (1, 3, 3), (7, 7)]
+        ),
+        "spatial": st.lists(st.integers(1, 11), min_size=3, max_size=3),
+        "strides": st.lists(st.integers(1, 3), min_size=3, max_size=3),
+        "dilations": st.lists(st.sampled_from([1, 1, 2]), min_size=3, max_size=3),
+        "pads": st.lists(st.integers(0, 2), min_size=3, max_size=3),
+        "extra": st.integers(0, 1),
+        "batch": st.integers(1, 2),
+        "groups": st.sampled_from([1, 1, 2, 3]),
+        "inner": st.integers(1, 9),
+        "outer": st.integers(1, 40),
+        "dtypes": st.sampled_from([FLOAT, INTEGER]),
+        "flat": st.booleans(),
+        "dynamic": st.booleans(),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@quickly(60)
+@given(level=st.sampled_from(range(len(LEVELS))), case=CONVOLUTIONS)
+def test_convolution(level: int, case: dict[str, Any]) -> None:
+    run_conv(np.random.default_rng(case["seed"]), LEVELS[level], case)
+
+
+@pytest.mark.parametrize("dot", [VNNI, PMADDWD, PLAIN], ids=lambda dot: dot.name)
+def test_integer_steps_mean_exact_sums(dot: Dot) -> None:
+    rng = np.random.default_rng(1)
+    a, w = rng.integers(0, 256, dot.group).astype("uint8"), rng.integers(-128, 128, (dot.group, 8)).astype("int8")
+    np.testing.assert_array_equal(dot.meaning(a, w), a.astype(int) @ w.astype(int))
+    assert sorted(dot.arrange(w).tolist()) == sorted(w.reshape(-1).tolist())
+
+
+def test_schedules_are_json_and_priced() -> None:
+    problem = matmul_contraction(Layout.dense((64, 256)), 200)
+    for isa in (isa_by_name("avx512_vnni"), isa_by_name("avx2"), isa_by_name("sse2")):
+        chosen = choose(problem, isa, MACHINE)
+        assert Schedule.from_json(chosen.to_json()) == chosen
+        cheapest = min(predicted_seconds(problem, s, isa, MACHINE) for s in candidates(problem, isa, MACHINE))
+        assert predicted_seconds(problem, chosen, isa, MACHINE) == cheapest > 0
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(DlcError, match="halo"):
+        conv_contraction(
+            Layout.dense((1, 8, 8, 4)), (8, 4, 3, 3), (8, 8), strides=(1, 1), pads_begin=(1, 1), dilations=(1, 1)
+        )
+    with pytest.raises(DlcError, match="no multiply-add"):
+        dot_for(isa_by_name("avx2"), "int8", "int8")
+    problem = matmul_contraction(Layout.dense((4, 8)), 16)
+    with pytest.raises(DlcError, match="weight is"):
+        pack(problem, Schedule(1, 1), isa_by_name("avx2"), np.zeros((1, 9, 16), "float32"))
