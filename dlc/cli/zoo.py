@@ -43,7 +43,7 @@ def list_(as_json: bool) -> None:
 
 @zoo.command()
 @click.argument("name")
-@click.option("--quick", is_flag=True, help="A trial: two epochs of a tenth of the data.")
+@click.option("--quick", is_flag=True, help="A trial: two epochs of a twentieth of the data.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights, order and augmentation.")
 @click.option("--out", type=_PATH, help="The ONNX file to write (default: in the cache directory).")

@@ -396,6 +396,21 @@ def test_export_refuses_a_wrong_graph(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_interrupted_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'dlc[zoo]'")
+    from dlc.zoo.vision import train
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("DLC_CACHE", str(tmp_path))
+    monkeypatch.setattr(train, "train", interrupt)
+    write_full_set(tmp_path)
+    result = invoke("train", "vision", "--data", str(tmp_path))
+    assert result.exit_code == 1
+    assert "the same command goes on" in result.stderr
+
+
 @pytest.mark.slow
 @needs_full_set
 def test_quick_training_lowers_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ a machine shared with other work).
     dlc zoo train vision --out vision.onnx
     dlc zoo eval vision --onnx vision.onnx --full
 
-The first line fetches the full set from Debian. Training is deterministic for one machine and one version of torch;
+The second line fetches the full set from Debian. Training is deterministic for one machine and one version of torch;
 elsewhere rounding differs, and the accuracy by a few tenths of a point.
 
 ## Data and licence
