@@ -39,6 +39,7 @@ class Rewriter:
 
     def __init__(self, module: Any) -> None:
         full = view(module)
+        self.nodes_before = len(full.nodes)
         self.graph = Graph(
             full.name, full.inputs, full.outputs, tuple(live_nodes(full)), full.constants, full.attrs
         )
@@ -107,10 +108,18 @@ class Rewriter:
 
 
 def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = None) -> Any:
-    """Rebuild ``main`` of `module` with `handler`; the function's attributes stay, `attrs` are added to them."""
+    """Rebuild ``main`` of `module` with `handler`; the function's attributes stay, `attrs` are added to them.
+
+    Where the handler kept every node and none was dead, `module` itself comes back: a list of passes that is repeated
+    until nothing changes sees that by identity.
+    """
     state = Rewriter(module)
+    changed = bool(attrs) or len(state.graph.nodes) != state.nodes_before
     for node in state.graph.nodes:
         expr = handler(state, node)
+        changed = changed or expr is not None
         state.env[node.output.name] = expr if expr is not None else state.copy(node)
+    if not changed:
+        return module
     kept = {k.removeprefix("dlc."): v for k, v in state.graph.attrs.items() if k.startswith("dlc.")}
     return state.builder.finish([state.new(name) for name in state.graph.outputs], {**kept, **(attrs or {})})

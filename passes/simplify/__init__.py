@@ -1,0 +1,45 @@
+"""Graph simplification: constants, identities, batch normalisation, padding, common subexpressions.
+
+`SIMPLIFY` is the list to run. Its steps come once by name, so that each can be dumped and stopped at, and its last pass
+repeats them until none changes anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlc.passes.simplify import (
+    common_subexpressions,
+    fold_constants,
+    fold_scale,
+    identities,
+    pad_into_conv,
+)
+from dlc.pipeline import Context, Pass
+
+STEPS: tuple[Pass, ...] = (
+    fold_constants.PASS,
+    identities.PASS,
+    fold_scale.PASS,
+    pad_into_conv.PASS,
+    common_subexpressions.PASS,
+)
+
+#: Every round shortens the graph or brings it closer to normal form; real models settle in two or three.
+ROUNDS = 10
+
+
+def run(module: Any, context: Context) -> Any:
+    """Repeat the steps until a round changes nothing, at most `ROUNDS` times."""
+    for _ in range(ROUNDS):
+        before = module
+        for step in STEPS:
+            module = step.run(module, context)
+        if module is before:
+            break
+    # A rewrite that declines does so in every round; once is enough to read.
+    context.declined[:] = dict.fromkeys(context.declined)
+    return module
+
+
+SIMPLIFY: list[Pass] = [*STEPS, Pass("simplify", run)]
