@@ -1,0 +1,1 @@
+"""The IR: operators on Relax, their meaning, the rules, the interpreter."""

@@ -7,6 +7,7 @@ are inverse, so a pass reads nodes and emits nodes. This is also the adapter for
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
 
 
-# --- registration of our operators -----------------------------------------------------------------------------------
+# --- registration of our operators ---
 
 
 def _type_rule(name: str) -> Callable[[Any, Any], Any]:
@@ -51,7 +52,7 @@ def _register_ops() -> None:
         op.set_attr("FPurity", True)
 
 
-# --- plain values ----------------------------------------------------------------------------------------------------
+# --- plain values ---
 
 
 def _int64(dim: Any) -> Any:
@@ -85,11 +86,11 @@ def value_of(var: Any) -> Value:
     return Value(var.name, shape_of(var), str(var.ty.dtype))
 
 
-# --- origins ---------------------------------------------------------------------------------------------------------
+# --- origins ---
 
 
 def _span(origin: Origin) -> Any:
-    text = json.dumps([origin.op, origin.node, origin.value])
+    text = json.dumps([origin.op, origin.node, origin.value, origin.channels_last])
     return tvm.ir.Span(tvm.ir.SourceName(text), 0, 0, 0, 0)
 
 
@@ -103,7 +104,7 @@ def _origin(expr: Any) -> Origin:
         return Origin()
 
 
-# --- Relax's own operators: how each is built and how its attributes are read ------------------------------------------
+# --- Relax's own operators: how each is built and how its attributes are read ---
 
 Build = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 Read = Callable[[Any], dict[str, Any]]
@@ -121,7 +122,13 @@ _BUILD: dict[str, Build] = {
     "relax.permute_dims": lambda x, a: relax.op.permute_dims(x[0], list(a["axes"])),
     "relax.concat": lambda x, a: relax.op.concat(list(x), a["axis"]),
     "relax.strided_slice": lambda x, a: relax.op.strided_slice(
-        x[0], list(a["axes"]), [_int64(v) for v in a["begin"]], [_int64(v) for v in a["end"]], list(a["strides"])
+        x[0],
+        list(a["axes"]),
+        [_int64(v) for v in a["begin"]],
+        [_int64(v) for v in a["end"]],
+        list(a["strides"]),
+        # Ours are clamped already; without this an end of -1 below a negative stride would count from the back.
+        assume_inbound=True,
     ),
     "relax.nn.pad": lambda x, a: relax.op.nn.pad(x[0], list(a["pad_width"]), a["mode"], float(a["value"])),
     "relax.take": lambda x, a: relax.op.take(x[0], x[1], a["axis"]),
@@ -180,7 +187,7 @@ def _relax_function(name: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-# --- Relax -> Graph --------------------------------------------------------------------------------------------------
+# --- Relax -> Graph ---
 
 
 class _Viewer:
@@ -190,13 +197,23 @@ class _Viewer:
         self.names: dict[Any, str] = {}  # a constant's handle -> its name
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
+        # A variable may be called c0 too: a model names its values as it likes.
+        self.taken = {p.name for p in function.params}
+        self.taken |= {b.var.name for block in function.body.blocks for b in block.bindings}
+
+    def _fresh_constant(self) -> str:
+        number = len(self.names)
+        while f"c{number}" in self.taken:
+            number += 1
+        self.taken.add(f"c{number}")
+        return f"c{number}"
 
     def name_of(self, expr: Any) -> str:
         if isinstance(expr, tvm.ir.GenericConst):
             key = expr.value.handle if hasattr(expr.value, "handle") else id(expr)
             key = tvm_ffi_address(expr)
             if key not in self.names:
-                self.names[key] = f"c{len(self.names)}"
+                self.names[key] = self._fresh_constant()
                 self.constants[self.names[key]] = constant_array(expr)
             return self.names[key]
         return self.alias.get(expr.name, expr.name)
@@ -233,10 +250,8 @@ class _Viewer:
             del region
             return
         name = str(call.op.name)
-        if name.startswith("dlc."):
-            attrs = _plain_attrs(call.attrs)
-        else:
-            attrs = _READ.get(name, lambda c: {})(call)
+        ours = name.startswith("dlc.")
+        attrs = _plain_attrs(call.attrs) if ours else _READ.get(name, lambda c: {})(call)
         self.nodes.append(Node(name, tuple(self.inputs_of(call)), outputs, attrs, origin))
 
     def run(self) -> Graph:
@@ -285,7 +300,38 @@ def view(module: Any, name: str = "main") -> Graph:
     return _Viewer(module, module[name], name).run()
 
 
-# --- Graph -> Relax --------------------------------------------------------------------------------------------------
+# --- Graph -> Relax ---
+
+
+def _expression(op: str, inputs: list[Any], attrs: dict[str, Any], origin: Origin) -> Any:
+    if op.startswith("dlc."):
+        node = tvm.ir.make_node("ir.DictAttrs", **attrs)
+        return relax.Call(Op.get(op), inputs, node, span=_span(origin))
+    call = _BUILD[op](inputs, attrs) if op in _BUILD else _relax_function(op)(*inputs)
+    return relax.Call(call.op, list(call.args), call.attrs, list(call.ty_args), span=_span(origin))
+
+
+def infer_type(
+    op: str, types: Sequence[tuple[Sequence[Any], str]], attrs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], str]:
+    """The extents and dtype that `op` gives for operands of these types, without writing a node.
+
+    Raises IrTypeError when the operands do not fit, or when Relax cannot tell the extents (two symbols that might
+    differ under broadcasting).
+    """
+    spec = OPS[op]
+    try:
+        if spec.infer is not None:
+            shape, dtype = spec.infer([(tuple(s), d) for s, d in types], attrs)
+            return tuple(_plain(d) for d in shape), dtype
+        operands = [relax.Var("t", relax.TensorType([_int64(d) for d in s], d)) for s, d in types]
+        typed = relax.BlockBuilder().normalize(_expression(op, operands, dict(attrs), Origin())).ty
+    except Exception as error:
+        raise IrTypeError(_reason(error)) from error
+    if typed.shape is None:
+        texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
+        raise IrTypeError(f"cannot tell whether the extents of {texts} agree")
+    return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
 
 
 class FunctionBuilder:
@@ -295,13 +341,14 @@ class FunctionBuilder:
         self.name = name
         self.builder = relax.BlockBuilder(module) if module is not None else relax.BlockBuilder()
         self.params: list[Any] = []
-        self._pending: list[tuple[Any, str]] = []
         self._frames: list[Any] = []
+        self._used: set[str] = set()
 
     def input(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
         """Declare a parameter; all inputs come before the first `emit`."""
         var = relax.Var(name, relax.TensorType([_int64(d) for d in shape], dtype))
         self.params.append(var)
+        self._used.add(name)
         return var
 
     def constant(self, array: np.ndarray) -> Any:
@@ -330,22 +377,25 @@ class FunctionBuilder:
         self._open()
         origin = origin or Origin()
         try:
-            expr = self._expression(op, list(inputs), dict(attrs or {}), origin)
-            return self.builder.emit(expr, name_hint=_hint(name or origin.value or op.rsplit(".", 1)[-1]))
+            expr = _expression(op, list(inputs), dict(attrs or {}), origin)
+            return self.builder.emit(expr, name_hint=self._unique(name or origin.value or op.rsplit(".", 1)[-1]))
         except Exception as error:
             raise IrTypeError(_reason(error)) from error
-
-    def _expression(self, op: str, inputs: list[Any], attrs: dict[str, Any], origin: Origin) -> Any:
-        if op.startswith("dlc."):
-            node = tvm.ir.make_node("ir.DictAttrs", **attrs)
-            return relax.Call(Op.get(op), inputs, node, span=_span(origin))
-        call = _BUILD[op](inputs, attrs) if op in _BUILD else _relax_function(op)(*inputs)
-        return relax.Call(call.op, list(call.args), call.attrs, list(call.ty_args), span=_span(origin))
 
     def call(self, region: Any, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
         """Call another function of the module (a GlobalVar)."""
         self._open()
-        return self.builder.emit(relax.Call(region, list(inputs), span=_span(origin)), name_hint=_hint(name))
+        return self.builder.emit(relax.Call(region, list(inputs), span=_span(origin)), name_hint=self._unique(name))
+
+    def _unique(self, name: str) -> str:
+        """A variable name that no parameter and no earlier node has: Relax itself lets a node shadow a parameter."""
+        base = _hint(name)
+        chosen, count = base, 0
+        while chosen in self._used:
+            count += 1
+            chosen = f"{base}_{count}"
+        self._used.add(chosen)
+        return chosen
 
     def finish(self, outputs: Sequence[Any], attrs: Mapping[str, Any] | None = None) -> Any:
         """Close the function and return the module. `attrs` must be JSON-able; keys get the prefix ``dlc.``."""
@@ -369,9 +419,13 @@ def _hint(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    """The reason alone, on one line, without TVM's spelling of operators, integers and shapes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    return text.split("Check failed:", 1)[-1].strip() if "Check failed" in text else text
+    text = text.split("Check failed:", 1)[-1].strip() if "Check failed" in text else text
+    text = re.sub(r'ir\.Op\(.*?name="([\w.]+)".*?support_level=\d+\)', r"\1", text)
+    text = re.sub(r"T\.int64\((-?\d+)\)", r"\1", text)
+    return text.replace("R.shape(", "(").replace("T.bool", "bool").replace('dtype="', '"')
 
 
 _register_ops()

@@ -1,6 +1,6 @@
 """A read-only, plain-Python view of a Relax function: what the interpreter, the generators and reports look at.
 
-Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so walking it is cheap and needs no visitor.
+Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so walking it is cheap.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a node came from: ONNX operator type, node name and the name of the value it made."""
+    """Where a node came from: ONNX operator type, node name and the name of the value it made.
+
+    `channels_last`: the node's output is that value with its channels moved to the end.
+    """
 
     op: str = ""
     node: str = ""
     value: str = ""
+    channels_last: bool = False
 
     def __str__(self) -> str:
         label = self.node or self.value
@@ -38,7 +42,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call. `op` is the operator's name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region."""
+    """One operator call; `op` is its name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region."""
 
     op: str
     inputs: tuple[str, ...]

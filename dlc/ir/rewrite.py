@@ -1,7 +1,7 @@
 """Rewriting a function node by node: what most passes are made of.
 
-A pass gives `rewrite` a handler. It sees each live node in execution order and either returns the new expression for the
-node's output, or None to keep the node as it is. Dead nodes are dropped.
+A pass gives `rewrite` a handler. It sees each live node in execution order and either returns the new expression for
+the node's output, or None to keep the node as it is. Dead nodes are dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, Origin, Value
@@ -47,12 +48,13 @@ class Rewriter:
         self.producers = self.graph.producers()
         self.consumers = self.graph.consumers()
         self.values = self.graph.values()
-        self.builder = FunctionBuilder("main")
+        others = {v: f for v, f in module.functions.items() if v.name_hint != full.name}
+        self.builder = FunctionBuilder("main", tvm.IRModule(others) if others else None)
         self.env: dict[str, Any] = {}
         for value in self.graph.inputs:
             self.env[value.name] = self.builder.input(value.name, value.shape, value.dtype)
 
-    # --- reading -----------------------------------------------------------------------------------------------------
+    # --- reading ---
 
     def constant(self, name: str) -> np.ndarray | None:
         """The old value as an array when it is a constant."""
@@ -79,7 +81,7 @@ class Rewriter:
         """Shape and dtype of an old value."""
         return self.values[name]
 
-    # --- writing -----------------------------------------------------------------------------------------------------
+    # --- writing ---
 
     def new(self, name: str) -> Any:
         """The new expression of an old value (constants are copied at first use)."""

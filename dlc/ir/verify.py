@@ -9,8 +9,9 @@ from dlc.ir.graph import Graph
 from dlc.ir.ops import OPS
 
 DTYPES = frozenset(
-    "bool int4 uint4 int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz".split()
+    ("bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+    + ("float16", "bfloat16", "float32", "float64")
+    + ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 )
 
 

@@ -1,0 +1,1 @@
+"""Passes that fit work to the memory hierarchy: layouts, halos, tile sizes."""

@@ -51,7 +51,8 @@ def _infer_requantize(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[
     count = attrs["terms"]
     expected = 2 * count + (attrs["mode"] == "fixed")
     if len(types) != expected:
-        raise ValueError(f"requantize of {count} terms in mode {attrs['mode']} takes {expected} inputs, got {len(types)}")
+        form = f"requantize of {count} terms in mode {attrs['mode']}"
+        raise ValueError(f"{form} takes {expected} inputs, got {len(types)}")
     shape: Sequence[Any] = types[0][0]
     for term, _ in types[1:count]:
         shape = broadcast(shape, term)

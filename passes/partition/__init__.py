@@ -1,0 +1,1 @@
+"""Passes that decide what runs together, and where."""

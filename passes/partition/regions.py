@@ -1,0 +1,180 @@
+"""Decide fusion, once: every node of ``main`` goes into a region, and a region becomes one kernel.
+
+A region is an anchor (a contraction, a window, a reduction) with the elementwise nodes that can ride on its store
+and, for reductions, on its load; or a group of elementwise nodes alone; or one data movement. Reshapes stay in ``main``: they
+are other names for the same memory. Constants of more than one element are passed to a region as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+
+from dlc.ir.convert import FunctionBuilder, view
+from dlc.ir.graph import Graph, Node
+from dlc.ir.ops import OPS
+from dlc.ir.ops.shapes import same
+from dlc.ir.rewrite import live_nodes
+from dlc.pipeline import Context, Pass
+
+VIEW = "relax.reshape"
+# Data movement that reads its input in order, and so may sit in the middle of an elementwise region.
+_STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
+_ANCHORS = frozenset({"contraction", "window", "reduction"})
+
+
+def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+class _Grouping:
+    """Assigns nodes to groups; a group is known by its index in `groups`."""
+
+    def __init__(self, graph: Graph, nodes: list[Node]) -> None:
+        self.graph, self.nodes = graph, nodes
+        self.producers = {v.name: n for n in nodes for v in n.outputs}
+        self.values = graph.values()
+        self.readers: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in dict.fromkeys(node.inputs):
+                self.readers.setdefault(name, []).append(node)
+        self.group_of: dict[str, int] = {}  # output value name -> group
+        self.groups: list[list[Node]] = []
+
+    def is_free(self, node: Node) -> bool:
+        return node.output.name not in self.group_of and node.op != VIEW
+
+    def single_reader(self, name: str) -> Node | None:
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
+
+    def open(self, node: Node) -> int:
+        self.groups.append([])
+        self.join(len(self.groups) - 1, node)
+        return len(self.groups) - 1
+
+    def join(self, group: int, node: Node) -> None:
+        self.groups[group].append(node)
+        self.group_of[node.output.name] = group
+
+    def absorb_producers(self, group: int, node: Node) -> None:
+        """Take in the elementwise nodes that only `node` reads, at its own shape."""
+        into = node.output.shape if OPS[node.op].kind == "elementwise" else None
+        for name in node.inputs:
+            producer = self.producers.get(name)
+            if producer is None or not self.is_free(producer) or self.single_reader(name) is not node:
+                continue
+            kind = OPS[producer.op].kind
+            fits = into is None or _same_shape(producer.output.shape, into)
+            if fits and (kind == "elementwise" or producer.op in _STREAMING):
+                self.join(group, producer)
+                self.absorb_producers(group, producer)
+
+    def absorb_readers(self, group: int, anchor: Node) -> None:
+        """Let the chain of elementwise readers ride on the anchor's store."""
+        tail = anchor
+        while (reader := self.single_reader(tail.output.name)) is not None:
+            same_place = _same_shape(reader.output.shape, tail.output.shape)
+            if not self.is_free(reader) or OPS[reader.op].kind != "elementwise" or not same_place:
+                return
+            if reader.op == "dlc.table" and reader.inputs[1] == tail.output.name:
+                return
+            self.join(group, reader)
+            tail = reader
+
+    def run(self) -> None:
+        for node in self.nodes:
+            kind = OPS[node.op].kind
+            if kind in _ANCHORS and self.is_free(node):
+                group = self.open(node)
+                if kind == "reduction":
+                    self.absorb_producers(group, node)
+                self.absorb_readers(group, node)
+        for node in reversed(self.nodes):
+            if self.is_free(node):
+                group = self.open(node)
+                if OPS[node.op].kind == "elementwise":
+                    self.absorb_producers(group, node)
+
+
+def _region_kind(nodes: Sequence[Node]) -> tuple[str, Node]:
+    for node in nodes:
+        if OPS[node.op].kind in _ANCHORS:
+            return OPS[node.op].kind, node
+    return "pointwise", nodes[-1]
+
+
+class _Writer:
+    """Writes the regions as functions and ``main`` as calls of them."""
+
+    def __init__(self, graph: Graph, nodes: list[Node], grouping: _Grouping) -> None:
+        self.graph, self.nodes, self.grouping = graph, nodes, grouping
+        self.values = graph.values()
+        self.module = tvm.IRModule()
+        order = {n.output.name: i for i, n in enumerate(nodes)}
+        self.members = [sorted(g, key=lambda n: order[n.output.name]) for g in grouping.groups]
+
+    def is_inline(self, name: str) -> bool:
+        array = self.graph.constants.get(name)
+        return array is not None and array.size == 1
+
+    def region(self, number: int, members: list[Node]) -> tuple[str, list[str]]:
+        """Write one region function; returns its name and the values it takes."""
+        inside = {n.output.name for n in members}
+        outer = [n for m in members for n in m.inputs if n not in inside and not self.is_inline(n)]
+        outer = list(dict.fromkeys(outer))
+        kind, anchor = _region_kind(members)
+        label = anchor.op.rsplit(".", 1)[-1] if kind != "pointwise" else members[-1].op.rsplit(".", 1)[-1]
+        name = f"{label}_{number}"
+        builder = FunctionBuilder(name)
+        env: dict[str, Any] = {}
+        for i, value in enumerate(outer):
+            env[value] = builder.input(f"i{i}", self.values[value].shape, self.values[value].dtype)
+        for node in members:
+            for value in node.inputs:
+                if value not in env:
+                    env[value] = builder.constant(self.graph.constants[value])
+            inputs = [env[v] for v in node.inputs]
+            env[node.output.name] = builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
+        built = builder.finish([env[members[-1].output.name]], {"kind": kind})
+        self.module[name] = built[name]
+        return name, outer
+
+    def run(self) -> Any:
+        regions: dict[str, tuple[str, list[str], Node]] = {}
+        ordered = sorted(self.members, key=lambda m: self.nodes.index(m[-1]))
+        for number, members in enumerate(ordered):
+            name, outer = self.region(number, members)
+            regions[members[-1].output.name] = (name, outer, members[-1])
+        main = FunctionBuilder("main", self.module)
+        env: dict[str, Any] = {v.name: main.input(v.name, v.shape, v.dtype) for v in self.graph.inputs}
+
+        def get(name: str) -> Any:
+            if name not in env:
+                env[name] = main.constant(self.graph.constants[name])
+            return env[name]
+
+        for node in self.nodes:
+            out = node.output.name
+            if node.op == VIEW:
+                env[out] = main.emit(node.op, [get(n) for n in node.inputs], node.attrs, node.origin, out)
+            elif out in regions:
+                name, outer, last = regions[out]
+                region = self.module.get_global_var(name)
+                env[out] = main.call(region, [get(n) for n in outer], last.origin, out)
+        kept = {k.removeprefix("dlc."): v for k, v in self.graph.attrs.items() if k.startswith("dlc.")}
+        return main.finish([get(n) for n in self.graph.outputs], kept)
+
+
+def run(module: Any, context: Context) -> Any:
+    """See the module's docstring."""
+    graph = view(module)
+    nodes = live_nodes(graph)
+    grouping = _Grouping(graph, nodes)
+    grouping.run()
+    return _Writer(graph, nodes, grouping).run()
+
+
+PASS = Pass("regions", run)

@@ -1,0 +1,49 @@
+"""One row of `dlc explain` for each kernel: which node, where, how, and why not better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlc.targets.cpu.isa import Isa
+
+from dlc.ir.graph import Node
+
+_BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
+
+
+def _precision(node: Node) -> str:
+    assert node.body is not None
+    if any(n.op in ("dlc.requantize", "dlc.table") or n.output.dtype == "uint8" for n in node.body.nodes):
+        return "int8"
+    return node.body.nodes[0].output.dtype
+
+
+def _tile(schedule: dict[str, Any], isa: Isa) -> str:
+    if "mr" not in schedule:
+        return ""
+    outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""
+    return f"{schedule['mr']}x{schedule['nr'] * isa.lanes()}{outer}, {schedule['hot']} hot"
+
+
+def explanation(node: Node, symbol: str, isa: Isa, notes: dict[str, Any], why: str) -> dict[str, Any]:
+    """The row as JSON; `notes` are the compilation's (quantisation parameters by value name)."""
+    assert node.body is not None
+    schedule = node.attrs.get("dlc.schedule", {})
+    anchor = next((n.op for n in node.body.nodes if n.op in _BY_ANCHOR), "")
+    row: dict[str, Any] = {
+        "node": node.origin.node or node.origin.value,
+        "op": node.origin.op or node.body.nodes[-1].op.removeprefix("relax.").removeprefix("dlc."),
+        "value": node.origin.value,
+        "channels_last": node.origin.channels_last,
+        "fused": [n.op.removeprefix("relax.").removeprefix("dlc.") for n in node.body.nodes],
+        "precision": _precision(node),
+        "kernel": f"{_BY_ANCHOR.get(anchor, node.attrs['dlc.kind'])} {isa.name}",
+        "symbol": symbol,
+        "tile": _tile(schedule, isa),
+        "predicted_us": schedule.get("predicted_us"),
+        "why_not_better": why,
+    }
+    quantized = notes.get("quantization", {}).get("values", {}).get(node.origin.value)
+    if quantized and node.output.dtype == "uint8":
+        row["scale"], row["zero_point"] = quantized["scale"], quantized["zero_point"]
+    return row

@@ -1,0 +1,198 @@
+"""From regions to kernels: each region call of ``main`` becomes one generated function and one call of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tvm
+from dlc.targets.cpu import contraction_region
+from dlc.targets.cpu.contraction_region import ContractionRegion
+from dlc.targets.cpu.explain import explanation
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels import normalise, pointwise, pool, reduce
+from dlc.targets.cpu.kernels.builder import Layout, simplify
+from dlc.targets.cpu.layouts import body_layouts, value_layouts
+from dlc.targets.cpu.program import Call, Program, Ref
+from dlc.targets.cpu.schedule import region_constants
+
+from dlc.errors import DlcError
+from dlc.ir.convert import view
+from dlc.ir.dims import Symbols, symbols
+from dlc.ir.graph import Graph, Node
+
+VIEW = "relax.reshape"
+FAMILIES: dict[str, tuple[ModuleType, ...]] = {
+    "window": (pool,),
+    "reduction": (reduce, normalise),
+    "pointwise": (pointwise,),
+}
+
+
+def canonical(body: Graph) -> Graph:
+    """`body` with values renamed by position, so that equal regions are equal text."""
+    names = {v.name: f"i{i}" for i, v in enumerate(body.inputs)}
+    names |= {name: f"s{i}" for i, name in enumerate(body.constants)}
+    names |= {node.output.name: f"v{i}" for i, node in enumerate(body.nodes)}
+    nodes = tuple(
+        replace(
+            node,
+            inputs=tuple(names[n] for n in node.inputs),
+            outputs=(replace(node.output, name=names[node.output.name]),),
+        )
+        for node in body.nodes
+    )
+    inputs = tuple(replace(v, name=names[v.name]) for v in body.inputs)
+    constants = {names[n]: a for n, a in body.constants.items()}
+    return Graph("region", inputs, tuple(names[n] for n in body.outputs), nodes, constants)
+
+
+def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict[str, np.ndarray]) -> str:
+    """Equal for regions that generate the same kernel (their array constants may differ)."""
+    text = [
+        [(v.name, str(v.shape), v.dtype) for v in body.inputs],
+        [(n.op, n.inputs, str(sorted(n.attrs.items())), str(n.output.shape), n.output.dtype) for n in body.nodes],
+        {n: [a.tolist(), str(a.dtype)] for n, a in body.constants.items()},
+        {n: str(layout) for n, layout in sorted(layouts.items())},
+        {n: [list(a.shape), str(a.dtype)] for n, a in constants.items()},
+        str(sorted((k, str(v)) for k, v in attrs.items() if k != "global_symbol")),
+    ]
+    return hashlib.sha256(json.dumps(text, default=str).encode()).hexdigest()
+
+
+class Lowering:
+    """The state of one lowering."""
+
+    def __init__(self, module: Any, isa: Isa, notes: dict[str, Any]) -> None:
+        table = Symbols()
+        self.graph, self.isa, self.notes = table.graph(view(module)), isa, notes
+        self.values, self.layouts = self.graph.values(), value_layouts(self.graph)
+        dims = [d for v in self.graph.inputs for d in v.shape]
+        self.program = Program(
+            self.graph.inputs, tuple(self.values[n] for n in self.graph.outputs), symbols(dims)
+        )
+        self.roots: dict[str, str] = {}
+        self.known: dict[str, tuple[str, bool]] = {}  # digest -> symbol, whether it starts with an accumulator value
+        self.constant_index: dict[str, int] = {}
+
+    # --- places ---
+
+    def root(self, name: str) -> str:
+        return self.roots.get(name, name)
+
+    def constant(self, array: np.ndarray) -> Ref:
+        key = hashlib.sha256(array.tobytes()).hexdigest() + str(array.dtype)
+        if key not in self.constant_index:
+            self.constant_index[key] = len(self.program.constants)
+            self.program.constants.append(np.ascontiguousarray(array))
+        return Ref("constant", self.constant_index[key])
+
+    def place(self, name: str) -> Ref:
+        name = self.root(name)
+        if name in self.graph.constants:
+            return self.constant(self.graph.constants[name])
+        for index, value in enumerate(self.graph.inputs):
+            if value.name == name:
+                return Ref("input", index)
+        for index, output in enumerate(self.graph.outputs):
+            if self.root(output) == name:
+                return Ref("output", index)
+        return Ref("workspace", name=name)
+
+    # --- kernels ---
+
+    def region(self, node: Node) -> None:
+        assert node.body is not None
+        kind = node.attrs["dlc.kind"]
+        constants = region_constants(self.graph, node)
+        renamed = canonical(node.body)
+        names = dict(zip((v.name for v in node.body.inputs), (v.name for v in renamed.inputs), strict=True))
+        names[node.body.outputs[0]] = renamed.outputs[0]
+        layouts = {names[n]: layout for n, layout in body_layouts(node, self.layouts).items()}
+        constants = {names[n]: a for n, a in constants.items()}
+        fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
+        if kind == "contraction":
+            refs, symbol, why = self._contraction(node, renamed, layouts, constants, fill)
+        else:
+            refs, symbol, why = self._generated(node, kind, renamed, layouts, constants, fill)
+        output = self.place(node.output.name)
+        layout = self.layouts[node.output.name]
+        if output.kind == "workspace":
+            bits = tvm.DataType(node.output.dtype).bits
+            self.program.buffers[output.name] = simplify(layout.size * max(1, bits // 8))
+        row = explanation(node, symbol, self.isa, self.notes, why)
+        dims = self._dims(layouts)
+        self.program.calls.append(
+            Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row)
+        )
+
+    def _dims(self, layouts: dict[str, Layout]) -> list[Any]:
+        return symbols(d for layout in layouts.values() for d in (*layout.shape, layout.size))
+
+    def _inputs(self, node: Node) -> dict[str, Ref]:
+        return {f"i{i}": self.place(name) for i, name in enumerate(node.inputs)}
+
+    def _contraction(
+        self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
+    ) -> tuple[list[Ref], str, str]:
+        reason = contraction_region.declines(body, constants)
+        if reason is not None:
+            raise DlcError(f"node {node.origin}: target cpu has no kernel: {reason}")
+        region = ContractionRegion(body, layouts, constants, self.isa)
+        schedule = node.attrs.get("dlc.schedule", {})
+        operands = region.operands(schedule)
+        digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)
+        if digest not in self.known:
+            func, _ = region.emit(node.body.name if node.body else "", schedule, self._dims(layouts), fill)
+            self.known[digest] = (self._add(func), region.init is not None)
+        places = self._inputs(node)
+        refs = [self.constant(array) if array is not None else places[name] for name, array in operands]
+        return refs, self.known[digest][0], ""
+
+    def _generated(
+        self, node: Node, kind: str, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any],
+        fill: float | None,
+    ) -> tuple[list[Ref], str, str]:  # fmt: skip
+        family, reasons = self._family(kind, body)
+        if family is None:
+            raise DlcError(f"node {node.origin}: target cpu has no kernel: {'; '.join(reasons)}")
+        digest = _digest(body, layouts, node.attrs, constants)
+        if digest not in self.known:
+            assert node.body is not None
+            halo_fill = {} if fill is None else {body.outputs[0]: fill}
+            func = family.emit(node.body.name, body, layouts, self.isa, self._dims(layouts), halo_fill)
+            self.known[digest] = (self._add(func), False)
+        return list(self._inputs(node).values()), self.known[digest][0], ""
+
+    @staticmethod
+    def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:
+        reasons = []
+        for family in FAMILIES[kind]:
+            reason = family.declines(body)
+            if reason is None:
+                return family, []
+            reasons.append(reason)
+        return None, reasons
+
+    def _add(self, func: Any) -> str:
+        symbol = str(func.attrs["global_symbol"])
+        self.program.kernels[symbol] = func
+        return symbol
+
+    def run(self) -> Program:
+        for node in self.graph.nodes:
+            if node.op == VIEW:
+                self.roots[node.output.name] = self.root(node.inputs[0])
+        for node in self.graph.nodes:
+            if node.op != VIEW:
+                self.region(node)
+        return self.program
+
+
+def lower(module: Any, isa: Isa, notes: dict[str, Any]) -> Program:
+    """Generate all kernels of `module` for one instruction set."""
+    return Lowering(module, isa, notes).run()

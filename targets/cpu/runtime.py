@@ -1,0 +1,153 @@
+"""Runs CPU packages: loads the object file with a JIT linker and calls it. Imports neither TVM's compiler nor onnx."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DlcError
+from dlc.package import Package
+
+_ALIGNMENT = 64
+_EVERYTHING = 1 << 40
+
+
+def _aligned_bytes(size: int) -> np.ndarray:
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    shift = -raw.ctypes.data % _ALIGNMENT
+    return raw[shift : shift + size]
+
+
+class _State:
+    """What one call in flight needs for itself: the argument table and the workspace."""
+
+    __slots__ = ("argument", "size", "table", "workspace")
+
+    def __init__(self, words: int) -> None:
+        self.table = np.zeros(words, np.uint64)
+        self.argument = ctypes.c_void_p(self.table.ctypes.data)
+        self.workspace = _aligned_bytes(0)
+        self.size = -1
+
+
+class CpuExecutable:
+    """A loaded model. Safe to call from several threads: each call in flight has its own workspace."""
+
+    def __init__(self, package: Package) -> None:
+        import tvm_ffi_orcjit
+
+        build = package.manifest["build"]
+        self._package = package  # the constants are mapped from it
+        # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
+        self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
+            bytes(package.member(build["code"])), cxx="/nonexistent"
+        )
+        self._main, self._sizes = self._module["dlc_main"], self._module["dlc_sizes"]
+        self._constants = package.constants(build["constants"])["constants"]
+        self._symbols: list[str] = build["symbols"]
+        self._static: list[int] | None = build["sizes"]
+        self._calls: list[dict[str, Any]] = build["calls"]
+        self._rows: list[dict[str, Any]] = package.json("explain.json")
+        self._inputs = len(package.manifest["inputs"])
+        self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
+        self._fixed = self._inputs + len(self._output_ranks)
+        self._free: list[_State] = []
+
+    def clone(self) -> CpuExecutable:
+        """The executable itself: calls share nothing that they write."""
+        return self
+
+    # --- sizes ---
+
+    def _evaluate(self, sizes: Mapping[str, int]) -> list[int]:
+        """What ``dlc_sizes`` computes, see `link.py`."""
+        if self._static is not None:
+            return self._static
+        count = 1 + sum(self._output_ranks) + len(self._calls)
+        table = np.zeros(len(self._symbols) + count, np.int64)
+        table[: len(self._symbols)] = [sizes[name] for name in self._symbols]
+        self._sizes(ctypes.c_void_p(table.ctypes.data))
+        result: list[int] = table[len(self._symbols) :].tolist()
+        return result
+
+    def output_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+        """The outputs' extents."""
+        values, position, shapes = self._evaluate(sizes), 1, []
+        for rank in self._output_ranks:
+            shapes.append(tuple(values[position : position + rank]))
+            position += rank
+        return shapes
+
+    # --- running ---
+
+    def _state(self, sizes: Mapping[str, int]) -> _State:
+        try:
+            state = self._free.pop()  # atomic under the GIL
+        except IndexError:
+            state = _State(self._fixed + 4 + len(self._symbols))
+            state.table[self._fixed] = self._constants.ctypes.data
+            state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
+        if self._static is None or state.size < 0:
+            need = self._evaluate(sizes)[0]
+            if need > state.size:
+                state.workspace, state.size = _aligned_bytes(need), need
+                state.table[self._fixed + 1] = state.workspace.ctypes.data
+            state.table[self._fixed + 4 :] = [sizes[name] for name in self._symbols]
+        return state
+
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
+        """Compute all outputs; see `dlc.targets.base.Executable`."""
+        state = self._state(sizes)
+        state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        self._main(state.argument)
+        self._free.append(state)
+
+    def trace(
+        self, inputs: list[np.ndarray], sizes: Mapping[str, int]
+    ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""
+        outputs = self._outputs(sizes)
+        state = self._state(sizes)
+        values = self._evaluate(sizes)
+        offsets = values[len(values) - len(self._calls) :]
+        state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        try:
+            for number, (call, row) in enumerate(zip(self._calls, self._rows, strict=True)):
+                state.table[self._fixed + 2 : self._fixed + 4] = (number, number + 1)
+                self._main(state.argument)
+                place = outputs[call["index"]] if call["kind"] == "output" else state.workspace[offsets[number] :]
+                yield row, _logical(place, call, row, sizes)
+        finally:
+            state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
+            self._free.append(state)
+
+    def _outputs(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
+        dtypes = [np.dtype(o["dtype"]) for o in self._package.manifest["outputs"]]
+        return [np.empty(s, d) for s, d in zip(self.output_shapes(sizes), dtypes, strict=True)]
+
+
+def _logical(place: np.ndarray, call: dict[str, Any], row: dict[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
+    """A kernel's output without its halo, channels first as in the model, dequantised."""
+    from dlc.ir.interpret import evaluate_dim
+
+    shape = [evaluate_dim(d, sizes) for d in call["shape"]]
+    full = [d + before + after for d, (before, after) in zip(shape, call["halo"], strict=True)]
+    dtype = np.dtype(call["dtype"])
+    flat = place.reshape(-1).view(np.uint8)[: prod(full) * dtype.itemsize].view(dtype).reshape(full)
+    inner = flat[tuple(slice(b, b + d) for d, (b, _) in zip(shape, call["halo"], strict=True))].copy()
+    if row.get("channels_last"):
+        inner = np.moveaxis(inner, -1, 1)
+    if "scale" in row:
+        inner = (inner.astype(np.float32) - np.float32(row["zero_point"])) * np.float32(row["scale"])
+    return inner
+
+
+def load(package: Package, threads: int) -> CpuExecutable:
+    """Load a package for this machine; DlcError for more threads than this target can use."""
+    if threads != 1:
+        raise DlcError(f"target cpu runs a session on one thread, not {threads}; run several sessions in parallel")
+    return CpuExecutable(package)

@@ -1,0 +1,43 @@
+"""The tile pass of the CPU target: each contraction's schedule from the cost model, kept on its region."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dlc.targets.cpu.contraction_region import ContractionRegion, declines
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.layouts import body_layouts, value_layouts
+
+from dlc.hardware import Machine
+from dlc.ir.convert import view
+from dlc.ir.dims import Symbols
+from dlc.ir.graph import Graph, Node
+from dlc.pipeline import Context, Pass
+
+
+def region_constants(graph: Graph, node: Node) -> dict[str, Any]:
+    """The inputs of a region's body that are constants in ``main``."""
+    assert node.body is not None
+    pairs = zip(node.body.inputs, node.inputs, strict=True)
+    return {v.name: graph.constants[name] for v, name in pairs if name in graph.constants}
+
+
+def schedule_pass(isa: Isa, machine: Machine) -> Pass:
+    """The pass for one instruction set and machine."""
+
+    def run(module: Any, context: Context) -> Any:
+        graph = Symbols().graph(view(module))
+        layouts = value_layouts(graph)
+        for node in graph.nodes:
+            if node.body is None or node.attrs.get("dlc.kind") != "contraction":
+                continue
+            constants = region_constants(graph, node)
+            if declines(node.body, constants) is not None:
+                continue  # the lowering says so
+            region = ContractionRegion(node.body, body_layouts(node, layouts), constants, isa)
+            choice = json.dumps(region.choose(machine))
+            module[node.body.name] = module[node.body.name].with_attr("dlc.schedule", choice)
+        return module
+
+    return Pass("schedule", run)

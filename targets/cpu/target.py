@@ -1,0 +1,100 @@
+"""The CPU target: ``cpu`` (the best instruction set of this machine) or ``cpu:<level>`` (``cpu:avx2``)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+from dlc.passes.partition import regions
+from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+from dlc.targets.base import Build, Target, Variant
+from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
+from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
+from dlc.targets.cpu.lower import lower
+from dlc.targets.cpu.plan import plan
+from dlc.targets.cpu.program import Call, Program
+from dlc.targets.cpu.schedule import schedule_pass
+
+from dlc.hardware import this_machine
+from dlc.options import Options
+from dlc.package import safetensors_bytes
+from dlc.pipeline import Context, Pass
+
+
+class CpuTarget(Target):
+    """Generated kernels for one CPU core, compiled ahead of time by LLVM."""
+
+    name: ClassVar[str] = "cpu"
+    runtime: ClassVar[str] = "dlc.targets.cpu.runtime"
+
+    def __init__(self, isa: Isa, spec: str) -> None:
+        self.isa, self._spec = isa, spec
+
+    @classmethod
+    def parse(cls, spec: str) -> CpuTarget:
+        """``cpu`` or ``cpu:<level>``; DlcError for an unknown level."""
+        _, _, level = spec.partition(":")
+        return cls(isa_by_name(level) if level else levels_of(this_machine())[0], spec)
+
+    @property
+    def spec(self) -> str:
+        """The full name, as recorded in the package."""
+        return self._spec
+
+    def passes(self, options: Options) -> list[Pass]:
+        """Layouts, fusion, halos, tile sizes."""
+        return [
+            channels_last.PASS,
+            stage_outputs.PASS,
+            stage_inputs.PASS,
+            regions.PASS,
+            halo.PASS,
+            schedule_pass(self.isa, this_machine()),
+        ]
+
+    def build(self, module: Any, context: Context) -> Build:
+        """Generate, plan and compile."""
+        program = lower(module, self.isa, context.notes)
+        memory = plan(program)
+        code, library = compile_program(program, memory, self.isa)
+        context.notes["assembly"] = lambda: library.inspect_source("s")
+        offsets, size = constant_offsets(program.constants)
+        blob = np.zeros(max(size, 1), np.uint8)
+        for offset, array in zip(offsets, program.constants, strict=True):
+            blob[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+        sizes = size_expressions(program, memory)
+        manifest = {
+            "isa": self.isa.name,
+            "code": "code.o",
+            "constants": "constants.safetensors",
+            "symbols": [str(v.name) for v in program.symbols],
+            "sizes": [int(s) for s in sizes] if not program.symbols else None,
+            "calls": [_call_json(call) for call in program.calls],
+        }
+        members = {"code.o": code, "constants.safetensors": safetensors_bytes({"constants": blob})}
+        variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))
+        return Build(members, manifest, [call.row for call in program.calls], (variant,))
+
+    def describe(self) -> dict[str, Any]:
+        """This machine's processor, caches and instruction sets."""
+        machine = this_machine()
+        levels = [isa.name for isa in levels_of(machine)]
+        found = {k: v for k, v in asdict(machine).items() if k != "features"}
+        return {"available": True, **found, "levels": levels}
+
+
+def _call_json(call: Call) -> dict[str, Any]:
+    """Where a call's output lies, for tracing."""
+    return {
+        "kind": call.output.kind,
+        "index": call.output.index,
+        "dtype": call.value.dtype,
+        "shape": [str(d) if not isinstance(d, int) else d for d in call.value.shape],
+        "halo": [list(pair) for pair in call.layout.halo],
+    }
+
+
+def program_of(module: Any, isa: Isa) -> Program:
+    """Lower only: for `dlc inspect --ir kernels` and tests."""
+    return lower(module, isa, {})
