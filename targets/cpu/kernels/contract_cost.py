@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
-from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 
+import numpy as np
+
+from dlc.hardware import Machine
+
 _GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
 _HERTZ = 3e9  # only ratios matter
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
 _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
+_WAY = 4096  # bytes of one way of L1
+_STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
+_CROWD = 10  # registers that straight-line code wants besides those of the tile
+_FRICTION = 0.05  # cycles that a load costs although there would be a port for it
 _STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
 
 
@@ -29,6 +36,7 @@ class Core:
         issue: instructions of any kind.
         latency: cycles from one multiply-add to the next on the same accumulator.
         bandwidth: bytes that arrive from (L1, L2, L3, memory).
+        l1_ways: lines of one set of L1.
     """
 
     multiplies: float
@@ -36,6 +44,7 @@ class Core:
     issue: float
     latency: float
     bandwidth: tuple[float, float, float, float]
+    l1_ways: int
 
 
 def core_of(isa: Isa, machine: Machine) -> Core:
@@ -43,11 +52,15 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
     rate = 1.0 if halves else 2.0
-    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, 28.0, 12.0, 5.0))
+    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, 28.0, 12.0, 5.0), machine.l1 // _WAY)
 
 
 def _int(extent: Expr) -> int:
     return extent if isinstance(extent, int) else _GUESS
+
+
+def _bytes(dtype: str) -> int:
+    return np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -55,24 +68,30 @@ class _Sizes:
     """The problem in numbers, symbolic extents guessed."""
 
     rows: int
+    row_bytes: int  # between neighbouring rows of A
+    overlapping: bool  # rows share activations
     outer: tuple[int, ...]
     vectors: int
-    steps: int
+    steps: int  # of all runs
+    run_steps: int  # of the longest run
     dot: Dot
     lanes: int
 
     @staticmethod
     def of(problem: Contraction, isa: Isa) -> _Sizes:
         dot = dot_for(isa, problem.a_dtype, problem.w_dtype)
-        steps = sum(_int(groups_of(run.length, dot)) for run in problem.runs)
-        vectors = -(-_int(problem.n) // isa.lanes())
+        steps = [_int(groups_of(run.length, dot)) for run in problem.runs]
+        stride = _int(problem.rows.a_stride)
         return _Sizes(
-            _int(problem.rows.extent),
-            tuple(_int(axis.extent) for axis in problem.outer),
-            vectors,
-            steps,
-            dot,
-            isa.lanes(),
+            rows=_int(problem.rows.extent),
+            row_bytes=stride * _bytes(problem.a_dtype),
+            overlapping=len(steps) > 1 or _int(problem.runs[0].length) > stride,
+            outer=tuple(_int(axis.extent) for axis in problem.outer),
+            vectors=-(-_int(problem.n) // isa.lanes()),
+            steps=sum(steps),
+            run_steps=max(steps),
+            dot=dot,
+            lanes=isa.lanes(),
         )
 
 
@@ -107,14 +126,29 @@ def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, u
     dot = sizes.dot
     multiplies = rows * vectors * dot.multiply_cost + rows * dot.spread_cost + vectors * dot.widen_cost
     loads = rows + vectors * len(dot.phases)
-    spilled = max(0, registers_needed(dot, rows, vectors) - isa.registers)
+    # LLVM unrolls short runs and keeps the activations that overlapping rows share, until it runs out of registers.
+    crowd = _CROWD if sizes.overlapping and sizes.run_steps <= _STRAIGHT and rows > 1 else 0
+    spilled = max(0, registers_needed(dot, rows, vectors) + crowd - isa.registers)
     instructions = multiplies + loads + 3 / unroll + 2 * spilled
-    return max(
+    busy = max(
         multiplies / core.multiplies,
         (loads + 2 * spilled) / core.loads,
         instructions / core.issue,
         core.latency * len(dot.phases),
     )
+    return busy + _FRICTION * (loads + 2 * spilled) + _conflicts(sizes, core, rows)
+
+
+def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
+    """Cycles lost per step when the rows of a tile compete for the same set of L1: they come from L2 every time.
+
+    Rows whose distance is a multiple of the size of one way (a page: L1 is indexed by untranslated addresses) all lie
+    in one set, which has only so many ways.
+    """
+    distinct = _WAY // gcd(max(64, sizes.row_bytes), _WAY) if sizes.row_bytes else rows
+    if -(-rows // distinct) <= core.l1_ways:
+        return 0.0
+    return 64 * rows / core.bandwidth[1]
 
 
 def _level(size: float, machine: Machine) -> int:
@@ -128,8 +162,8 @@ def _level(size: float, machine: Machine) -> int:
 
 def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine) -> float:
     """Cycles to bring the operands into L1, for one group."""
-    a_bytes = 4 if problem.a_dtype == "float32" else 1
-    w_vector = sizes.steps * sizes.lanes * sizes.dot.group * (4 if problem.w_dtype == "float32" else 1)
+    a_bytes = _bytes(problem.a_dtype)
+    w_vector = sizes.steps * sizes.lanes * sizes.dot.group * _bytes(problem.w_dtype)
     rows_total = sizes.rows * prod(sizes.outer)
     row_tiles = max(1, rows_total / schedule.mr)
     channel_tiles = max(1, sizes.vectors / schedule.nr)

@@ -7,133 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, simplify, splat, stack, tail_mask, vector_type
+from dlc.targets.cpu.kernels.contract_loops import Nest, Segment, cut, cut_channels, each, loop, nests, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import dot_for, load_bytes, load_group
+from tvm.script.ir_builder import tirx as T
 
 Store = Callable[[tuple[Expr, ...], Expr, Expr, Expr, int, Expr], None]
 
 _UNROLLED_STEPS = 256  # multiply-adds of one tile up to which the whole reduction is straight-line code
 _MAX_UNROLLED_RUNS = 9
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """`count` tiles of `size` steps along an axis, the first at `start`; `when` guards a single optional one."""
-
-    count: Expr
-    start: Expr
-    size: int
-    ragged: Expr = 0  # steps of the last unit that exist (channels only); 0 when all do
-    when: Expr = None
-
-    def __post_init__(self) -> None:
-        assert self.size > 0
-
-
-def _whole(value: Expr) -> Expr:
-    """An index constant in the type of all indices."""
-    return T.int64(value) if isinstance(value, int) else value
-
-
-def _cut(extent: Expr, size: int) -> list[_Segment]:
-    """Cut an axis into full tiles and remainders; a symbolic remainder is decomposed into powers of two."""
-    if isinstance(extent, int):
-        full, rest = divmod(extent, size)
-        parts = [_Segment(full, 0, size)] if full else []
-        return parts + ([_Segment(1, full * size, rest)] if rest else [])
-    full = let(T.truncdiv(extent, T.int64(size)))
-    parts = [_Segment(full, 0, size)]
-    rest = let(extent - full * size)
-    piece = 1 << (size - 1).bit_length() - 1 if size > 1 else 0
-    while piece:
-        start = let(extent - T.bitwise_and(rest, T.int64(2 * piece - 1)))
-        parts.append(_Segment(1, start, piece, when=T.bitwise_and(rest, T.int64(piece)) != T.int64(0)))
-        piece //= 2
-    return parts
-
-
-def _cut_channels(n: Expr, nr: int, lanes: int) -> list[_Segment]:
-    """Cut output channels into tiles of `nr` vectors; starts are in vectors, the last vector may be ragged."""
-    if isinstance(n, int):
-        vectors, ragged = -(-n // lanes), n % lanes
-        full, rest = divmod(vectors, nr)
-        if rest:
-            parts = [_Segment(full, 0, nr)] if full else []
-            return [*parts, _Segment(1, full * nr, rest, ragged)]
-        if not ragged:
-            return [_Segment(full, 0, nr)]
-        parts = [_Segment(full - 1, 0, nr)] if full > 1 else []
-        return [*parts, _Segment(1, (full - 1) * nr, nr, ragged)]
-    full = let(T.truncdiv(n, T.int64(nr * lanes)))
-    singles = let(T.truncdiv(n - full * (nr * lanes), T.int64(lanes)))
-    done = let(full * nr + singles)
-    ragged = let(n - done * lanes)
-    parts = [_Segment(full, 0, nr)]
-    if nr > 1:
-        parts.append(_Segment(singles, full * nr, 1))
-    return [*parts, _Segment(1, done, 1, ragged, ragged > T.int64(0))]
-
-
-@contextmanager
-def _loop(extent: Expr) -> Iterator[Expr]:
-    """A serial loop; none at all for one step."""
-    if isinstance(extent, int) and extent == 1:
-        yield 0
-    else:
-        with T.serial(T.int64(0), _whole(extent)) as index:
-            yield index
-
-
-@contextmanager
-def _each(segment: _Segment) -> Iterator[Expr]:
-    """The start of every tile of a segment."""
-    if segment.when is not None:
-        with T.If(segment.when), T.Then():
-            yield segment.start
-    else:
-        with _loop(segment.count) as index:
-            yield simplify(index * segment.size + segment.start)
-
-
-@dataclass(frozen=True)
-class _Nest:
-    """Runs of one length whose offsets form nested progressions: loops of (extent, step), outermost first."""
-
-    offset: Expr
-    length: Expr
-    loops: tuple[tuple[int, int], ...]
-    first: int  # number of the first run
-    offsets: tuple[Expr, ...]
-
-
-def _progressions(offsets: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
-    """Nested loops that produce `offsets` relative to the first one, or None."""
-    if len(offsets) == 1:
-        return ()
-    step, length = offsets[1] - offsets[0], 2
-    while length < len(offsets) and offsets[length] - offsets[length - 1] == step:
-        length += 1
-    if len(offsets) % length:
-        return None
-    for begin in range(0, len(offsets), length):
-        block = offsets[begin : begin + length]
-        if any(value - block[0] != step * i for i, value in enumerate(block)):
-            return None
-    outer = _progressions(offsets[::length])
-    return None if outer is None else (*outer, (length, step))
-
-
-def _nests(runs: Sequence[Run], straight: bool) -> list[_Nest]:
-    lengths = {run.length for run in runs if isinstance(run.length, int)}
-    constant = all(isinstance(run.offset, int) for run in runs) and len(lengths) == 1
-    loops = _progressions([run.offset for run in runs]) if constant and not straight else None
-    if loops is None:
-        return [_Nest(run.offset, run.length, (), i, (run.offset,)) for i, run in enumerate(runs)]
-    return [_Nest(runs[0].offset, runs[0].length, loops, 0, tuple(run.offset for run in runs))]
 
 
 @dataclass(frozen=True)
@@ -195,20 +79,20 @@ class _Emitter:
         if schedule.mo > 1:
             assert isinstance(rows.extent, int) and schedule.mr == schedule.mo * rows.extent and problem.outer
         self.accumulators = stack(self.dot.acc_dtype, schedule.mr * schedule.nr * self.lanes)
-        self.row_parts = _cut(rows.extent, rows.extent if schedule.mo > 1 else schedule.mr)
-        self.last_parts = _cut(problem.outer[-1].extent, schedule.mo) if problem.outer else []
-        channel_parts = _cut_channels(problem.n, schedule.nr, self.lanes)
+        self.row_parts = cut(rows.extent, rows.extent if schedule.mo > 1 else schedule.mr)
+        self.last_parts = cut(problem.outer[-1].extent, schedule.mo) if problem.outer else []
+        channel_parts = cut_channels(problem.n, schedule.nr, self.lanes)
         batched = [i for i, axis in enumerate(problem.outer) if not _is_zero(axis.w_stride)]
         others = [i for i in range(len(problem.outer)) if i not in batched]
         if schedule.mo > 1:
             assert len(problem.outer) - 1 not in batched
 
-        def channels(index: dict[int, Expr], group: Expr, then: Callable[[_Segment, Expr], None]) -> None:
+        def channels(index: dict[int, Expr], group: Expr, then: Callable[[Segment, Expr], None]) -> None:
             for part in channel_parts:
-                with _each(part) as vector:
+                with each(part) as vector:
                     then(part, vector)
 
-        with _loop(problem.groups) as group:
+        with loop(problem.groups) as group:
             self._outer(batched, {}, lambda fixed: self._ordered(fixed, others, group, channels))
 
     def _ordered(self, fixed: dict[int, Expr], others: list[int], group: Expr, channels: Callable[..., None]) -> None:
@@ -239,25 +123,25 @@ class _Emitter:
         if not axes or (self.schedule.mo > 1 and axes == [len(self.problem.outer) - 1]):
             then(index)
             return
-        with _loop(self.problem.outer[axes[0]].extent) as i:
+        with loop(self.problem.outer[axes[0]].extent) as i:
             self._outer(axes[1:], {**index, axes[0]: i}, then)
 
     def _rows(self, index: dict[int, Expr], then: Callable[..., None]) -> None:
         """Loops over row tiles: calls `then(index, row, moves)` with the (outer step, row) of every row of the tile."""
         if self.schedule.mo == 1:
             for part in self.row_parts:
-                with _each(part) as row:
+                with each(part) as row:
                     then(index, row, [(0, r) for r in range(part.size)])
             return
         last, count = len(self.problem.outer) - 1, self.problem.rows.extent
         for part in self.last_parts:
-            with _each(part) as start:
+            with each(part) as start:
                 then({**index, last: start}, 0, [(o, r) for o in range(part.size) for r in range(count)])
 
     # One tile ---------------------------------------------------------------------------------------------------------
 
     def _tile(
-        self, index: dict[int, Expr], row: Expr, moves: list[tuple[int, int]], group: Expr, part: _Segment, vector: Expr
+        self, index: dict[int, Expr], row: Expr, moves: list[tuple[int, int]], group: Expr, part: Segment, vector: Expr
     ) -> None:
         problem, lanes = self.problem, self.lanes
         outer = [index[i] for i in range(len(problem.outer))]
@@ -272,8 +156,8 @@ class _Emitter:
         step = problem.outer[-1].a_stride if problem.outer else 0
         mask = tail_mask(part.ragged, lanes) if not _is_zero(part.ragged) else None
         tile = _Tile(
-            let(_whole(simplify(a_base))),
-            let(_whole(simplify(w_base))),
+            let(whole_index(simplify(a_base))),
+            let(whole_index(simplify(w_base))),
             tuple(simplify(o * step + r * problem.rows.a_stride) for o, r in moves),
             part.size,
             part.ragged,
@@ -283,11 +167,20 @@ class _Emitter:
         self._begin(tile, channel)
         self._reduce(tile)
         for i, (o, r) in enumerate(moves):
-            place = tuple(_whole(simplify(x + (o if axis == len(outer) - 1 else 0))) for axis, x in enumerate(outer))
+            place = tuple(
+                whole_index(simplify(x + (o if axis == len(outer) - 1 else 0))) for axis, x in enumerate(outer)
+            )
             for j in range(tile.vectors):
                 value = self.accumulators[self._slot(i, j)]
                 last = mask if j == tile.vectors - 1 else None
-                self.store(place, _whole(simplify(row + r)), _whole(simplify(channel + j * lanes)), value, lanes, last)
+                self.store(
+                    place,
+                    whole_index(simplify(row + r)),
+                    whole_index(simplify(channel + j * lanes)),
+                    value,
+                    lanes,
+                    last,
+                )
 
     def _slot(self, i: int, j: int) -> Expr:
         return T.ramp((i * self.schedule.nr + j) * self.lanes, 1, self.lanes)
@@ -310,7 +203,7 @@ class _Emitter:
         work = total * len(tile.moves) * tile.vectors if isinstance(total, int) else None
         straight = work is not None and work <= _UNROLLED_STEPS
         short = self.dot.group > 1 and any(run.length < self.dot.group for run in runs)
-        for nest in _nests(runs, straight or (short and len(runs) <= _MAX_UNROLLED_RUNS)):
+        for nest in nests(runs, straight or (short and len(runs) <= _MAX_UNROLLED_RUNS)):
             w_first = sum(self.steps[: nest.first])
             with self._run_loops(nest) as (offset, number):
                 steps = groups_of(nest.length, self.dot)
@@ -322,20 +215,20 @@ class _Emitter:
         return sum((run.length for run in runs[:first]), 0)
 
     @contextmanager
-    def _run_loops(self, nest: _Nest) -> Iterator[tuple[Expr, Expr]]:
+    def _run_loops(self, nest: Nest) -> Iterator[tuple[Expr, Expr]]:
         """Open the loops of a nest: yields the offset and the number of the run, both relative to its first one."""
         if not nest.loops:
             yield 0, 0
             return
         count, step = nest.loops[0]
-        inner = _Nest(nest.offset, nest.length, nest.loops[1:], nest.first, nest.offsets)
+        inner = Nest(nest.offset, nest.length, nest.loops[1:], nest.first, nest.offsets)
         below = 1
         for extent, _ in nest.loops[1:]:
             below *= extent
-        with _loop(count) as i, self._run_loops(inner) as (offset, number):
+        with loop(count) as i, self._run_loops(inner) as (offset, number):
             yield i * step + offset, i * below + number
 
-    def _run(self, tile: _Tile, nest: _Nest, a_base: Expr, w_step: Expr, straight: bool) -> None:
+    def _run(self, tile: _Tile, nest: Nest, a_base: Expr, w_step: Expr, straight: bool) -> None:
         """All steps of one run."""
         group = self.dot.group
         length, unroll = nest.length, self.schedule.unroll
@@ -346,14 +239,14 @@ class _Emitter:
                 self._step(tile, a_base + k * group, w_step + k)
         else:
             count = whole // unroll if isinstance(whole, int) else let(T.truncdiv(whole, T.int64(unroll)))
-            with _loop(count) as block:
+            with loop(count) as block:
                 for k in range(unroll):
                     self._step(tile, a_base + (block * unroll + k) * group, w_step + block * unroll + k)
             if isinstance(whole, int):
                 for k in range(count * unroll, whole):
                     self._step(tile, a_base + k * group, w_step + k)
             elif unroll > 1:
-                with _loop(whole - count * unroll) as k:
+                with loop(whole - count * unroll) as k:
                     self._step(tile, a_base + (count * unroll + k) * group, w_step + count * unroll + k)
         if left:
             # Weights of the k that the last step reads again are zero (see `pack`).
@@ -369,7 +262,7 @@ class _Emitter:
         for i, move in enumerate(tile.moves):
             place = simplify(a_at + move)
             word = load_group(self.a.buffer, dot, place) if reader is None else reader(place)
-            for phase, spread in enumerate(dot.spread(word, lanes)):
+            for phase, spread in enumerate(dot.spread(splat(word, lanes), lanes)):
                 value = let(spread)
                 for j in range(tile.vectors):
                     slot = [self._slot(i, j)]
@@ -398,7 +291,7 @@ class _Emitter:
             where = T.address_of(self.w.buffer[simplify(begin + at)])
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", where, T.int32(0), T.int32(3), T.int32(1)))
 
-    def _short_reader(self, nest: _Nest) -> Callable[[Expr], Expr]:
+    def _short_reader(self, nest: Nest) -> Callable[[Expr], Expr]:
         """How to read a run shorter than a group: whole words where they provably lie inside the buffer."""
         dot, count, buffer = self.dot, int(nest.length), self.a.buffer
         low, high = self._extremes(nest)
@@ -409,7 +302,7 @@ class _Emitter:
             return lambda at: load_group(buffer, dot, simplify(at - missing), missing)
         return lambda at: load_bytes(buffer, at, count)
 
-    def _extremes(self, nest: _Nest) -> tuple[Expr, Expr]:
+    def _extremes(self, nest: Nest) -> tuple[Expr, Expr]:
         """The lowest and highest position of A at which a run of this nest begins (strides are never negative)."""
         problem = self.problem
         axes: list[Axis] = [*problem.outer, problem.rows, Axis(problem.groups, problem.a_group_stride)]

@@ -4,7 +4,7 @@ Every matmul, GEMV, batched matmul and convolution is the same sum over *runs*: 
 channels-last memory whose halo already holds the padding (implicit GEMM; no im2col copy exists anywhere).
 
     out[outer..., row, g*n + j] = init[g*n + j] + sum over runs r, k < r.length of
-        A[a_offset + sum(outer_i * a_stride_i) + row * rows.a_stride + g * a_group_stride + r.offset + k] * W[g, r, k, j]
+        A[a_offset + sum(outer_i * a_stride_i) + row * rows.a_stride + g * a_group_stride + r.offset + k] * W[g,r,k,j]
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from dlc.errors import DlcError
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Layout, simplify
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
+
+from dlc.errors import DlcError
 
 
 class Axis(NamedTuple):

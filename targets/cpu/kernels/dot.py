@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import Expr, splat, vector_type
 from tvm.script.ir_builder import tirx as T
 
 from dlc.errors import DlcError
-from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, splat, vector_type
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Dot:
         multiply_cost: arithmetic operations for a group and one accumulator vector.
         spread_cost: arithmetic operations to spread a group of one row over a vector, besides the load.
         widen_cost: arithmetic operations to make one packed vector of weights usable, besides the loads.
-        spread: (word, lanes) -> one vector per phase; the word is an int32 of four u8, or a scalar of the activations.
+        spread: (words, lanes) -> one vector per phase; a word is as `load_group` makes it.
         widen: (loaded weights of one phase, lanes) -> vector that `step` takes.
         step: (accumulator, spread activation, widened weights, lanes) -> accumulator.
         meaning: (a: group, w: (group, lanes)) -> (lanes,): the same in numpy.
@@ -70,8 +70,8 @@ def _pair_sums(a: np.ndarray, w: np.ndarray) -> np.ndarray:
     return total
 
 
-def _spread_bytes(word: Expr, lanes: int) -> list[Expr]:
-    return [T.reinterpret(vector_type("int8", 4 * lanes), splat(word, lanes))]
+def _spread_bytes(words: Expr, lanes: int) -> list[Expr]:
+    return [T.reinterpret(vector_type("int8", 4 * lanes), words)]
 
 
 def _vnni_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
@@ -79,9 +79,9 @@ def _vnni_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
     return T.call_llvm_pure_intrin(vector_type("int32", lanes), name, acc, a, w)
 
 
-def _spread_pairs(word: Expr, lanes: int) -> list[Expr]:
-    # The even bytes of the word become one s16 pair and the odd ones the other: a mask and a shift, no shuffle.
-    wide = T.bind(T.reinterpret(vector_type("uint16", 2 * lanes), splat(word, lanes)))
+def _spread_pairs(words: Expr, lanes: int) -> list[Expr]:
+    # The even bytes of a word become one s16 pair and the odd ones the other: a mask and a shift, no shuffle.
+    wide = T.bind(T.reinterpret(vector_type("uint16", 2 * lanes), words))
     even = T.bitwise_and(wide, splat(T.uint16(255), 2 * lanes))
     odd = T.shift_right(wide, splat(T.uint16(8), 2 * lanes))
     return [T.reinterpret(vector_type("int16", 2 * lanes), half) for half in (even, odd)]
@@ -96,6 +96,10 @@ def _pmaddwd_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
 
 def _same(value: Expr, _lanes: int) -> Expr:
     return value
+
+
+def _alone(words: Expr, _lanes: int) -> list[Expr]:
+    return [words]
 
 
 VNNI = Dot("vnni", "int32", ((0, 1, 2, 3),), 1, 0, 0, _spread_bytes, _same, _vnni_step, _exact_sum)
@@ -118,7 +122,7 @@ PLAIN = Dot(
     3,  # without SSE4.1 a 32-bit product of narrow factors is two 16-bit ones and an interleave
     1,
     2,
-    lambda a, lanes: [splat(T.cast(a, "int32"), lanes)],
+    _alone,
     lambda w, lanes: T.cast(w, vector_type("int32", lanes)),
     lambda acc, a, w, lanes: acc + a * w,
     _exact_sum,
@@ -130,7 +134,7 @@ FLOAT_FMA = Dot(
     1,
     0,
     0,
-    lambda a, lanes: [splat(a, lanes)],
+    _alone,
     _same,
     lambda acc, a, w, lanes: T.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.fma", a, w, acc),
     lambda a, w: a @ w,
@@ -142,7 +146,7 @@ FLOAT = Dot(
     2,
     1,  # no broadcasting load before AVX
     0,
-    lambda a, lanes: [splat(a, lanes)],
+    _alone,
     _same,
     lambda acc, a, w, lanes: acc + a * w,
     lambda a, w: a @ w,
@@ -168,7 +172,7 @@ def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
     elements earlier, and its first bytes drop out.
     """
     if dot.group == 1:
-        return buffer[base]
+        return T.cast(buffer[base], dot.acc_dtype)
     word = T.reinterpret("uint32", buffer[T.ramp(base, 1, 4)])
     if shift:
         word = T.shift_right(word, T.uint32(8 * shift))
