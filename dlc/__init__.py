@@ -1,0 +1,104 @@
+"""dlc: a hardware-aware deep-learning compiler. ONNX in, one package out, and a session that runs it.
+
+    package = dlc.compile("model.onnx", target="cpu", quantize="int8", calibration=data)
+    package.save("model.dlc")
+    session = dlc.load("model.dlc")
+    outputs = session.run({"x": x})
+
+Importing this module and loading a package import neither TVM's compiler nor onnx.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from dlc.errors import DlcError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from dlc.package import Package
+    from dlc.runtime.session import Session
+
+    Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+    Arrays: TypeAlias = Mapping[str, np.ndarray]
+    Calibration: TypeAlias = str | os.PathLike[str] | Arrays | Iterable[Arrays]
+
+__all__ = ["DlcError", "__version__", "compile", "load", "quantize"]
+
+__version__ = "0.1.0"
+
+
+def compile(
+    model: Model,
+    target: str = "cpu",
+    quantize: Literal["none", "int8"] = "none",
+    calibration: Calibration | None = None,
+    arithmetic: Literal["float", "fixed", "shift"] = "float",
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    *,
+    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Package:
+    """Compile a model.
+
+    Args:
+        model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
+        target: ``cpu`` (this machine), ``cpu:avx2``, ``reference``, ...; `dlc targets` lists them.
+        quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
+        calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
+            an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
+        arithmetic: how integer results are rescaled, see docs/arithmetic.md.
+        shapes: extents or symbol names of inputs, in place of the model's.
+        calibration_method: how ranges are chosen from the samples.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The package; ``save`` writes it, `load` runs it.
+
+    Raises:
+        DlcError: the model, the options or the calibration data are wrong; names the file, node and operator.
+    """
+    from dlc.compiler import compile_model
+    from dlc.options import Options
+
+    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}))
+    return compile_model(model, options, calibration, progress)
+
+
+def load(package: Package | str | os.PathLike[str], threads: int = 1) -> Session:
+    """A session that runs a package.
+
+    Args:
+        package: a .dlc file, or what `compile` returned.
+        threads: how many threads one ``run`` may use.
+
+    Raises:
+        DlcError: the package is damaged, of a newer format, or needs what this machine lacks.
+    """
+    from dlc.runtime.session import Session
+
+    return Session(package, threads)
+
+
+def quantize(
+    model: Model,
+    calibration: Calibration,
+    *,
+    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
+) -> onnx.ModelProto:
+    """The simplified model with Quantize/DequantizeLinear nodes, for any ONNX runtime.
+
+    Args:
+        model, calibration, calibration_method: as for `compile`.
+
+    Raises:
+        DlcError: the model or the calibration data are wrong.
+    """
+    from dlc.compiler import quantize_model
+    from dlc.options import Options
+
+    return quantize_model(model, Options(quantize="int8", calibration_method=calibration_method), calibration)

@@ -1,0 +1,1 @@
+"""Targets: what the compiler can compile for, one folder each. `base` has the interface."""

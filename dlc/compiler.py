@@ -1,0 +1,139 @@
+"""The pipeline on one page: frontend -> simplify -> quantise -> the target's passes -> build -> package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from dlc.errors import DlcError
+from dlc.options import Options
+from dlc.package import Package
+from dlc.pipeline import Context, Pass, run_passes
+from dlc.targets.base import Build, Target, find_target
+
+if TYPE_CHECKING:
+    import onnx
+
+    from dlc.ir.graph import Graph
+
+FRONTEND = "frontend"
+ZOO = "zoo:"
+Progress = Callable[[str, int, int], None]
+
+
+def passes_of(options: Options, target: Target) -> list[Pass]:
+    """All passes of one compilation, in order."""
+    from dlc.passes.quantize import quantize_passes
+    from dlc.passes.simplify import SIMPLIFY
+
+    return [*SIMPLIFY, *quantize_passes(options), *target.passes(options)]
+
+
+def stages(options: Options) -> list[str]:
+    """The names of the points at which the IR can be printed: the frontend, then each pass."""
+    return [FRONTEND, *(step.name for step in passes_of(options, find_target(options.target)))]
+
+
+def model_source(model: Any) -> Any:
+    """`model` with ``zoo:NAME`` replaced by the path of that model's file."""
+    if isinstance(model, str) and model.startswith(ZOO):
+        from dlc.zoo import model_path
+
+        return model_path(model.removeprefix(ZOO))
+    return model
+
+
+def import_source(model: Any, options: Options) -> Any:
+    """The IRModule of a model, before any pass."""
+    from dlc.frontends.onnx import import_model
+
+    return import_model(model_source(model), options.shapes)
+
+
+def _context(model: Any, options: Options, target: Target, calibration: Any, progress: Progress | None) -> Context:
+    context = Context(options, target=target)
+    if progress is not None:
+        context.progress = progress
+    return context
+
+
+def module_at(model: Any, options: Options, stage: str, calibration: Any = None) -> Any:
+    """The IRModule behind a stage of `stages`.
+
+    Raises:
+        DlcError: there is no such stage, or the model or options are wrong.
+    """
+    target = find_target(options.target)
+    known = [FRONTEND, *(step.name for step in passes_of(options, target))]
+    if stage not in known:
+        raise DlcError(f"no stage '{stage}'; known: {', '.join(known)}")
+    module = import_source(model, options)
+    context = _context(model, options, target, calibration, None)
+    return module if stage == FRONTEND else run_passes(module, passes_of(options, target), context, stage)
+
+
+def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
+    """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
+    target = find_target(options.target)
+    context = _context(model, options, target, calibration, progress)
+    context.progress(FRONTEND, 0, 1)
+    module = import_source(model, options)
+    return compile_module(run_passes(module, passes_of(options, target), context), context)
+
+
+def compile_module(module: Any, context: Context) -> Package:
+    """The package of an IRModule that has been through its passes."""
+    from dlc.ir.convert import view
+
+    target: Target = context.target
+    context.progress("build", 0, 1)
+    build = target.build(module, context)
+    manifest = _manifest(view(module), target, build, context)
+    explanation = {
+        "nodes": build.explanation,
+        "declined": [
+            {"pass": d.pass_name, "node": str(d.origin), "value": d.origin.value, "reason": d.reason}
+            for d in context.declined
+        ],
+    }
+    members = {**build.members, "explain.json": (json.dumps(explanation, indent=1, sort_keys=True) + "\n").encode()}
+    return Package.create(manifest, members)
+
+
+def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> dict[str, Any]:
+    from dlc.ir.serial import extent_text
+
+    values = graph.values()
+    outputs = [values[name] for name in graph.outputs]
+    input_names = graph.attrs.get("dlc.inputs") or [v.name for v in graph.inputs]
+    output_names = graph.attrs.get("dlc.outputs") or [v.name for v in outputs]
+
+    def infos(names: list[str], tensors: Any) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "shape": [extent_text(d) for d in v.shape], "dtype": v.dtype}
+            for name, v in zip(names, tensors, strict=True)
+        ]
+
+    return {
+        "target": target.spec,
+        "runtime": target.runtime,
+        "inputs": infos(input_names, graph.inputs),
+        "outputs": infos(output_names, outputs),
+        "variants": [variant.as_json() for variant in build.variants],
+        "options": context.options.as_json(),
+        "notes": context.notes,
+        "versions": {name: version(dist) for name, dist in _VERSIONS.items()},
+        "build": build.manifest,
+    }
+
+
+_VERSIONS = {"dlc": "dlc", "tvm": "apache-tvm", "onnx": "onnx", "numpy": "numpy"}
+
+
+def quantize_model(model: Any, options: Options, calibration: Any) -> onnx.ModelProto:
+    """The simplified model with Q/DQ nodes; arguments and errors as of `dlc.quantize`."""
+    from dlc.passes.quantize.write_qdq import quantize_onnx
+
+    return quantize_onnx(model_source(model), calibration, options)

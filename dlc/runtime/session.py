@@ -1,0 +1,224 @@
+"""A loaded model: checked inputs in, outputs out, with as little in between as Python allows."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
+import numpy as np
+
+from dlc.errors import DlcError
+from dlc.package import Package
+
+if TYPE_CHECKING:
+    from dlc.targets.base import Executable
+
+_USABLE = 0x1 | 0x100  # numpy's flag bits: C-contiguous, aligned
+_WRITABLE = _USABLE | 0x400
+_PLANS = 256  # combinations of input shapes that are remembered
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: its name, its extents (ints, symbol names, or arithmetic on those) and its dtype."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(str(d) for d in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one combination of input shapes leads to."""
+
+    sizes: Mapping[str, int]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _infos(records: Sequence[Mapping[str, Any]]) -> tuple[TensorInfo, ...]:
+    known = TensorInfo.__dataclass_fields__
+    return tuple(
+        TensorInfo(**{**{k: v for k, v in r.items() if k in known}, "shape": tuple(r["shape"])}) for r in records
+    )
+
+
+class Session:
+    """A model that is ready to run. It may be used from several threads at once.
+
+    Attributes:
+        inputs, outputs: what the model takes and gives, in order.
+        package: what it was loaded from.
+    """
+
+    def __init__(self, package: Package | str | os.PathLike[str], threads: int = 1) -> None:
+        """Load `package` (or the file at a path) for `threads` threads.
+
+        Raises:
+            DlcError: the package is damaged or of a newer format, this machine cannot run it, or the target does not
+                run on so many threads.
+        """
+        self.package = package if isinstance(package, Package) else Package.open(package)
+        if not isinstance(threads, int) or threads < 1:
+            raise DlcError(f"threads must be a positive number, got {threads!r}")
+        self.package.variant()  # before any code is loaded
+        manifest = self.package.manifest
+        try:
+            self.inputs, self.outputs = _infos(manifest["inputs"]), _infos(manifest["outputs"])
+            runtime = importlib.import_module(manifest["runtime"])
+        except (KeyError, TypeError) as error:
+            raise DlcError(f"{self.package.name}: the manifest lacks {error}") from error
+        except ImportError as error:
+            message = f"the runtime of target '{manifest.get('target')}' is not installed: {error}"
+            raise DlcError(f"{self.package.name}: {message}") from error
+        self._bind(runtime.load(self.package, threads))
+
+    def _bind(self, executable: Executable) -> None:
+        self.executable = executable
+        self._execute = executable.run
+        self._wanted = tuple((info.name, np.dtype(info.dtype)) for info in self.inputs)
+        self._given = tuple((info.name, np.dtype(info.dtype)) for info in self.outputs)
+        self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
+
+    def clone(self) -> Session:
+        """Another session of the same model that shares its constants; cheap."""
+        twin = object.__new__(Session)
+        twin.package, twin.inputs, twin.outputs = self.package, self.inputs, self.outputs
+        twin._bind(self.executable.clone())
+        return twin
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Compute the outputs, by name.
+
+        Args:
+            inputs: arrays by input name: numpy, or anything on the CPU that speaks DLPack. Names, dtypes and extents
+                must be the model's; memory that is not contiguous is copied.
+            outputs: arrays to write to, by output name, contiguous, of exactly the right shape and dtype, not
+                overlapping an input; outputs that are not named are allocated.
+
+        Returns:
+            Every output by name: numpy arrays, or the objects given as `outputs`.
+
+        Raises:
+            DlcError: an input or output does not fit; names it, what was expected and what came.
+        """
+        if len(inputs) != len(self._wanted):
+            self._complain_names(inputs)
+        arrays = []
+        for name, dtype in self._wanted:
+            try:
+                array = inputs[name]
+            except KeyError:
+                self._complain_names(inputs)
+            if type(array) is not np.ndarray:
+                array = _as_array(array, "input", name)
+            if array.dtype is not dtype and array.dtype != dtype:
+                raise DlcError(f"input '{name}' has dtype {array.dtype}, expected {dtype}")
+            if array.flags.num & _USABLE != _USABLE:
+                array = array.copy(order="C")
+            arrays.append(array)
+        plan = self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
+        if outputs is None:
+            results = [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
+            self._execute(arrays, results, plan.sizes)
+            return {name: array for (name, _), array in zip(self._given, results, strict=True)}
+        results = self._preallocated(outputs, arrays, plan)
+        self._execute(arrays, results, plan.sizes)
+        return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+
+    # --- the slow path: shapes seen for the first time, preallocated outputs, errors ---------------------------------
+
+    def _plan(self, arrays: Sequence[np.ndarray]) -> _Plan:
+        sizes = bind_symbols(self.inputs, [a.shape for a in arrays])
+        shapes = tuple(tuple(int(d) for d in shape) for shape in self.executable.output_shapes(sizes))
+        plan = _Plan(sizes, shapes)
+        if len(self._plans) >= _PLANS:
+            self._plans = {}
+        self._plans[tuple(a.shape for a in arrays)] = plan
+        return plan
+
+    def _preallocated(self, outputs: Mapping[str, Any], inputs: Sequence[np.ndarray], plan: _Plan) -> list[np.ndarray]:
+        unknown = sorted(set(outputs) - {name for name, _ in self._given})
+        if unknown:
+            raise DlcError(f"unknown output '{unknown[0]}'; the model gives {_listing(self.outputs)}")
+        results: list[np.ndarray] = []
+        for (name, dtype), shape in zip(self._given, plan.shapes, strict=True):
+            if name not in outputs:
+                results.append(np.empty(shape, dtype))
+                continue
+            given = outputs[name]
+            array = given if type(given) is np.ndarray else _as_array(given, "output", name)
+            if array.dtype != dtype or array.shape != shape:
+                got = f"{array.dtype}{list(array.shape)}"
+                raise DlcError(f"output '{name}' is preallocated as {got}, expected {dtype}{list(shape)}")
+            if array.flags.num & _WRITABLE != _WRITABLE:
+                raise DlcError(f"output '{name}': the preallocated array must be contiguous, aligned and writable")
+            # Kernels assume that what they write is nothing that they read.
+            if any(np.may_share_memory(array, other) for other in (*inputs, *results)):
+                raise DlcError(f"output '{name}': the preallocated array overlaps an input or another output")
+            results.append(array)
+        return results
+
+    def _complain_names(self, inputs: Mapping[str, Any]) -> None:
+        known = {name for name, _ in self._wanted}
+        missing = [name for name, _ in self._wanted if name not in inputs]
+        extra = sorted(str(name) for name in inputs if name not in known)
+        problem = f"input '{missing[0]}' is missing" if missing else f"unknown input '{extra[0]}'"
+        got = f"; got {', '.join(sorted(str(n) for n in inputs)) or 'none'}" if missing else ""
+        raise DlcError(f"{problem}; the model takes {_listing(self.inputs)}{got}")
+
+
+def _listing(infos: Sequence[TensorInfo]) -> str:
+    return "; ".join(str(info) for info in infos) or "none"
+
+
+def _as_array(value: Any, role: str, name: str) -> np.ndarray:
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if not hasattr(value, "__dlpack__"):
+        raise DlcError(f"{role} '{name}' is a {type(value).__name__}; expected a numpy array or one that speaks DLPack")
+    try:
+        return np.from_dlpack(value)
+    except Exception as error:  # producers raise what they like
+        raise DlcError(f"{role} '{name}' cannot be read through DLPack: {error}") from error
+
+
+def bind_symbols(infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The size of every symbol, read from the inputs' shapes.
+
+    Raises:
+        DlcError: a rank or extent does not fit, or a symbol would have two sizes; names the input.
+    """
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for info, shape in zip(infos, shapes, strict=True):
+        if len(shape) != len(info.shape):
+            raise _misfit(info, shape)
+        for extent, dim in zip(shape, info.shape, strict=True):
+            if isinstance(dim, str) and dim.isidentifier() and sizes.setdefault(dim, extent) == extent:
+                source.setdefault(dim, info.name)
+    for info, shape in zip(infos, shapes, strict=True):
+        for extent, dim in zip(shape, info.shape, strict=True):
+            if (dim if isinstance(dim, int) else _evaluate(dim, sizes)) != extent:
+                known = "".join(f"; {s} is {sizes[s]} from input '{source[s]}'" for s in sizes if s in str(dim))
+                raise _misfit(info, shape, known)
+    return sizes
+
+
+def _evaluate(dim: str, sizes: Mapping[str, int]) -> int:
+    from dlc.ir.interpret import evaluate_dim  # only models with symbolic extents need the table of operators
+
+    return evaluate_dim(dim, sizes)
+
+
+def _misfit(info: TensorInfo, shape: tuple[int, ...], note: str = "") -> DlcError:
+    expected = ", ".join(str(d) for d in info.shape)
+    return DlcError(f"input '{info.name}' has shape {list(shape)}, expected [{expected}]{note}")

@@ -1,0 +1,71 @@
+"""The reference target, runtime's half: interprets the graph that the package holds. Imports no TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dlc.targets.base import Trace
+
+from dlc.errors import DlcError
+from dlc.ir.graph import Graph, Node
+from dlc.ir.interpret import evaluate_dim, interpret
+from dlc.ir.serial import graph_from_json
+from dlc.package import Package
+
+
+class ReferenceExecutable:
+    """A graph and its constants. Holds no state between calls, so threads share it freely."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._names = [value.name for value in graph.inputs]
+        values = graph.values()
+        self._outputs = [values[name] for name in graph.outputs]
+
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
+        """Interpret the graph and copy its results to `outputs`."""
+        results = interpret(self.graph, dict(zip(self._names, inputs, strict=True)), sizes=sizes)
+        for value, result, output in zip(self._outputs, results, outputs, strict=True):
+            if result.shape != output.shape:
+                raise DlcError(f"'{value.name}' came out as {list(result.shape)}, declared {list(output.shape)}")
+            np.copyto(output, result, casting="no")
+
+    def output_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+        """The declared extents, evaluated."""
+        return [tuple(evaluate_dim(d, sizes) for d in value.shape) for value in self._outputs]
+
+    def clone(self) -> ReferenceExecutable:
+        """Itself: there is no state to share."""
+        return self
+
+    def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Trace:
+        """Every ONNX value that some operator made, with that operator's row, in execution order."""
+        # An ONNX node may have become several operators of one origin: the last of them made its value.
+        last = {node.origin.value: node for node in self.graph.walk() if node.origin.value}
+        seen: list[tuple[dict[str, Any], np.ndarray]] = []
+
+        def observe(node: Node, results: tuple[np.ndarray, ...]) -> None:
+            if last.get(node.origin.value) is node:
+                row = {"node": str(node.origin), "value": node.origin.value, "op": node.op, "kernel": "numpy"}
+                seen.append((row, results[0]))
+
+        interpret(self.graph, dict(zip(self._names, inputs, strict=True)), observe, sizes)
+        yield from seen
+
+
+def load(package: Package, threads: int) -> ReferenceExecutable:
+    """Read the graph back.
+
+    Raises:
+        DlcError: the package's graph is not one, or `threads` is not 1.
+    """
+    if threads != 1:
+        raise DlcError(f"target 'reference' runs on one thread, got threads={threads}")
+    constants = package.constants("constants.safetensors")
+    try:
+        graph = graph_from_json(package.json("graph.json"), constants)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DlcError(f"{package.name}: member 'graph.json' is not a graph: {error!r}") from error
+    return ReferenceExecutable(graph)

@@ -1,0 +1,234 @@
+"""The session: what it takes, what it refuses and in which words, threads, preallocated outputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dlc
+from dlc.errors import DlcError
+from dlc.package import Package
+from dlc.runtime.session import Session
+
+ROOT = Path(__file__).parents[2]
+
+
+class Doubler:
+    """y = 2 a + b, where a is [n, 3] and b is [n]."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.lock = threading.Lock()
+
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
+        a, b = inputs
+        assert a.flags.c_contiguous and a.flags.aligned and a.shape == (sizes["n"], 3)
+        np.add(2 * a, b[:, None], out=outputs[0])
+        outputs[1][...] = sizes["n"]
+        with self.lock:
+            self.calls += 1
+
+    def output_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+        return [(sizes["n"], 3), ()]
+
+    def clone(self) -> Doubler:
+        return Doubler()
+
+
+MANIFEST = {
+    "target": "double",
+    "runtime": "double_runtime",
+    "inputs": [
+        {"name": "a", "shape": ["n", 3], "dtype": "float32"},
+        {"name": "b", "shape": ["n"], "dtype": "float32"},
+    ],
+    "outputs": [{"name": "y", "shape": ["n", 3], "dtype": "float32"}, {"name": "k", "shape": [], "dtype": "int64"}],
+}
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    module: Any = types.ModuleType("double_runtime")
+    module.load = lambda package, threads: Doubler()
+    monkeypatch.setitem(sys.modules, "double_runtime", module)
+    yield dlc.load(Package.create(MANIFEST, {}))
+
+
+def feeds(n: int = 2) -> dict[str, np.ndarray]:
+    return {"a": np.arange(3 * n, dtype=np.float32).reshape(n, 3), "b": np.ones(n, np.float32)}
+
+
+def test_run(session: Session) -> None:
+    assert [str(i) for i in session.inputs] == ["a: float32[n, 3]", "b: float32[n]"]
+    assert [i.shape for i in session.outputs] == [("n", 3), ()]
+    for n in (2, 5, 2):
+        outputs = session.run(feeds(n))
+        np.testing.assert_array_equal(outputs["y"], 2 * feeds(n)["a"] + 1)
+        assert list(outputs) == ["y", "k"] and outputs["k"] == n and outputs["k"].shape == ()
+
+
+def test_memory_that_is_not_contiguous_or_aligned(session: Session) -> None:
+    wide = np.zeros((2, 6), np.float32)
+    wide[:, ::2] = feeds()["a"]
+    raw = np.zeros(9, np.uint8)
+    odd = raw[1:].view(np.float32)
+    odd[:] = 1
+    assert not odd.flags.aligned
+    outputs = session.run({"a": wide[:, ::2], "b": odd})
+    np.testing.assert_array_equal(outputs["y"], 2 * feeds()["a"] + 1)
+    np.testing.assert_array_equal(
+        session.run({"a": np.asfortranarray(feeds()["a"]), "b": odd})["y"], 2 * feeds()["a"] + 1
+    )
+
+
+class Foreign:
+    """Another library's array, as DLPack sees it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **keywords: Any) -> Any:
+        return self.array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def test_dlpack(session: Session) -> None:
+    values = feeds()
+    result = Foreign(np.zeros((2, 3), np.float32))
+    outputs = session.run({"a": Foreign(values["a"]), "b": values["b"]}, {"y": result})
+    assert outputs["y"] is result
+    np.testing.assert_array_equal(result.array, 2 * values["a"] + 1)
+
+    class Elsewhere(Foreign):
+        def __dlpack__(self, **keywords: Any) -> Any:
+            raise BufferError("on another device")
+
+    with pytest.raises(DlcError, match="input 'a' cannot be read through DLPack: on another device"):
+        session.run({"a": Elsewhere(values["a"]), "b": values["b"]})
+
+
+def test_subclasses_of_ndarray(session: Session, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", feeds()["a"])
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    np.testing.assert_array_equal(session.run({"a": mapped, "b": feeds()["b"]})["y"], 2 * feeds()["a"] + 1)
+
+
+TAKES = r"the model takes a: float32\[n, 3\]; b: float32\[n\]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"b": None}, f"input 'b' is missing; {TAKES}; got a$"),
+        ({"b": None, "c": np.ones(2)}, f"input 'b' is missing; {TAKES}; got a, c$"),
+        ({"c": np.ones(2)}, f"unknown input 'c'; {TAKES}$"),
+        ({"a": np.ones((2, 3))}, "input 'a' has dtype float64, expected float32"),
+        ({"a": np.ones((2, 3), ">f4")}, "input 'a' has dtype >f4, expected float32"),
+        ({"a": np.ones(3, np.float32)}, r"input 'a' has shape \[3\], expected \[n, 3\]"),
+        ({"a": np.ones((2, 4), np.float32)}, r"input 'a' has shape \[2, 4\], expected \[n, 3\]"),
+        ({"b": np.ones(3, np.float32)}, r"input 'b' has shape \[3\], expected \[n\]; n is 2 from input 'a'"),
+        ({"b": [1.0, 2.0]}, "input 'b' is a list; expected a numpy array or one that speaks DLPack"),
+    ],
+)
+def test_bad_inputs(session: Session, changes: dict[str, Any], text: str) -> None:
+    given = {name: value for name, value in {**feeds(), **changes}.items() if value is not None}
+    with pytest.raises(DlcError, match=text):
+        session.run(given)
+
+
+def test_preallocated_outputs(session: Session) -> None:
+    y = np.zeros((2, 3), np.float32)
+    outputs = session.run(feeds(), {"y": y})
+    assert outputs["y"] is y and outputs["k"] == 2
+    np.testing.assert_array_equal(y, 2 * feeds()["a"] + 1)
+
+
+def _readonly() -> np.ndarray:
+    array = np.zeros((2, 3), np.float32)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text"),
+    [
+        ({"z": np.zeros(1)}, r"unknown output 'z'; the model gives y: float32\[n, 3\]; k: int64\[\]"),
+        (
+            {"y": np.zeros((3, 3), np.float32)},
+            r"output 'y' is preallocated as float32\[3, 3\], expected float32",
+        ),
+        ({"y": np.zeros((2, 3))}, r"output 'y' is preallocated as float64\[2, 3\], expected float32\[2, 3\]"),
+        ({"y": np.zeros((3, 2), np.float32).T}, "output 'y': the preallocated array must be contiguous"),
+        ({"y": _readonly()}, "output 'y': the preallocated array must be contiguous, aligned and writable"),
+        ({"y": [[0.0]]}, "output 'y' is a list; expected a numpy array"),
+    ],
+)
+def test_bad_preallocated_outputs(session: Session, outputs: dict[str, Any], text: str) -> None:
+    with pytest.raises(DlcError, match=text):
+        session.run(feeds(), outputs)
+
+
+def test_outputs_must_not_overlap_inputs(session: Session) -> None:
+    values = feeds()
+    with pytest.raises(DlcError, match="output 'y': the preallocated array overlaps an input"):
+        session.run(values, {"y": values["a"]})
+
+
+def test_threads_share_a_session(session: Session) -> None:
+    def work(seed: int) -> None:
+        n = 1 + seed % 7
+        a = np.random.default_rng(seed).standard_normal((n, 3)).astype(np.float32)
+        for _ in range(50):
+            np.testing.assert_array_equal(session.run({"a": a, "b": np.zeros(n, np.float32)})["y"], 2 * a)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(16)))
+    assert session.executable.calls == 16 * 50  # type: ignore[attr-defined]
+
+
+def test_many_shapes(session: Session) -> None:
+    for n in range(1, 400):
+        assert session.run(feeds(n))["y"].shape == (n, 3)
+
+
+def test_clone(session: Session) -> None:
+    twin = session.clone()
+    assert twin.executable is not session.executable and twin.inputs == session.inputs
+    np.testing.assert_array_equal(twin.run(feeds())["y"], session.run(feeds())["y"])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_bad_threads(session: Session, threads: Any) -> None:
+    with pytest.raises(DlcError, match="threads must be a positive number"):
+        dlc.load(session.package, threads=threads)
+
+
+def test_unknown_runtime() -> None:
+    with pytest.raises(DlcError, match="the runtime of target 'x' is not installed: No module named 'no_such_runtime'"):
+        dlc.load(Package.create({**MANIFEST, "target": "x", "runtime": "no_such_runtime"}, {}))
+    with pytest.raises(DlcError, match="the manifest lacks 'inputs'"):
+        dlc.load(Package.create({"runtime": "json"}, {}))
+
+
+def test_features_are_checked_before_code_is_loaded() -> None:
+    variants = [{"name": "v", "arch": "", "requires": ["no_such_feature"], "members": []}]
+    manifest = {**MANIFEST, "runtime": "no_such_runtime", "variants": variants}
+    with pytest.raises(DlcError, match="lacks features that the package needs: no_such_feature"):
+        dlc.load(Package.create(manifest, {}))
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, dlc, dlc.runtime.session; print(sorted({'tvm', 'onnx', 'torch', 'tvm_ffi'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
