@@ -1,0 +1,57 @@
+"""The ONNX front end: `import_model` turns a model into an IRModule of Relax with our operators.
+
+A converter is one small function an operator, in a file by family; see `registry`. Importing this package registers
+all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from dlc.errors import DlcError
+from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
+    activation,
+    convolution,
+    elementwise,
+    linear,
+    normalisation,
+    pooling,
+    reduction,
+    shape,
+)
+from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
+from dlc.frontends.onnx.importer import Importer
+from dlc.frontends.onnx.load import check, parse, read_external
+from dlc.frontends.onnx.registry import converter, supported
+
+__all__ = ["FUNCTION_MATCHERS", "converter", "import_model", "supported"]
+
+
+def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Any:
+    """Import an ONNX model as an IRModule with one function, ``main``.
+
+    Its parameters are the model's inputs, its attributes ``dlc.inputs`` and ``dlc.outputs`` the ONNX names in order.
+    Named dimensions become one symbol a name, and a symbol stands for an extent of at least 1.
+
+    Args:
+        model: a path, or a parsed model (whose external data, if any, is already read).
+        shapes: extents by input name, ints or names of symbols, instead of those in the model.
+
+    Returns:
+        The module. Every operator call carries the ONNX operator, node and value that it came from.
+
+    Raises:
+        DlcError: for whatever is wrong with the model or the shapes, or not supported; one line that names the file
+            and, where there is one, the node and the operator.
+    """
+    loaded = parse(model)
+    missing = unsupported(loaded.proto)
+    if missing:
+        raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
+    check(loaded)
+    read_external(loaded)
+    return Importer(loaded, shapes).run()

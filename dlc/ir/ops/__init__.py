@@ -1,6 +1,17 @@
 """The operators of the IR; importing this package fills the table `OPS`. Imports no TVM."""
 
-from dlc.ir.ops import conv, matmul, pool, quantization, relax_ops
+from dlc.ir.ops import conv, cumulate, extents, matmul, pool, quantization, relax_ops, top_indices
 from dlc.ir.ops.registry import OPS, OpSpec
 
-__all__ = ["OPS", "OpSpec", "conv", "matmul", "pool", "quantization", "relax_ops"]
+__all__ = [
+    "OPS",
+    "OpSpec",
+    "conv",
+    "cumulate",
+    "extents",
+    "matmul",
+    "pool",
+    "quantization",
+    "relax_ops",
+    "top_indices",
+]

@@ -1,0 +1,224 @@
+"""What a converter works with: the node's attributes, and `emit`, which notes an operator call or folds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
+import numpy as np
+import onnx
+
+from dlc.frontends.onnx.symbols import Symbols, as_dims
+from dlc.frontends.onnx.tensor import Call, ConversionError, Dim, Tensor, constant
+from dlc.ir.convert import infer_type
+from dlc.ir.ops import OPS
+
+# A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
+_FOLD_LIMIT = 1 << 22
+# A pass forms integer operators from these, so they stay in the graph even on constants.
+_NEVER_FOLDED = {"dlc.quantize", "dlc.dequantize"}
+Operand: TypeAlias = Tensor | int | float | bool
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One ONNX node in plain Python: attributes decoded, references to a function's attributes resolved."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any]
+    proto: onnx.NodeProto
+
+    @property
+    def label(self) -> str:
+        """How messages name the node."""
+        known = self.name or next((o for o in self.outputs if o), "")
+        domain = f"{self.domain}." if self.domain else ""
+        return f"node '{known}' ({domain}{self.op_type})"
+
+
+@dataclass
+class Context:
+    """The state of one node's conversion."""
+
+    node: NodeView
+    version: int
+    symbols: Symbols
+    calls: list[Call]
+    onnx_op: str
+    onnx_node: str
+    branch: Callable[[onnx.GraphProto], tuple[Tensor, ...]]
+    elem_types: dict[str, int] = field(default_factory=dict)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute of the node."""
+        return self.node.attrs.get(name, default)
+
+    def require(self, name: str) -> Any:
+        """An attribute that must be there."""
+        if name not in self.node.attrs:
+            raise ConversionError(f"attribute '{name}' is missing")
+        return self.node.attrs[name]
+
+    def wants(self, index: int) -> bool:
+        """Whether the node's output at `index` is named."""
+        return index < len(self.node.outputs) and bool(self.node.outputs[index])
+
+    # --- constants and extents ---------------------------------------------------------------------------------------
+
+    def constant(self, value: Any, dtype: str | None = None) -> Tensor:
+        """A constant tensor."""
+        return constant(np.asarray(value, dtype=dtype))
+
+    def like(self, value: Any, tensor: Tensor) -> Tensor:
+        """A scalar constant of a tensor's dtype."""
+        return constant(np.asarray(value).astype(tensor.dtype))
+
+    def extents(self, dims: Sequence[Dim]) -> Tensor:
+        """An int64 vector that holds extents."""
+        return self._from_elements(np.array(list(dims), dtype=object).reshape(len(dims)), "int64")
+
+    def known(self, tensor: Tensor, what: str) -> np.ndarray:
+        """The content of a tensor that must be constant; `what` is its role in the message."""
+        if tensor.value is None:
+            raise ConversionError(f"{what} must be known when compiling")
+        return tensor.value
+
+    def dims(self, tensor: Tensor, what: str) -> tuple[Dim, ...]:
+        """The content of an integer tensor of extents: ints or symbolic expressions."""
+        if tensor.elements is not None:
+            return as_dims(tensor.elements)
+        return as_dims(self.known(tensor, what))
+
+    def ints(self, tensor: Tensor, what: str) -> tuple[int, ...]:
+        """The content of an integer tensor that must be constant."""
+        return tuple(int(v) for v in self.known(tensor, what).reshape(-1))
+
+    def number(self, tensor: Tensor, what: str) -> Any:
+        """The one element of a constant."""
+        array = self.known(tensor, what)
+        if array.size != 1:
+            raise ConversionError(f"{what} must have one element, got shape {list(array.shape)}")
+        return array.reshape(-1)[0].item()
+
+    def axis(self, axis: int, rank: int) -> int:
+        """An axis counted from the front; ConversionError when there is no such axis."""
+        if not -rank <= axis < max(rank, 1):
+            raise ConversionError(f"axis {axis} of a tensor with {rank} dimensions")
+        return axis % max(rank, 1)
+
+    # --- operators ---------------------------------------------------------------------------------------------------
+
+    def emit(self, op: str, *operands: Operand, **attrs: Any) -> Tensor:
+        """The result of an operator (``relax.`` is implied): folded where its operands are known, else a new call.
+
+        Numbers become scalars of the first tensor's dtype.
+        """
+        op = op if op.startswith("dlc.") else f"relax.{op}"
+        first = next((t for t in operands if isinstance(t, Tensor)), None)
+        inputs = []
+        for operand in operands:
+            if isinstance(operand, Tensor):
+                inputs.append(operand)
+            else:
+                assert first is not None
+                inputs.append(self.like(operand, first))
+        shape, dtype = infer_type(op, [(t.shape, t.dtype) for t in inputs], attrs)
+        shape = tuple(self.symbols.simplify(d) for d in shape)
+        folded = self._fold(op, inputs, attrs, shape, dtype)
+        return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _call(
+        self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
+    ) -> Tensor:
+        call = Call(op, tuple(self.materialised(t) for t in inputs), attrs, self.onnx_op, self.onnx_node)
+        call.output = Tensor(shape, dtype, call=call)
+        self.calls.append(call)
+        return call.output
+
+    def _fold(
+        self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
+    ) -> Tensor | None:
+        if not inputs or op in _NEVER_FOLDED or not all(t.value is not None or t.elements is not None for t in inputs):
+            return None
+        values = [t.value for t in inputs if t.value is not None]
+        if len(values) < len(inputs):
+            arrays = [t.elements if t.value is None else t.value.astype(object) for t in inputs]
+            indices = op in ("relax.take", "relax.gather_elements")
+            if indices:
+                if inputs[1].value is None:
+                    return None
+                arrays[1] = inputs[1].value
+            result = self.symbols.fold(op, [a for a in arrays if a is not None], attrs)
+            return None if result is None else self._from_elements(result, dtype)
+        if any(not isinstance(d, int) for d in shape) or any(_symbolic(v) for v in attrs.values()):
+            return None
+        if int(np.prod(shape, dtype=np.float64)) > max(_FOLD_LIMIT, 2 * sum(v.size for v in values)):
+            return None
+        array = np.asarray(OPS[op].meaning(values, attrs))
+        return constant(array if str(array.dtype) == dtype else array.astype(dtype))
+
+    def _from_elements(self, array: np.ndarray, dtype: str) -> Tensor:
+        if all(isinstance(d, int | bool | np.integer | np.bool_) for d in array.reshape(-1)):
+            return constant(array.astype(dtype))
+        return Tensor(tuple(array.shape), dtype, elements=array)
+
+    def materialised(self, tensor: Tensor) -> Tensor:
+        """The tensor as an operand of a call: symbolic elements are computed when running, by ``dlc.extents``."""
+        if tensor.elements is None:
+            return tensor
+        dims = as_dims(tensor.elements.reshape(-1))
+        result = self._call("dlc.extents", [], {"shape": dims}, (len(dims),), "int64")
+        if tensor.rank != 1:
+            result = self._call("relax.reshape", [result], {"shape": tensor.shape}, tensor.shape, "int64")
+        if tensor.dtype != "int64":
+            result = self._call("relax.astype", [result], {"dtype": tensor.dtype}, tensor.shape, tensor.dtype)
+        return result
+
+    # --- short forms used by many converters -------------------------------------------------------------------------
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """`x` with another element type."""
+        return x if x.dtype == dtype else self.emit("astype", x, dtype=dtype)
+
+    def reshape(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
+        """`x` with other extents of the same product."""
+        wanted = tuple(self.symbols.simplify(d) for d in shape)
+        if len(wanted) == x.rank and all(self.symbols.same(a, b) for a, b in zip(wanted, x.shape, strict=True)):
+            return x
+        above, below = self.symbols.product(x.shape), self.symbols.product(wanted)
+        difference = self.symbols.simplify(above - below)
+        if isinstance(difference, int) and difference != 0:
+            raise ConversionError(f"cannot reshape {x} to [{', '.join(str(d) for d in wanted)}]")
+        return self.emit("reshape", x, shape=wanted)
+
+    def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
+        """`x` with its dimensions in another order."""
+        return x if list(axes) == list(range(x.rank)) else self.emit("permute_dims", x, axes=tuple(axes))
+
+    def broadcast(self, x: Tensor, shape: Sequence[Dim]) -> Tensor:
+        """`x` repeated to `shape`."""
+        if len(shape) == x.rank and all(self.symbols.same(a, b) for a, b in zip(shape, x.shape, strict=True)):
+            return x
+        return self.emit("broadcast_to", x, shape=tuple(shape))
+
+    def slice(self, x: Tensor, axis: int, begin: Dim, end: Dim, stride: int = 1) -> Tensor:
+        """A range along one axis; `begin` and `end` within the extent."""
+        if stride == 1 and self.symbols.same(begin, 0) and self.symbols.same(end, x.shape[axis]):
+            return x
+        return self.emit("strided_slice", x, axes=(axis,), begin=(begin,), end=(end,), strides=(stride,))
+
+    def reduce(self, mode: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
+        """sum, mean, max, min or prod over axes."""
+        return self.emit(mode, x, axes=tuple(axes), keepdims=int(keepdims))
+
+
+def _symbolic(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_symbolic(v) for v in value)
+    return not isinstance(value, int | float | str | np.generic)

@@ -1,0 +1,166 @@
+"""Conv, ConvTranspose and the integer convolution."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.registry import converter
+from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.windows import CHANNELS_FIRST, window
+
+
+def add_channels(c: Context, x: Tensor, bias: Tensor) -> Tensor:
+    """x plus a vector along the channels (axis 1)."""
+    return c.emit("add", x, c.reshape(bias, (bias.shape[0], *[1] * (x.rank - 2))))
+
+
+def check_kernel(c: Context, w: Tensor) -> list[int]:
+    """The kernel's spatial extents, which must be known and agree with the attribute."""
+    if w.rank < 3:
+        raise ConversionError(f"a convolution's weight needs 3 dimensions or more, got {w}")
+    if not w.static:
+        raise ConversionError(f"the shape of the weight must be known when compiling, got {w}")
+    kernel = list(w.shape[2:])
+    given = c.attr("kernel_shape")
+    if given and list(given) != kernel:
+        raise ConversionError(f"attribute 'kernel_shape' {given} does not fit the weight {list(w.shape)}")
+    return kernel
+
+
+@converter("Conv")
+def conv(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution over 1 to 3 spatial dimensions."""
+    attrs = window(c, x, check_kernel(c, w))
+    result = c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype=x.dtype)
+    return result if bias is None else add_channels(c, result, bias)
+
+
+def _flipped(c: Context, w: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight (C, O / groups, k...) as a convolution's (O, C / groups, k...)."""
+    channels, outputs, *kernel = w.shape
+    rank = len(kernel)
+    w = c.reshape(w, (groups, channels // groups, outputs, *kernel))
+    w = c.transpose(w, (0, 2, 1, *range(3, 3 + rank)))
+    w = c.reshape(w, (groups * outputs, channels // groups, *kernel))
+    if all(k == 1 for k in kernel):
+        return w
+    axes = tuple(range(2, 2 + rank))
+    return c.emit(
+        "strided_slice", w, axes=axes, begin=tuple(k - 1 for k in kernel), end=(-1,) * rank, strides=(-1,) * rank
+    )
+
+
+def _spread(c: Context, x: Tensor, strides: list[int]) -> Tensor:
+    """Put stride - 1 zeros between neighbours along the spatial dimensions."""
+    if all(s == 1 for s in strides):
+        return x
+    rank = len(strides)
+    apart = c.reshape(x, (*x.shape[:2], *(v for d in x.shape[2:] for v in (d, 1))))
+    widths = [0, 0, 0, 0] + [v for s in strides for v in (0, 0, 0, s - 1)]
+    apart = c.emit("nn.pad", apart, pad_width=tuple(widths), mode="constant", value=0.0)
+    wide = c.reshape(apart, (*x.shape[:2], *(d * s for d, s in zip(x.shape[2:], strides, strict=True))))
+    ends = tuple((d - 1) * s + 1 for d, s in zip(x.shape[2:], strides, strict=True))
+    axes = tuple(range(2, 2 + rank))
+    return c.emit("strided_slice", wide, axes=axes, begin=(0,) * rank, end=ends, strides=(1,) * rank)
+
+
+@converter("ConvTranspose")
+def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Zeros between the inputs, then a convolution with the flipped weight."""
+    kernel, groups = check_kernel(c, w), c.attr("group", 1)
+    rank = len(kernel)
+    if x.rank != rank + 2 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
+        raise ConversionError(f"activation {x}, weight {w} and {groups} groups do not fit")
+    strides, dilations = c.attr("strides") or [1] * rank, c.attr("dilations") or [1] * rank
+    extra = c.attr("output_padding") or [0] * rank
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    begins, ends = _transposed_pads(c, x, strides, spans, extra)
+    # The convolution that undoes a padding p pads with span - 1 - p; a negative one crops.
+    lead = [s - 1 - p for s, p in zip(spans, begins, strict=True)]
+    trail = [s - 1 - p + e for s, p, e in zip(spans, ends, extra, strict=True)]
+    apart = _spread(c, x, strides)
+    crop_begin, crop_end = [max(-p, 0) for p in lead], [max(-p, 0) for p in trail]
+    pads = tuple(max(p, 0) for p in lead + trail)
+    result = c.emit(
+        "dlc.conv",
+        apart,
+        _flipped(c, w, groups),
+        strides=(1,) * rank,
+        pads=pads,
+        dilations=tuple(dilations),
+        groups=groups,
+        layout=CHANNELS_FIRST,
+        out_dtype=x.dtype,
+    )
+    if any(crop_begin) or any(crop_end):
+        stops = tuple(d - e for d, e in zip(result.shape[2:], crop_end, strict=True))
+        axes = tuple(range(2, 2 + rank))
+        result = c.emit("strided_slice", result, axes=axes, begin=tuple(crop_begin), end=stops, strides=(1,) * rank)
+    return result if bias is None else add_channels(c, result, bias)
+
+
+def _transposed_pads(
+    c: Context, x: Tensor, strides: list[int], spans: list[int], extra: list[int]
+) -> tuple[list[int], list[int]]:
+    """Padding at the begins and ends, from pads, auto_pad or output_shape."""
+    rank = len(strides)
+    wanted, mode = c.attr("output_shape"), c.attr("auto_pad", "NOTSET")
+    if wanted is None and mode in ("NOTSET", "VALID"):
+        pads = list(c.attr("pads") or [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
+        return pads[:rank], pads[rank:]
+    begins, ends = [], []
+    for i, extent in enumerate(x.shape[2:]):
+        if wanted is None:
+            # SAME: the output is extent * stride, whatever the extent.
+            total = spans[i] - strides[i] + extra[i]
+        elif isinstance(extent, int):
+            total = strides[i] * (extent - 1) + extra[i] + spans[i] - wanted[len(wanted) - rank + i]
+        else:
+            raise ConversionError(f"'output_shape' needs a known extent, not {extent}")
+        total = max(total, 0) if wanted is None else total
+        small, large = total // 2, total - total // 2
+        upper = mode == "SAME_UPPER"
+        begins.append(small if upper else large)
+        ends.append(large if upper else small)
+    return begins, ends
+
+
+def without_zero(c: Context, w: Tensor, zero: Tensor | None, axis: int = 0) -> Tensor:
+    """An integer weight with its zero point subtracted: int8 where that fits, else int16, or int32 at run time."""
+    if zero is None or (zero.value is not None and not np.any(zero.value)):
+        return w
+    if zero.rank == 1 and w.rank > 1 and zero.shape[0] != 1:
+        zero = c.reshape(zero, [zero.shape[0] if i == axis else 1 for i in range(w.rank)])
+    elif zero.rank == 1:
+        zero = c.reshape(zero, ())
+    if w.value is None or zero.value is None:
+        return c.emit("subtract", c.cast(w, "int32"), c.cast(zero, "int32"))
+    wide = w.value.astype(np.int32) - zero.value.astype(np.int32)
+    small = not wide.size or (wide.min() >= -128 and wide.max() <= 127)
+    return c.constant(wide.astype(np.int8 if small else np.int16))
+
+
+def split_zero(c: Context, x: Tensor, zero: Tensor | None) -> tuple[Tensor, int]:
+    """An activation and its zero point as an attribute; one known only when running is subtracted here."""
+    if zero is None:
+        return x, 0
+    if zero.value is not None and zero.value.size == 1:
+        return x, int(zero.value.reshape(-1)[0])
+    return without_zero(c, x, zero), 0
+
+
+def integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None) -> Tensor:
+    """The int32 accumulator of a convolution of integers."""
+    attrs = window(c, x, check_kernel(c, w))
+    x, zero = split_zero(c, x, x_zero)
+    w = without_zero(c, w, w_zero)
+    return c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype="int32", x_zero_point=zero)
+
+
+@converter("ConvInteger", since=10)
+def conv_integer(
+    c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
+    """Integers in, int32 out."""
+    return integer_conv(c, x, w, x_zero, w_zero)

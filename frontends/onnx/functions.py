@@ -1,0 +1,120 @@
+"""Operators that are graphs: model-local functions, and the bodies by which ONNX defines some of its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dlc.frontends.onnx.context import Context, NodeView
+from dlc.frontends.onnx.nodes import domain_of, opsets_of
+from dlc.frontends.onnx.registry import lookup
+from dlc.frontends.onnx.tensor import Tensor
+
+Matcher = Callable[[Context, onnx.FunctionProto, Sequence["Tensor | None"]], "Sequence[Tensor | None] | None"]
+
+FUNCTION_MATCHERS: dict[tuple[str, str], Matcher] = {}
+"""By (domain, name): converters of known model-local functions. One returns None to have the body inlined instead; it
+must compare the body with the one it knows, because anybody may use the name."""
+
+FunctionKey = tuple[str, str, str]
+_CONTROL_FLOW = {"If", "Loop", "Scan"}
+
+
+def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
+    """The model's own functions by domain, name and overload."""
+    return {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
+
+
+def _schema(op_type: str, version: int, domain: str) -> Any:
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except Exception:
+        return None
+
+
+def has_body(op_type: str, version: int, domain: str) -> bool:
+    """Whether ONNX defines the operator by a function body."""
+    schema = _schema(op_type, version, domain)
+    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+
+
+def schema_body(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> onnx.FunctionProto | None:
+    """The body by which ONNX defines an operator, for a call with these inputs; None where there is none."""
+    schema = _schema(node.op_type, version, node.domain)
+    if schema is None:
+        return None
+    plain = [v for v in schema.function_opset_versions if v <= version]
+    dependent = [v for v in schema.context_dependent_function_opset_versions if v <= version]
+    if plain:
+        body = onnx.FunctionProto()
+        found = schema.get_function_with_opset_version(max(plain))
+        body.ParseFromString(found if isinstance(found, bytes) else found.SerializeToString())
+        return body
+    if not dependent:
+        return None
+    types = [_type_proto(t).SerializeToString() for t in inputs]
+    text = schema.get_context_dependent_function_with_opset_version(
+        max(dependent), node.proto.SerializeToString(), types
+    )
+    body = onnx.FunctionProto()
+    body.ParseFromString(text)
+    return body
+
+
+def _type_proto(tensor: Tensor | None) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    if tensor is None:
+        return proto
+    proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    proto.tensor_type.shape.SetInParent()
+    for dim in tensor.shape:
+        entry = proto.tensor_type.shape.dim.add()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        else:
+            entry.dim_param = str(dim)
+    return proto
+
+
+def schema_defaults(op_type: str, version: int, domain: str) -> dict[str, onnx.AttributeProto]:
+    """The default values of an operator's attributes: a body refers to attributes that the node leaves out."""
+    schema = _schema(op_type, version, domain)
+    return {} if schema is None else {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
+
+
+@dataclass
+class _Scan:
+    functions: Mapping[FunctionKey, onnx.FunctionProto]
+    found: dict[tuple[str, str], list[str]]
+    seen: set[FunctionKey]
+
+    def nodes(self, nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int], prefix: str) -> None:
+        for node in nodes:
+            domain = domain_of(node.domain)
+            label = prefix + (node.name or next((o for o in node.output if o), ""))
+            key = (domain, node.op_type, node.overload)
+            if key in self.functions:
+                if key not in self.seen:
+                    self.seen.add(key)
+                    body = self.functions[key]
+                    self.nodes(body.node, opsets_of(body.opset_import) or opsets, f"{label}/")
+                continue
+            version = opsets.get(domain, 1)
+            if lookup(domain, node.op_type, version) is None and not has_body(node.op_type, version, domain):
+                self.found.setdefault((domain, node.op_type), []).append(label)
+
+
+def unsupported(model: onnx.ModelProto) -> str:
+    """All nodes that cannot be converted, as text: operator, domain, node names; empty when there are none."""
+    scan = _Scan(local_functions(model), {}, set())
+    scan.nodes(model.graph.node, opsets_of(model.opset_import), "")
+    parts = []
+    for (domain, op_type), names in sorted(scan.found.items()):
+        where = ", ".join(f"'{n}'" for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        note = " (control flow is not supported yet)" if not domain and op_type in _CONTROL_FLOW else ""
+        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}{note}")
+    return "; ".join(parts)

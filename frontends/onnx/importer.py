@@ -1,0 +1,209 @@
+"""From an ONNX graph to Relax: walks the nodes, hands each to its converter, then writes what the outputs need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx
+
+from dlc.errors import DlcError
+from dlc.frontends.onnx.context import Context, NodeView
+from dlc.frontends.onnx.functions import (
+    FUNCTION_MATCHERS,
+    local_functions,
+    schema_body,
+    schema_defaults,
+)
+from dlc.frontends.onnx.inputs import GraphInputs
+from dlc.frontends.onnx.load import Loaded
+from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
+from dlc.frontends.onnx.registry import lookup
+from dlc.frontends.onnx.symbols import Symbols
+from dlc.frontends.onnx.tensor import Call, ConversionError, Tensor, constant
+from dlc.frontends.onnx.write import write
+from dlc.ir.convert import IrTypeError
+
+_DEEPEST = 64  # functions calling functions; a model that goes deeper calls itself
+
+
+@dataclass
+class Scope:
+    """The names visible to the nodes of one graph or function body.
+
+    Attributes:
+        opsets: operator set versions by domain.
+        values: tensors by ONNX name; an initialiser is read when it is first used.
+        parent: the graph around a subgraph, whose values it sees; None for a function body.
+        bound: the attributes of the call, for a function body.
+        prefix: of the names of nodes and values in messages and origins.
+        caller: the node whose body this is, when ONNX defines that operator by a body: all origins are its own.
+    """
+
+    opsets: Mapping[str, int]
+    values: dict[str, Tensor | onnx.TensorProto] = field(default_factory=dict)
+    parent: Scope | None = None
+    bound: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
+    prefix: str = ""
+    caller: NodeView | None = None
+    depth: int = 0
+
+    def find(self, name: str) -> Tensor:
+        """The tensor of a name; ConversionError where it is undefined."""
+        found = self.values.get(name)
+        if found is None:
+            if self.parent is not None:
+                return self.parent.find(name)
+            raise ConversionError(f"value '{name}' is used before it is made")
+        if isinstance(found, onnx.TensorProto):
+            found = constant(tensor_array(found))
+            self.values[name] = found
+        return found
+
+
+class Importer:
+    """One import."""
+
+    def __init__(self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> None:
+        self.loaded = loaded
+        self.proto = loaded.proto
+        self.symbols = Symbols()
+        self.calls: list[Call] = []
+        self.functions = local_functions(self.proto)
+        self.shapes = shapes or {}
+
+    def run(self) -> Any:
+        """The module."""
+        graph = self.proto.graph
+        scope = Scope(opsets_of(self.proto.opset_import))
+        if graph.sparse_initializer:
+            raise DlcError(f"{self.loaded.name}: sparse initializers are not supported")
+        scope.values.update({t.name: t for t in graph.initializer})
+        inputs = GraphInputs(self.loaded.name, self.symbols, self.shapes).declare(graph)
+        scope.values.update({t.name: t for t in inputs})
+        self.nodes(graph.node, scope)
+        try:
+            outputs = [scope.find(o.name) for o in graph.output]
+        except ConversionError as error:
+            raise DlcError(f"{self.loaded.name}: {error}") from error
+        if not outputs:
+            raise DlcError(f"{self.loaded.name}: the graph has no outputs")
+        # An output that is a list of symbolic extents has to be computed like any other.
+        nowhere = self._context(NodeView("Shape", "", "", (), (), {}, onnx.NodeProto()), 1, scope)
+        outputs = [nowhere.materialised(t) for t in outputs]
+        return write(self.loaded.name, inputs, self.calls, outputs, [o.name for o in graph.output])
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    def nodes(self, nodes: Sequence[onnx.NodeProto], scope: Scope) -> None:
+        """Convert nodes in order."""
+        for proto in nodes:
+            view, proto = node_view(proto, scope.bound, scope.prefix)
+            start = len(self.calls)
+            try:
+                view = replace(view, attrs={a.name: attribute_value(a) for a in proto.attribute})
+                inputs = [scope.find(n) if n else None for n in view.inputs]
+                results = self.apply(view, inputs, scope)
+            except DlcError:
+                raise
+            except Exception as error:
+                raise self._failure(view, scope, error) from error
+            self._bind(view, results, scope, start)
+
+    def _failure(self, view: NodeView, scope: Scope, error: Exception) -> Exception:
+        known = isinstance(error, ConversionError | IrTypeError)
+        reason = " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if scope.caller is not None:
+            # The user does not know the body's nodes; the call that was expanded puts its own name in front.
+            return ConversionError(f"in its body, {view.op_type}: {reason}")
+        return DlcError(f"{self.loaded.name}: {view.label}: {reason}")
+
+    def _bind(self, view: NodeView, results: Sequence[Tensor | None], scope: Scope, start: int) -> None:
+        new = set(map(id, self.calls[start:]))
+        for index, name in enumerate(view.outputs):
+            if not name:
+                continue
+            result = results[index] if index < len(results) else None
+            if result is None:
+                raise DlcError(f"{self.loaded.name}: {view.label}: its output '{name}' is not supported")
+            scope.values[name] = result
+            if result.call is not None and id(result.call) in new and scope.caller is None:
+                result.call.value = f"{scope.prefix}{name}"
+
+    def apply(self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
+        """The outputs of one node."""
+        version = scope.opsets.get(view.domain, 1)
+        context = self._context(view, version, scope)
+        function = self.functions.get((view.domain, view.op_type, view.proto.overload))
+        if function is not None:
+            matcher = FUNCTION_MATCHERS.get((view.domain, view.op_type))
+            matched = matcher(context, function, inputs) if matcher else None
+            return matched if matched is not None else self._local_call(view, function, inputs, scope)
+        convert = lookup(view.domain, view.op_type, version)
+        if convert is not None:
+            result = convert(context, *inputs)
+            return result if isinstance(result, tuple | list) else (result,)
+        return self._expand(view, version, inputs, scope)
+
+    def _context(self, view: NodeView, version: int, scope: Scope) -> Context:
+        shown = scope.caller or view
+        return Context(
+            node=view,
+            version=version,
+            symbols=self.symbols,
+            calls=self.calls,
+            onnx_op=shown.op_type,
+            onnx_node=shown.name,
+            branch=lambda graph: self._branch(graph, scope),
+        )
+
+    # --- bodies ------------------------------------------------------------------------------------------------------
+
+    def _local_call(
+        self, view: NodeView, body: onnx.FunctionProto, inputs: Sequence[Tensor | None], scope: Scope
+    ) -> Sequence[Tensor | None]:
+        bound = {a.name: a for a in body.attribute_proto} | {a.name: a for a in view.proto.attribute}
+        label = view.name or next((o for o in view.outputs if o), view.op_type)
+        inner = Scope(
+            opsets_of(body.opset_import) or scope.opsets,
+            bound=bound,
+            prefix=f"{label}/",
+            caller=scope.caller,
+            depth=scope.depth + 1,
+        )
+        return self._body(body, inputs, inner)
+
+    def _expand(
+        self, view: NodeView, version: int, inputs: Sequence[Tensor | None], scope: Scope
+    ) -> Sequence[Tensor | None]:
+        body = schema_body(view, version, inputs)
+        if body is None:
+            raise ConversionError("the operator is not supported")
+        bound = schema_defaults(view.op_type, version, view.domain) | {a.name: a for a in view.proto.attribute}
+        opsets = dict(scope.opsets) | opsets_of(body.opset_import)
+        inner = Scope(opsets, bound=bound, caller=scope.caller or view, depth=scope.depth + 1)
+        return self._body(body, inputs, inner)
+
+    def _body(self, body: onnx.FunctionProto, inputs: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
+        if scope.depth > _DEEPEST:
+            raise ConversionError(f"functions call each other more than {_DEEPEST} deep")
+        for name, tensor in zip(body.input, inputs, strict=False):
+            if tensor is not None:
+                scope.values[name] = tensor
+        absent = set(body.input) - set(scope.values)
+        nodes = []
+        for node in body.node:
+            if absent & set(node.input):  # an optional input that the call leaves out
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                copy.input[:] = ["" if name in absent else name for name in node.input]
+                node = copy
+            nodes.append(node)
+        self.nodes(nodes, scope)
+        return [scope.find(name) for name in body.output]
+
+    def _branch(self, graph: onnx.GraphProto, outer: Scope) -> tuple[Tensor, ...]:
+        inner = replace(outer, values={t.name: t for t in graph.initializer}, parent=outer, depth=outer.depth + 1)
+        self.nodes(graph.node, inner)
+        return tuple(inner.find(o.name) for o in graph.output)

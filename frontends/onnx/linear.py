@@ -1,0 +1,67 @@
+"""MatMul, Gemm and the integer matrix product."""
+
+from __future__ import annotations
+
+from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.convolution import split_zero, without_zero
+from dlc.frontends.onnx.registry import converter
+from dlc.frontends.onnx.tensor import ConversionError, Tensor
+
+
+def product(c: Context, a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product in the operands' type."""
+    if a.dtype != b.dtype:
+        raise ConversionError(f"operands of different types: {a} and {b}")
+    return c.emit("dlc.matmul", a, b, out_dtype=a.dtype)
+
+
+@converter("MatMul")
+def matmul(c: Context, a: Tensor, b: Tensor) -> Tensor:
+    """numpy's matmul."""
+    return product(c, a, b)
+
+
+@converter("Gemm", since=7)
+def gemm(c: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """alpha * A B + beta * C; constants are transposed and scaled here."""
+    if a.rank != 2 or b.rank != 2:
+        raise ConversionError(f"Gemm needs matrices, got {a} and {b}")
+    if c.attr("transA", 0):
+        a = c.transpose(a, (1, 0))
+    if c.attr("transB", 0):
+        b = c.transpose(b, (1, 0))
+    alpha, beta = c.attr("alpha", 1.0), c.attr("beta", 1.0)
+    if alpha != 1.0 and b.value is not None:
+        b = c.emit("multiply", b, alpha)
+    elif alpha != 1.0 and a.value is not None:
+        a = c.emit("multiply", a, alpha)
+    result = product(c, a, b)
+    if alpha != 1.0 and a.value is None and b.value is None:
+        result = c.emit("multiply", result, alpha)
+    if bias is None or beta == 0.0:
+        return result
+    result = c.emit("add", result, bias if beta == 1.0 else c.emit("multiply", bias, beta))
+    if result.rank != 2:
+        raise ConversionError(f"the bias {bias} does not broadcast to a matrix")
+    return result
+
+
+def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
+    """The int32 accumulator of a product of integers; zero points are scalars, or one a row of A, a column of B."""
+    if a_zero is not None and a_zero.rank == 1 and a_zero.shape[0] != 1:
+        a, a_number = without_zero(c, a, c.reshape(a_zero, (*a_zero.shape, 1))), 0
+    else:
+        a, a_number = split_zero(c, a, a_zero)
+    if b_zero is not None and b_zero.rank > 0 and (b.value is not None or b_zero.shape != (1,)):
+        b, b_number = without_zero(c, b, b_zero, axis=b.rank - 1), 0
+    else:
+        b, b_number = split_zero(c, b, b_zero)
+    return c.emit("dlc.matmul", a, b, out_dtype="int32", a_zero_point=a_number, b_zero_point=b_number)
+
+
+@converter("MatMulInteger", since=10)
+def matmul_integer(
+    c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
+    """Integers in, int32 out."""
+    return integer_product(c, a, b, a_zero, b_zero)

@@ -1,0 +1,321 @@
+"""Operators that move or reshape data, and those that compute with shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.registry import converter
+from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.ir.ops.shapes import broadcast
+
+
+@converter("Shape")
+def shape(c: Context, x: Tensor) -> Tensor:
+    """The extents, or a range of them (from opset 15)."""
+    start, end = c.attr("start", 0), c.attr("end", x.rank)
+    return c.extents(x.shape[slice(start, end)])
+
+
+@converter("Size")
+def size(c: Context, x: Tensor) -> Tensor:
+    """The number of elements."""
+    return c.reshape(c.extents([c.symbols.product(x.shape)]), ())
+
+
+def target_shape(c: Context, x: Tensor, wanted: Sequence[Dim], allow_zero: bool) -> list[Dim]:
+    """Reshape's 0 (the input's extent) and -1 (what is left) resolved."""
+    dims = list(wanted)
+    for index, dim in enumerate(dims):
+        if isinstance(dim, int) and dim == 0 and not allow_zero:
+            if index >= x.rank:
+                raise ConversionError(f"shape {_text(wanted)}: a 0 at position {index}, beyond the input {x}")
+            dims[index] = x.shape[index]
+    unknown = [i for i, d in enumerate(dims) if isinstance(d, int) and d == -1]
+    if len(unknown) > 1 or any(isinstance(d, int) and d < -1 for d in dims):
+        raise ConversionError(f"shape {_text(wanted)} is not one to reshape to")
+    if unknown:
+        rest = [d for i, d in enumerate(dims) if i != unknown[0]]
+        quotient = c.symbols.quotient(x.shape, rest)
+        if quotient is None:
+            raise ConversionError(f"cannot reshape {x} to {_text(wanted)}")
+        dims[unknown[0]] = quotient
+    return dims
+
+
+def _text(dims: Sequence[Dim]) -> str:
+    return f"[{', '.join(str(d) for d in dims)}]"
+
+
+@converter("Reshape", since=5)
+def reshape(c: Context, x: Tensor, wanted: Tensor) -> Tensor:
+    """Other extents, the same elements."""
+    dims = c.dims(wanted, "the shape to reshape to")
+    return c.reshape(x, target_shape(c, x, dims, bool(c.attr("allowzero", 0))))
+
+
+@converter("Flatten")
+def flatten(c: Context, x: Tensor) -> Tensor:
+    """A matrix: the dimensions before `axis`, and the rest."""
+    axis = c.attr("axis", 1)
+    axis = axis + x.rank if axis < 0 else axis
+    if not 0 <= axis <= x.rank:
+        raise ConversionError(f"axis {axis} of a tensor with {x.rank} dimensions")
+    return c.reshape(x, (c.symbols.product(x.shape[:axis]), c.symbols.product(x.shape[axis:])))
+
+
+def _squeeze(c: Context, x: Tensor, axes: Sequence[int] | None) -> Tensor:
+    if axes is None:
+        if not x.static:
+            raise ConversionError(f"which dimensions of {x} are 1 must be known when compiling")
+        picked = [i for i, d in enumerate(x.shape) if d == 1]
+    else:
+        picked = [c.axis(a, x.rank) for a in axes]
+    wrong = [i for i in picked if isinstance(x.shape[i], int) and x.shape[i] != 1]
+    if wrong:
+        raise ConversionError(f"dimension {wrong[0]} of {x} is not 1")
+    return c.reshape(x, [d for i, d in enumerate(x.shape) if i not in picked])
+
+
+@converter("Squeeze")
+def squeeze_attribute(c: Context, x: Tensor) -> Tensor:
+    """Axes as an attribute (up to opset 12)."""
+    return _squeeze(c, x, c.attr("axes"))
+
+
+@converter("Squeeze", since=13)
+def squeeze(c: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Drop dimensions of extent 1."""
+    return _squeeze(c, x, None if axes is None else c.ints(axes, "the input 'axes'"))
+
+
+def _unsqueeze(c: Context, x: Tensor, axes: Sequence[int]) -> Tensor:
+    rank = x.rank + len(axes)
+    places = sorted(c.axis(a, rank) for a in axes)
+    if len(set(places)) != len(places):
+        raise ConversionError(f"axes {list(axes)} name one dimension twice")
+    rest = list(x.shape)
+    return c.reshape(x, [1 if i in places else rest.pop(0) for i in range(rank)])
+
+
+@converter("Unsqueeze")
+def unsqueeze_attribute(c: Context, x: Tensor) -> Tensor:
+    """Axes as an attribute (up to opset 12)."""
+    return _unsqueeze(c, x, c.require("axes"))
+
+
+@converter("Unsqueeze", since=13)
+def unsqueeze(c: Context, x: Tensor, axes: Tensor) -> Tensor:
+    """Insert dimensions of extent 1."""
+    return _unsqueeze(c, x, c.ints(axes, "the input 'axes'"))
+
+
+@converter("Transpose")
+def transpose(c: Context, x: Tensor) -> Tensor:
+    """Permute the dimensions; reversed by default."""
+    axes = c.attr("perm") or list(range(x.rank))[::-1]
+    if sorted(axes) != list(range(x.rank)):
+        raise ConversionError(f"attribute 'perm' {axes} does not permute {x.rank} dimensions")
+    return c.transpose(x, axes)
+
+
+@converter("Concat", since=4)
+def concat(c: Context, *inputs: Tensor) -> Tensor:
+    """Join along an axis."""
+    if len(inputs) == 1:
+        return inputs[0]
+    return c.emit("concat", *inputs, axis=c.axis(c.require("axis"), inputs[0].rank))
+
+
+def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
+    axis = c.axis(c.attr("axis", 0), x.rank)
+    extent, count = x.shape[axis], c.attr("num_outputs") or len(c.node.outputs)
+    if sizes is None:
+        if not isinstance(extent, int):
+            raise ConversionError(f"the extent {extent} to split must be known when compiling")
+        # From opset 18 the last part may be smaller.
+        part = -(-extent // count)
+        sizes = [min(part, max(extent - i * part, 0)) for i in range(count)]
+    if isinstance(extent, int) and sum(sizes) != extent:
+        raise ConversionError(f"parts {list(sizes)} do not add up to the extent {extent}")
+    parts, begin = [], 0
+    for part in sizes:
+        parts.append(c.slice(x, axis, begin, begin + part))
+        begin += part
+    return tuple(parts)
+
+
+@converter("Split", since=2)
+def split_attribute(c: Context, x: Tensor) -> tuple[Tensor, ...]:
+    """Sizes as an attribute (up to opset 12)."""
+    return _split(c, x, c.attr("split"))
+
+
+@converter("Split", since=13)
+def split(c: Context, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Parts along an axis, each a slice."""
+    return _split(c, x, None if sizes is None else c.ints(sizes, "the input 'split'"))
+
+
+@converter("Expand", since=8)
+def expand(c: Context, x: Tensor, wanted: Tensor) -> Tensor:
+    """Broadcast in both directions."""
+    dims = c.dims(wanted, "the shape to expand to")
+    try:
+        return c.broadcast(x, broadcast(x.shape, dims))
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+@converter("Tile", since=6)
+def tile(c: Context, x: Tensor, repeats: Tensor) -> Tensor:
+    """Repeat along each dimension: broadcast over a new dimension before it, then merge the two."""
+    counts = c.dims(repeats, "the input 'repeats'")
+    if len(counts) != x.rank:
+        raise ConversionError(f"{len(counts)} repeats for {x.rank} dimensions")
+    if all(isinstance(n, int) and n == 1 for n in counts):
+        return x
+    pairs = list(zip(counts, x.shape, strict=True))
+    apart = c.reshape(x, [v for _, d in pairs for v in (1, d)])
+    wide = c.broadcast(apart, [v for n, d in pairs for v in (n, d)])
+    return c.reshape(wide, [c.symbols.product((n, d)) for n, d in pairs])
+
+
+@converter("ConstantOfShape", since=9)
+def constant_of_shape(c: Context, wanted: Tensor) -> Tensor:
+    """One value repeated; a float32 zero by default."""
+    dims = c.dims(wanted, "the shape of the constant")
+    if any(isinstance(d, int) and d < 0 for d in dims):
+        raise ConversionError(f"a constant of shape {_text(dims)}")
+    value = c.attr("value")
+    scalar = np.zeros((), np.float32) if value is None else np.asarray(value).reshape(-1)[0]
+    return c.broadcast(c.constant(scalar), dims)
+
+
+@converter("Range", since=11)
+def range_(c: Context, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    """start, start + delta, ... below limit; symbolic limits with a constant positive step."""
+    if all(t.value is not None for t in (start, limit, delta)):
+        first, last, step = (np.asarray(t.value).reshape(-1)[0] for t in (start, limit, delta))
+        if not step or (float(last) - float(first)) / float(step) > 1 << 28:
+            raise ConversionError(f"a range from {first} to {last} in steps of {step}")
+        count = max(int(np.ceil((last - first) / step)), 0)
+        return c.constant((first + np.arange(count) * step).astype(start.dtype))
+    (first,), (last,) = c.dims(start, "the start of Range"), c.dims(limit, "the limit of Range")
+    (step,) = c.ints(delta, "the step of Range")
+    if step < 1:
+        raise ConversionError(f"a step of {step} needs limits that are known when compiling")
+    count = c.symbols.simplify((last - first + step - 1) // step)
+    # Positions, by a running sum of ones: the only operator with a symbolic extent and no input to read it from.
+    ones = c.emit("broadcast_to", c.constant(np.ones((), start.dtype)), shape=(count,))
+    positions = c.emit("dlc.cumulate", ones, mode="sum", axis=0, exclusive=1, reverse=0)
+    scaled = positions if step == 1 else c.emit("multiply", positions, step)
+    if isinstance(first, int) and first == 0:
+        return scaled
+    return c.emit("add", scaled, c.cast(c.reshape(c.extents([first]), ()), start.dtype))
+
+
+# --- slices and padding ----------------------------------------------------------------------------------------------
+
+
+def _bounds(c: Context, extent: Dim, begin: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
+    """Slice's begin and end counted from the front and clamped, as numpy does; an end of -1 is before the front."""
+
+    def from_front(position: Dim) -> Dim:
+        negative = c.symbols.decide("less", position, 0)
+        return c.symbols.simplify(position + extent) if negative else position
+
+    def clamp(position: Dim, low: Dim, high: Dim) -> Dim:
+        return c.symbols.smaller(c.symbols.larger(position, low), high)
+
+    begin, end = from_front(begin), from_front(end)
+    if step > 0:
+        begin, end = clamp(begin, 0, extent), clamp(end, 0, extent)
+        return begin, c.symbols.larger(begin, end)
+    top = c.symbols.simplify(extent - 1)
+    begin, end = clamp(begin, -1, top), clamp(end, -1, top)
+    return begin, c.symbols.smaller(begin, end)
+
+
+def _slice(
+    c: Context, x: Tensor, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], steps: Sequence[int]
+) -> Tensor:
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise ConversionError(f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps")
+    if any(s == 0 for s in steps):
+        raise ConversionError("a step of 0")
+    picked, bounds, strides = [], [], []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        place = c.axis(axis, x.rank)
+        begin, stop = _bounds(c, x.shape[place], start, end, step)
+        if step == 1 and c.symbols.same(begin, 0) and c.symbols.same(stop, x.shape[place]):
+            continue
+        picked.append(place)
+        bounds.append((begin, stop))
+        strides.append(step)
+    if not picked:
+        return x
+    empty = [i for i, (b, e) in enumerate(bounds) if isinstance(b, int) and isinstance(e, int) and b == e]
+    if empty and -1 in bounds[empty[0]]:
+        bounds[empty[0]], strides[empty[0]] = (0, 0), 1
+    return c.emit(
+        "strided_slice",
+        x,
+        axes=tuple(picked),
+        begin=tuple(b for b, _ in bounds),
+        end=tuple(e for _, e in bounds),
+        strides=tuple(strides),
+    )
+
+
+@converter("Slice")
+def slice_attributes(c: Context, x: Tensor) -> Tensor:
+    """Bounds as attributes (up to opset 9)."""
+    starts, ends = c.require("starts"), c.require("ends")
+    return _slice(c, x, starts, ends, c.attr("axes") or range(len(starts)), [1] * len(starts))
+
+
+@converter("Slice", since=10)
+def slice_inputs(
+    c: Context, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+) -> Tensor:
+    """A range along each of some axes."""
+    begins, stops = c.dims(starts, "the input 'starts'"), c.dims(ends, "the input 'ends'")
+    places = c.ints(axes, "the input 'axes'") if axes is not None else range(len(begins))
+    strides = c.ints(steps, "the input 'steps'") if steps is not None else [1] * len(begins)
+    return _slice(c, x, begins, stops, places, strides)
+
+
+@converter("DepthToSpace")
+def depth_to_space(c: Context, x: Tensor) -> Tensor:
+    """Blocks of channels become squares of pixels."""
+    n, channels, height, width = _image(x)
+    block = c.require("blocksize")
+    depth = c.symbols.quotient((channels,), (block, block))
+    if depth is None:
+        raise ConversionError(f"{channels} channels are not a multiple of {block} x {block}")
+    if c.attr("mode", "DCR") == "DCR":
+        apart = c.transpose(c.reshape(x, (n, block, block, depth, height, width)), (0, 3, 4, 1, 5, 2))
+    else:
+        apart = c.transpose(c.reshape(x, (n, depth, block, block, height, width)), (0, 1, 4, 2, 5, 3))
+    return c.reshape(apart, (n, depth, height * block, width * block))
+
+
+@converter("SpaceToDepth")
+def space_to_depth(c: Context, x: Tensor) -> Tensor:
+    """Squares of pixels become blocks of channels."""
+    n, channels, height, width = _image(x)
+    block = c.require("blocksize")
+    rows, columns = c.symbols.quotient((height,), (block,)), c.symbols.quotient((width,), (block,))
+    if rows is None or columns is None:
+        raise ConversionError(f"extents {height} x {width} are not multiples of {block}")
+    apart = c.transpose(c.reshape(x, (n, channels, rows, block, columns, block)), (0, 3, 5, 1, 2, 4))
+    return c.reshape(apart, (n, channels * block * block, rows, columns))
+
+
+def _image(x: Tensor) -> tuple[Dim, ...]:
+    if x.rank != 4:
+        raise ConversionError(f"needs 4 dimensions, got {x}")
+    return x.shape

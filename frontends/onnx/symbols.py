@@ -1,0 +1,216 @@
+"""Symbolic extents: names, comparison, and arithmetic on tensors that hold extents.
+
+A symbol stands for an extent of at least 1, so that `Equal(n, 0)` and `Equal(n, -1)`, which exporters write around
+Reshape and Expand, are decided when compiling.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.sym import Analyzer
+
+from dlc.frontends.onnx.tensor import ConversionError, Dim
+from dlc.ir.ops import OPS
+
+_LARGEST_EXTENT = 1 << 40
+_RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
+
+
+class Symbols:
+    """The symbolic extents of one import."""
+
+    def __init__(self) -> None:
+        self._analyzer = Analyzer()
+        self._by_name: dict[str, Any] = {}
+        self._identifiers: set[str] = set()
+
+    def named(self, name: str) -> Any:
+        """The symbol of a dimension name: the same for the same name."""
+        if name not in self._by_name:
+            self._by_name[name] = self._new(name)
+        return self._by_name[name]
+
+    def fresh(self, hint: str) -> Any:
+        """A symbol of its own, for a dimension without a name."""
+        return self._new(hint)
+
+    def _new(self, hint: str) -> Any:
+        base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
+        if not base[0].isalpha() or keyword.iskeyword(base) or base in _RESERVED:
+            base = f"n_{base}"
+        name, count = base, 0
+        while name in self._identifiers:
+            count += 1
+            name = f"{base}_{count}"
+        self._identifiers.add(name)
+        var = tirx.Var(name, "int64")
+        self._analyzer.bind(var, tvm.ir.Range(1, tirx.IntImm("int64", _LARGEST_EXTENT)))
+        return var
+
+    def simplify(self, dim: Dim) -> Dim:
+        """The extent in its simplest form; an int where it is a number."""
+        if isinstance(dim, int | np.integer):
+            return int(dim)
+        result = self._analyzer.simplify(dim)
+        return int(result.value) if isinstance(result, tirx.IntImm) else result
+
+    def same(self, a: Dim, b: Dim) -> bool:
+        """Whether two extents are equal for every size of the symbols."""
+        difference = self.simplify(a - b)
+        return isinstance(difference, int) and difference == 0
+
+    def decide(self, comparison: str, a: Dim, b: Dim) -> bool | None:
+        """Whether ``a comparison b`` holds for every size of the symbols, for none (False), or depends (None)."""
+        difference = self.simplify(a - b)
+        if isinstance(difference, int):
+            return _COMPARE[comparison](difference)
+        if self._analyzer.can_prove(_PROVE[comparison](difference)):
+            return True
+        if self._analyzer.can_prove(_PROVE[_OPPOSITE[comparison]](difference)):
+            return False
+        return None
+
+    def quotient(self, numerator: Sequence[Dim], denominator: Sequence[Dim]) -> Dim | None:
+        """The product of `numerator` divided by that of `denominator`; None where it is not known to be whole."""
+        above, below = list(numerator), list(denominator)
+        for dim in list(below):
+            for other in above:
+                if self.same(dim, other):
+                    above.remove(other)
+                    below.remove(dim)
+                    break
+        up, down = self.product(above), self.product(below)
+        if isinstance(down, int) and down == 0:
+            return None
+        if isinstance(up, int) and isinstance(down, int):
+            return up // down if up % down == 0 else None
+        result = self.simplify(up // down)
+        return result if self.same(result * down, up) else None
+
+    def product(self, dims: Sequence[Dim]) -> Dim:
+        """The product of extents."""
+        number, rest = 1, None
+        for dim in dims:
+            if isinstance(dim, int):
+                number *= dim
+            else:
+                rest = dim if rest is None else rest * dim
+        return number if rest is None else self.simplify(rest * number)
+
+    def larger(self, a: Dim, b: Dim) -> Dim:
+        """The maximum of two extents."""
+        return self._extreme(True, a, b)
+
+    def smaller(self, a: Dim, b: Dim) -> Dim:
+        """The minimum of two extents."""
+        return self._extreme(False, a, b)
+
+    # --- tensors of extents ------------------------------------------------------------------------------------------
+
+    def fold(self, op: str, operands: Sequence[np.ndarray], attrs: dict[str, Any]) -> np.ndarray | None:
+        """The result of an operator on arrays of ints and extents (dtype object); None where it is not known."""
+        name = op.removeprefix("relax.")
+        if name in _MOVES:
+            result = OPS[op].meaning(operands, attrs)
+            return np.asarray(result, dtype=object)
+        if name in _REDUCE:
+            return np.asarray(_REDUCE[name](operands[0], axis=tuple(attrs["axes"]), keepdims=bool(attrs["keepdims"])))
+        function = self._elementwise(name, attrs)
+        if function is None:
+            return None
+        try:
+            return np.asarray(np.frompyfunc(function, len(operands), 1)(*operands), dtype=object)
+        except _UndecidedError:
+            return None
+
+    def _elementwise(self, name: str, attrs: dict[str, Any]) -> Callable[..., Any] | None:
+        if name in _PROVE:
+            return lambda a, b: self._decided(name.removesuffix("_"), a, b)
+        if name in ("divide", "floor_divide", "floor_mod", "mod"):
+            return lambda a, b: self._divide(name, a, b)
+        if name in ("maximum", "minimum"):
+            return lambda a, b: self._extreme(name == "maximum", a, b)
+        if name == "astype":
+            return self._cast(attrs["dtype"])
+        if name == "where":
+            return lambda condition, a, b: a if condition else b
+        arithmetic: dict[str, Callable[..., Any]] = {
+            "add": lambda a, b: self.simplify(a + b),
+            "subtract": lambda a, b: self.simplify(a - b),
+            "multiply": lambda a, b: self.simplify(a * b),
+            "negative": lambda a: self.simplify(-a),
+        }
+        return arithmetic.get(name)
+
+    def _decided(self, comparison: str, a: Dim, b: Dim) -> bool:
+        answer = self.decide(comparison, a, b)
+        if answer is None:
+            raise _UndecidedError
+        return answer
+
+    def _divide(self, name: str, a: Dim, b: Dim) -> Dim:
+        # Where both are known not to be negative, C's division and the floor are one.
+        if self.decide("greater_equal", a, 0) is not True or self.decide("greater", b, 0) is not True:
+            raise _UndecidedError
+        return self.simplify(a % b if name.endswith("mod") else a // b)
+
+    def _extreme(self, largest: bool, a: Dim, b: Dim) -> Dim:
+        above = self.decide("greater_equal", a, b)
+        if above is not None:
+            return a if above == largest else b
+        if self.decide("less_equal", a, b):
+            return b if largest else a
+        wide = [tirx.IntImm("int64", d) if isinstance(d, int) else d for d in (a, b)]
+        return self.simplify(tirx.max(*wide) if largest else tirx.min(*wide))
+
+    def _cast(self, dtype: str) -> Callable[..., Any] | None:
+        if dtype in ("int64", "int32", "uint64", "uint32"):
+            return lambda a: a
+        if dtype == "bool":
+            return lambda a: self._decided("not_equal", a, 0)
+        return None
+
+
+class _UndecidedError(Exception):
+    """A comparison of extents depends on the sizes."""
+
+
+_COMPARE: dict[str, Callable[[int], bool]] = {
+    "equal": lambda d: d == 0,
+    "not_equal": lambda d: d != 0,
+    "less": lambda d: d < 0,
+    "less_equal": lambda d: d <= 0,
+    "greater": lambda d: d > 0,
+    "greater_equal": lambda d: d >= 0,
+}
+_OPPOSITE = {
+    "equal": "not_equal",
+    "not_equal": "equal",
+    "less": "greater_equal",
+    "greater_equal": "less",
+    "greater": "less_equal",
+    "less_equal": "greater",
+}
+_PROVE: dict[str, Callable[[Any], Any]] = {
+    "equal": lambda d: tirx.EQ(d, tirx.IntImm("int64", 0)),
+    "not_equal": lambda d: tirx.NE(d, tirx.IntImm("int64", 0)),
+    "less": lambda d: d < 0,
+    "less_equal": lambda d: d <= 0,
+    "greater": lambda d: d > 0,
+    "greater_equal": lambda d: d >= 0,
+}
+_MOVES = {"reshape", "permute_dims", "concat", "strided_slice", "take", "broadcast_to", "gather_elements"}
+_REDUCE: dict[str, Callable[..., Any]] = {"sum": np.sum, "prod": np.prod}
+
+
+def as_dims(array: np.ndarray) -> tuple[Dim, ...]:
+    """A vector of extents as a tuple."""
+    if array.ndim > 1:
+        raise ConversionError(f"a list of extents must be a vector, got rank {array.ndim}")
+    return tuple(int(d) if isinstance(d, int | np.integer) else d for d in array.reshape(-1))
