@@ -1,16 +1,14 @@
 """Decide fusion, once: every node of ``main`` goes into a region, and a region becomes one kernel.
 
 A region is an anchor (a contraction, a window, a reduction) with the elementwise nodes that can ride on its store
-and, for reductions, on its load; or a group of elementwise nodes alone; or one data movement. Reshapes stay in ``main``: they
-are other names for the same memory. Constants of more than one element are passed to a region as arguments.
+and, for reductions, on its load; or a group of elementwise nodes alone; or one data movement. Reshapes stay in
+``main``: they are other names for the same memory. Constants of more than one element are passed to a region as arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node
@@ -112,7 +110,7 @@ class _Writer:
     def __init__(self, graph: Graph, nodes: list[Node], grouping: _Grouping) -> None:
         self.graph, self.nodes, self.grouping = graph, nodes, grouping
         self.values = graph.values()
-        self.module = tvm.IRModule()
+        self.functions: dict[str, Any] = {}
         order = {n.output.name: i for i, n in enumerate(nodes)}
         self.members = [sorted(g, key=lambda n: order[n.output.name]) for g in grouping.groups]
 
@@ -127,7 +125,8 @@ class _Writer:
         outer = list(dict.fromkeys(outer))
         kind, anchor = _region_kind(members)
         label = anchor.op.rsplit(".", 1)[-1] if kind != "pointwise" else members[-1].op.rsplit(".", 1)[-1]
-        name = f"{label}_{number}"
+        # The number comes first: TVM renames what ends in a number that it may want itself.
+        name = f"k{number}_{label}"
         builder = FunctionBuilder(name)
         env: dict[str, Any] = {}
         for i, value in enumerate(outer):
@@ -139,7 +138,7 @@ class _Writer:
             inputs = [env[v] for v in node.inputs]
             env[node.output.name] = builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
         built = builder.finish([env[members[-1].output.name]], {"kind": kind})
-        self.module[name] = built[name]
+        self.functions[name] = built[name]
         return name, outer
 
     def run(self) -> Any:
@@ -148,7 +147,9 @@ class _Writer:
         for number, members in enumerate(ordered):
             name, outer = self.region(number, members)
             regions[members[-1].output.name] = (name, outer, members[-1])
-        main = FunctionBuilder("main", self.module)
+        main = FunctionBuilder("main")
+        for name, _, _ in regions.values():
+            main.add_region(name, self.functions[name])
         env: dict[str, Any] = {v.name: main.input(v.name, v.shape, v.dtype) for v in self.graph.inputs}
 
         def get(name: str) -> Any:
@@ -162,8 +163,7 @@ class _Writer:
                 env[out] = main.emit(node.op, [get(n) for n in node.inputs], node.attrs, node.origin, out)
             elif out in regions:
                 name, outer, last = regions[out]
-                region = self.module.get_global_var(name)
-                env[out] = main.call(region, [get(n) for n in outer], last.origin, out)
+                env[out] = main.call(name, [get(n) for n in outer], last.origin, out)
         kept = {k.removeprefix("dlc."): v for k, v in self.graph.attrs.items() if k.startswith("dlc.")}
         return main.finish([get(n) for n in self.graph.outputs], kept)
 

@@ -14,6 +14,8 @@ import numpy as np
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, Layout, kernel, simplify
+from dlc.targets.cpu.kernels.contract import Contraction
+from dlc.targets.cpu.kernels.depthwise import Depthwise
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
 
@@ -58,9 +60,9 @@ class ContractionRegion:
         self.a, self.w = self.anchor.inputs
         self.acc = self.anchor.output
         self.start, self.init = self._start_value()
-        self.flat = self._flatten()
-        self.depthwise = self._is_depthwise()
-        self.problem = None if self.depthwise else self._problem()
+        depthwise = self._is_depthwise()
+        self.flat = not depthwise and self._flatten()
+        self.problem: Contraction | Depthwise = self._depthwise() if depthwise else self._contraction()
 
     # --- start value of the accumulators ---
 
@@ -148,7 +150,15 @@ class ContractionRegion:
         groups, weight = self.anchor.attrs["groups"], self.constants[self.w]
         return bool(groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1)
 
-    def _problem(self) -> contract.Contraction:
+    def _depthwise(self) -> Depthwise:
+        spatial, attrs = len(self.acc.shape) - 2, self.anchor.attrs
+        return depthwise.depthwise_problem(
+            self.layouts[self.a], self.constants[self.w].shape[2:], self.acc.shape[1:-1], strides=attrs["strides"],
+            pads_begin=attrs["pads"][:spatial], dilations=attrs["dilations"],
+            dtypes=(self.values[self.a].dtype, self.values[self.w].dtype),
+        )  # fmt: skip
+
+    def _contraction(self) -> Contraction:
         dtypes = (self.values[self.a].dtype, self.values[self.w].dtype)
         attrs = self.anchor.attrs
         if self.anchor.op == "dlc.conv":
@@ -189,9 +199,8 @@ class ContractionRegion:
 
     def choose(self, machine: Machine) -> dict[str, Any]:
         """The schedule that the cost model ranks first, as JSON, with the predicted time."""
-        if self.depthwise:
-            return {}
-        assert self.problem is not None
+        if isinstance(self.problem, Depthwise):
+            return depthwise.choose_depthwise(self.problem, self.isa, machine).to_json()
         best = contract.choose(self.problem, self.isa, machine)
         seconds = contract.predicted_seconds(self.problem, best, self.isa, machine)
         return {**best.to_json(), "predicted_us": round(seconds * 1e6, 3)}
@@ -199,9 +208,8 @@ class ContractionRegion:
     def packed_weight(self, schedule: Mapping[str, Any]) -> np.ndarray:
         """The constant weight as the kernel reads it."""
         weight = self.constants[self.w]
-        if self.depthwise:
-            return depthwise.pack(weight, self.isa)
-        assert self.problem is not None
+        if isinstance(self.problem, Depthwise):
+            return depthwise.pack_depthwise(self.problem, self.isa, weight)
         if self.problem.w_k_stride is not None:
             return weight
         if self.anchor.op == "dlc.conv":
@@ -257,14 +265,11 @@ class ContractionRegion:
             evaluator.bind(self.start, acc)
             y.store(index, evaluator.value(self.body.outputs[0], index, lanes, mask), lanes, mask)
 
-        if self.depthwise:
-            depthwise.emit(self._depthwise_problem(), self.isa, k.operands[0], k.operands[1], init, store)
+        chosen, a, w = _schedule(schedule), k.operands[0], k.operands[1]
+        if isinstance(self.problem, Depthwise):
+            depthwise.emit_depthwise(self.problem, chosen, self.isa, a, w, init, store)
         else:
-            assert self.problem is not None
-            contract.emit(self.problem, _schedule(schedule), self.isa, k.operands[0], k.operands[1], init, store)
-
-    def _depthwise_problem(self) -> Any:
-        raise NotImplementedError
+            contract.emit(self.problem, chosen, self.isa, a, w, init, store)
 
     def _index(self, outer: Sequence[Expr], row: Expr, channel: Expr) -> tuple[Expr, ...]:
         """The output's logical index from the contraction's loops."""
@@ -272,7 +277,7 @@ class ContractionRegion:
             index = (*outer, row, channel)
             # numpy drops the dimension that a one-dimensional operand did not have.
             return index[-len(self.acc.shape) :] if len(self.values[self.a].shape) > 1 else (*outer, channel)
-        assert self.problem is not None
+        assert isinstance(self.problem, Contraction)
         flat: Expr = 0
         for axis, position in zip((*self.problem.outer, self.problem.rows), (*outer, row), strict=True):
             flat = simplify(flat * axis.extent + position)

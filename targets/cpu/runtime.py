@@ -51,7 +51,7 @@ class CpuExecutable:
         self._symbols: list[str] = build["symbols"]
         self._static: list[int] | None = build["sizes"]
         self._calls: list[dict[str, Any]] = build["calls"]
-        self._rows: list[dict[str, Any]] = package.json("explain.json")
+        self._rows: list[dict[str, Any]] = package.json("explain.json")["nodes"]
         self._inputs = len(package.manifest["inputs"])
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
         self._fixed = self._inputs + len(self._output_ranks)

@@ -1,0 +1,43 @@
+# Everything runs from a fresh clone: each command first sets up .venv from pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dlc-installed
+
+.PHONY: help setup demo test lint bench docs clean
+
+help:
+	@echo "make demo   compile the embedded model in fp32 and int8, run it on real images, compare with onnxruntime"
+	@echo "make test   run the test suite"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  timings beside the installed peers"
+	@echo "make docs   regenerate the parts of docs/ that are made from the code"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=24"
+	$(BIN)/pip install --quiet -e ".[dev,bench]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/python bench/demo.py
+
+# Two workers: the suite is sized for two cores. The closing line is pytest's own summary.
+test: setup
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/typecheck.py
+
+bench: setup
+	@$(BIN)/python bench/cpu.py
+
+docs: setup
+	@$(BIN)/python scripts/make_docs.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
