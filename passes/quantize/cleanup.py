@@ -1,4 +1,4 @@
-"""Tidy up behind `form_integers`: pairs that cancel, weights that stayed float, equal nodes, and the count of both kinds."""
+"""Tidy up behind `form_integers`: pairs that cancel, weights that stayed float, equal nodes; and count both kinds."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class _Former:
         found = self.reader.scalar_parameters(node)
         if node.output.dtype != "uint8" or found is None:
             what = node.output.dtype if found is not None else "more than one scale"
-            self.reader.fail(node, f"a quantisation to {what} stays as it is: only uint8 with one scale is integer here")
+            self.reader.fail(node, f"a quantisation to {what}; only uint8 with one scale has integer forms")
             return None
         name = node.origin.value or node.output.name
         self.values[name] = {"scale": float(found[0]), "zero_point": found[1], "dtype": "uint8", "exact": False}
@@ -74,7 +74,9 @@ class _Former:
         """Join codes; inputs of other parameters are requantised, float ones quantised, constants too."""
         state = self.reader.state
         parts: list[Any] = []
-        found = [None if state.constant(n) is not None else self.codes(n, target, _origin(state, n)) for n in node.inputs]
+        found = [
+            None if state.constant(n) is not None else self.codes(n, target, _origin(state, n)) for n in node.inputs
+        ]
         if all(expr is None for expr in found):
             return None
         for name, expr in zip(node.inputs, found, strict=True):
@@ -82,7 +84,10 @@ class _Former:
             if constant is not None:
                 expr = state.const(arithmetic.quantize(constant, target.scale, target.zero_point, np.uint8))
             elif expr is None:
-                parameters = [state.const(np.float32(target.scale)), state.const(np.uint8(target.zero_point))]
+                parameters = [
+                    state.const(np.asarray(target.scale)),
+                    state.const(np.asarray(target.zero_point, np.uint8)),
+                ]
                 attrs = {"axis": 0, "out_dtype": "uint8"}
                 expr = state.emit("dlc.quantize", [state.new(name), *parameters], attrs, _origin(state, name))
             parts.append(expr)

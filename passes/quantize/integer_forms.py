@@ -176,7 +176,7 @@ class Reader:
         wide = self.state.emit("relax.astype", [self.codes(leaf)], {"dtype": "int32"}, unnamed(node.origin))
         if leaf.zero_point == 0:
             return wide
-        zero = self.state.const(np.int32(leaf.zero_point))
+        zero = self.state.const(np.asarray(leaf.zero_point, np.int32))
         return self.state.emit("relax.subtract", [wide, zero], {}, unnamed(node.origin))
 
     # --- terms -------------------------------------------------------------------------------------------------------
@@ -188,9 +188,7 @@ class Reader:
             return None
         if leaf is not None:
             one, bound = np.ones((), np.float32), max(leaf.zero_point, 255 - leaf.zero_point)
-            return Term(
-                node, lambda: self.codes(leaf), leaf.scale, one, bound, zero_point=leaf.zero_point, codes=True
-            )
+            return Term(node, lambda: self.codes(leaf), leaf.scale, one, bound, zero_point=leaf.zero_point, codes=True)
         if node.op in CONTRACTIONS and node.output.dtype == "float32":
             return self.contraction(node)
         if node.op == "dlc.pool" and node.attrs["mode"] == "average":

@@ -74,7 +74,7 @@ class _Marker:
         """Quantise and dequantise a value, once."""
         if name not in self.marked:
             scale, zero_point = self.parameters[name]
-            parameters = [state.const(np.float32(scale)), state.const(np.uint8(zero_point))]
+            parameters = [state.const(np.asarray(scale)), state.const(np.asarray(zero_point, np.uint8))]
             codes = state.emit("dlc.quantize", [expr, *parameters], {"axis": 0, "out_dtype": "uint8"}, origin)
             attrs = {"axis": 0, "out_dtype": "float32"}
             self.marked[name] = state.emit("dlc.dequantize", [codes, *parameters], attrs, origin)

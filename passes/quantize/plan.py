@@ -9,10 +9,10 @@ Each value has a *kind*:
 - ``unary``: an elementwise expression of one single value, its *leaf*: a table of 256 entries;
 - ``float``: everything else.
 
-A value is *wanted* where a chain of integer operators leads from it to a contraction, *available* where one leads to it,
-and integer where both hold (a contraction always is). Of the integer values those are *marked* that some reader needs as
-codes. An accumulator that is read by its bias, its clip or one residual addition alone needs none: one requantisation
-of the sum is more accurate and faster than two.
+A value is *wanted* where a chain of integer operators leads from it to a contraction, *available* where one leads to
+it, and integer where both hold (a contraction always is). Of the integer values those are *marked* that some reader
+needs as codes. An accumulator that is read by its bias, its clip or one residual addition alone needs none: one
+requantisation of the sum is more accurate and faster than two.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def multipliers(terms: Sequence[Term], target: Target, arithmetic_mode: str) -> 
         ValueError: no such multiplier exists, with the reason.
     """
     if arithmetic_mode == "float":
-        return [
-            arithmetic.float_multiplier(t.x_scale, t.w_scale, np.float32(t.count) * target.scale) for t in terms
-        ]
+        return [arithmetic.float_multiplier(t.x_scale, t.w_scale, np.float32(t.count) * target.scale) for t in terms]
+    if arithmetic_mode == "shift" and any(t.count & (t.count - 1) for t in terms):
+        raise ValueError(f"no shift divides by the {max(t.count for t in terms)} elements of the average")
     reals = [arithmetic.real_multiplier(t.x_scale, t.w_scale, target.scale) / t.count for t in terms]
     derive = arithmetic.shift_multiplier if arithmetic_mode == "shift" else arithmetic.fixed_multiplier
     fixed = derive(reals)
@@ -68,7 +68,7 @@ def _integer(reader: Reader, term: Term, bias: np.ndarray | None) -> Any:
     if not term.codes:
         return state.emit("relax.negative", [expr], {}, origin)
     wide = state.emit("relax.astype", [expr], {"dtype": "int32"}, origin)
-    return state.emit("relax.subtract", [state.const(np.int32(term.zero_point)), wide], {}, origin)
+    return state.emit("relax.subtract", [state.const(np.asarray(term.zero_point, np.int32)), wide], {}, origin)
 
 
 def requantize(reader: Reader, linear: Linear, target: Target, arithmetic_mode: str, node: Node, origin: Origin) -> Any:

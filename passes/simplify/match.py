@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def along_channels(constant: np.ndarray, rank: int, axis: int) -> np.ndarray | N
 
 def unnamed(origin: Origin) -> Origin:
     """The origin of an intermediate result that no ONNX value equals any more; the node's label stays readable."""
-    return Origin(origin.op, origin.node or origin.value, "")
+    return replace(origin, node=origin.node or origin.value, value="")
 
 
 def inner(state: Rewriter, name: str, op: str) -> Node | None:
