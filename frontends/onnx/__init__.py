@@ -16,12 +16,17 @@ from dlc.errors import DlcError
 from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     activation,
     convolution,
+    einsum,
     elementwise,
+    indexing,
     linear,
     normalisation,
     pooling,
+    quantisation,
     reduction,
+    resize,
     shape,
+    slicing,
 )
 from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
 from dlc.frontends.onnx.importer import Importer

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import Tensor
+
+_F = TypeVar("_F", bound=Callable[..., Tensor])
+
+
+def widened(function: _F) -> _F:
+    """Compute a composition on 16-bit floats in float32: rounding after every step would add up."""
+
+    @functools.wraps(function)
+    def convert(c: Context, x: Tensor, *rest: Tensor) -> Tensor:
+        if x.dtype not in ("float16", "bfloat16"):
+            return function(c, x, *rest)
+        return c.cast(function(c, *(c.cast(t, "float32") for t in (x, *rest))), x.dtype)
+
+    return convert  # type: ignore[return-value]
 
 
 def _positive_or(c: Context, x: Tensor, negative: Tensor) -> Tensor:
@@ -37,12 +54,14 @@ def _elu(c: Context, x: Tensor, alpha: float, inner: float = 1.0) -> Tensor:
 
 
 @converter("Elu", since=6)
+@widened
 def elu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x) - 1) below zero."""
     return _elu(c, x, c.attr("alpha", 1.0))
 
 
 @converter("Celu", since=12)
+@widened
 def celu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x / alpha) - 1) below zero."""
     alpha = c.attr("alpha", 1.0)
@@ -50,6 +69,7 @@ def celu(c: Context, x: Tensor) -> Tensor:
 
 
 @converter("Selu", since=6)
+@widened
 def selu(c: Context, x: Tensor) -> Tensor:
     """A scaled Elu."""
     alpha, gamma = c.attr("alpha", 1.6732632423543772), c.attr("gamma", 1.0507009873554805)
@@ -57,6 +77,7 @@ def selu(c: Context, x: Tensor) -> Tensor:
 
 
 @converter("Gelu", since=20)
+@widened
 def gelu(c: Context, x: Tensor) -> Tensor:
     """0.5 * x * (1 + erf(x / sqrt 2)), or its approximation by tanh."""
     if c.attr("approximate", "none") == "tanh":
@@ -74,18 +95,21 @@ def _hard_sigmoid(c: Context, x: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 @converter("HardSigmoid", since=6)
+@widened
 def hard_sigmoid(c: Context, x: Tensor) -> Tensor:
     """max(0, min(1, alpha * x + beta))."""
     return _hard_sigmoid(c, x, c.attr("alpha", 0.2), c.attr("beta", 0.5))
 
 
 @converter("HardSwish", since=14)
+@widened
 def hard_swish(c: Context, x: Tensor) -> Tensor:
     """x * max(0, min(1, x / 6 + 1/2))."""
     return c.emit("multiply", x, _hard_sigmoid(c, x, 1 / 6, 0.5))
 
 
 @converter("Swish", since=24)
+@widened
 def swish(c: Context, x: Tensor) -> Tensor:
     """x * sigmoid(alpha * x)."""
     alpha = c.attr("alpha", 1.0)
@@ -100,18 +124,21 @@ def _softplus(c: Context, x: Tensor) -> Tensor:
 
 
 @converter("Softplus")
+@widened
 def softplus(c: Context, x: Tensor) -> Tensor:
     """log(1 + exp(x))."""
     return _softplus(c, x)
 
 
 @converter("Mish", since=18)
+@widened
 def mish(c: Context, x: Tensor) -> Tensor:
     """x * tanh(softplus(x))."""
     return c.emit("multiply", x, c.emit("tanh", _softplus(c, x)))
 
 
 @converter("Softsign")
+@widened
 def softsign(c: Context, x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
     return c.emit("divide", x, c.emit("add", c.emit("abs", x), 1))

@@ -195,6 +195,8 @@ class Context:
         difference = self.symbols.simplify(above - below)
         if isinstance(difference, int) and difference != 0:
             raise ConversionError(f"cannot reshape {x} to [{', '.join(str(d) for d in wanted)}]")
+        if isinstance(above, int) and above == 0:
+            return self.constant(np.zeros(tuple(int(d) for d in wanted), x.dtype))  # Relax refuses empty reshapes
         return self.emit("reshape", x, shape=wanted)
 
     def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:

@@ -201,7 +201,7 @@ class Importer:
                 node = copy
             nodes.append(node)
         self.nodes(nodes, scope)
-        return [scope.find(name) for name in body.output]
+        return [scope.find(name) if name in scope.values else None for name in body.output]
 
     def _branch(self, graph: onnx.GraphProto, outer: Scope) -> tuple[Tensor, ...]:
         inner = replace(outer, values={t.name: t for t in graph.initializer}, parent=outer, depth=outer.depth + 1)

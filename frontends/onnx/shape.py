@@ -194,100 +194,6 @@ def constant_of_shape(c: Context, wanted: Tensor) -> Tensor:
     return c.broadcast(c.constant(scalar), dims)
 
 
-@converter("Range", since=11)
-def range_(c: Context, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-    """start, start + delta, ... below limit; symbolic limits with a constant positive step."""
-    if all(t.value is not None for t in (start, limit, delta)):
-        first, last, step = (np.asarray(t.value).reshape(-1)[0] for t in (start, limit, delta))
-        if not step or (float(last) - float(first)) / float(step) > 1 << 28:
-            raise ConversionError(f"a range from {first} to {last} in steps of {step}")
-        count = max(int(np.ceil((last - first) / step)), 0)
-        return c.constant((first + np.arange(count) * step).astype(start.dtype))
-    (first,), (last,) = c.dims(start, "the start of Range"), c.dims(limit, "the limit of Range")
-    (step,) = c.ints(delta, "the step of Range")
-    if step < 1:
-        raise ConversionError(f"a step of {step} needs limits that are known when compiling")
-    count = c.symbols.simplify((last - first + step - 1) // step)
-    # Positions, by a running sum of ones: the only operator with a symbolic extent and no input to read it from.
-    ones = c.emit("broadcast_to", c.constant(np.ones((), start.dtype)), shape=(count,))
-    positions = c.emit("dlc.cumulate", ones, mode="sum", axis=0, exclusive=1, reverse=0)
-    scaled = positions if step == 1 else c.emit("multiply", positions, step)
-    if isinstance(first, int) and first == 0:
-        return scaled
-    return c.emit("add", scaled, c.cast(c.reshape(c.extents([first]), ()), start.dtype))
-
-
-# --- slices and padding ----------------------------------------------------------------------------------------------
-
-
-def _bounds(c: Context, extent: Dim, begin: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
-    """Slice's begin and end counted from the front and clamped, as numpy does; an end of -1 is before the front."""
-
-    def from_front(position: Dim) -> Dim:
-        negative = c.symbols.decide("less", position, 0)
-        return c.symbols.simplify(position + extent) if negative else position
-
-    def clamp(position: Dim, low: Dim, high: Dim) -> Dim:
-        return c.symbols.smaller(c.symbols.larger(position, low), high)
-
-    begin, end = from_front(begin), from_front(end)
-    if step > 0:
-        begin, end = clamp(begin, 0, extent), clamp(end, 0, extent)
-        return begin, c.symbols.larger(begin, end)
-    top = c.symbols.simplify(extent - 1)
-    begin, end = clamp(begin, -1, top), clamp(end, -1, top)
-    return begin, c.symbols.smaller(begin, end)
-
-
-def _slice(
-    c: Context, x: Tensor, starts: Sequence[Dim], ends: Sequence[Dim], axes: Sequence[int], steps: Sequence[int]
-) -> Tensor:
-    if not len(starts) == len(ends) == len(axes) == len(steps):
-        raise ConversionError(f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps")
-    if any(s == 0 for s in steps):
-        raise ConversionError("a step of 0")
-    picked, bounds, strides = [], [], []
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        place = c.axis(axis, x.rank)
-        begin, stop = _bounds(c, x.shape[place], start, end, step)
-        if step == 1 and c.symbols.same(begin, 0) and c.symbols.same(stop, x.shape[place]):
-            continue
-        picked.append(place)
-        bounds.append((begin, stop))
-        strides.append(step)
-    if not picked:
-        return x
-    empty = [i for i, (b, e) in enumerate(bounds) if isinstance(b, int) and isinstance(e, int) and b == e]
-    if empty and -1 in bounds[empty[0]]:
-        bounds[empty[0]], strides[empty[0]] = (0, 0), 1
-    return c.emit(
-        "strided_slice",
-        x,
-        axes=tuple(picked),
-        begin=tuple(b for b, _ in bounds),
-        end=tuple(e for _, e in bounds),
-        strides=tuple(strides),
-    )
-
-
-@converter("Slice")
-def slice_attributes(c: Context, x: Tensor) -> Tensor:
-    """Bounds as attributes (up to opset 9)."""
-    starts, ends = c.require("starts"), c.require("ends")
-    return _slice(c, x, starts, ends, c.attr("axes") or range(len(starts)), [1] * len(starts))
-
-
-@converter("Slice", since=10)
-def slice_inputs(
-    c: Context, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
-) -> Tensor:
-    """A range along each of some axes."""
-    begins, stops = c.dims(starts, "the input 'starts'"), c.dims(ends, "the input 'ends'")
-    places = c.ints(axes, "the input 'axes'") if axes is not None else range(len(begins))
-    strides = c.ints(steps, "the input 'steps'") if steps is not None else [1] * len(begins)
-    return _slice(c, x, begins, stops, places, strides)
-
-
 @converter("DepthToSpace")
 def depth_to_space(c: Context, x: Tensor) -> Tensor:
     """Blocks of channels become squares of pixels."""
@@ -311,7 +217,8 @@ def space_to_depth(c: Context, x: Tensor) -> Tensor:
     rows, columns = c.symbols.quotient((height,), (block,)), c.symbols.quotient((width,), (block,))
     if rows is None or columns is None:
         raise ConversionError(f"extents {height} x {width} are not multiples of {block}")
-    apart = c.transpose(c.reshape(x, (n, channels, rows, block, columns, block)), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    apart = c.transpose(c.reshape(x, (n, channels, rows, block, columns, block)), order)
     return c.reshape(apart, (n, channels * block * block, rows, columns))
 
 

@@ -1,6 +1,17 @@
 """The operators of the IR; importing this package fills the table `OPS`. Imports no TVM."""
 
-from dlc.ir.ops import conv, cumulate, extents, matmul, pool, quantization, relax_ops, top_indices
+from dlc.ir.ops import (
+    conv,
+    cumulate,
+    extents,
+    matmul,
+    pool,
+    quantization,
+    relax_ops,
+    resize,
+    scatter_rows,
+    top_indices,
+)
 from dlc.ir.ops.registry import OPS, OpSpec
 
 __all__ = [
@@ -13,5 +24,7 @@ __all__ = [
     "pool",
     "quantization",
     "relax_ops",
+    "resize",
+    "scatter_rows",
     "top_indices",
 ]

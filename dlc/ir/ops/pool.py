@@ -33,13 +33,15 @@ def counts(extents: Sequence[int], attrs: Mapping[str, Any]) -> np.ndarray:
     """How many elements each window averages over: shape of the output's spatial extents, float32."""
     rank = len(extents)
     pads = attrs["pads"]
+    outs = win.output_extents(extents, attrs["kernel"], attrs)
     ones = np.ones((1, *extents, 1), np.float32)
     if attrs.get("count_include_pad"):
         # Padding counts, but what ceil_mode adds beyond the padding does not.
         ones = np.pad(ones, [(0, 0), *((pads[i], pads[rank + i]) for i in range(rank)), (0, 0)], constant_values=1)
         attrs = {**attrs, "pads": [0] * (2 * rank)}
     view = win.windows(ones, attrs["kernel"], attrs, 0)
-    return view.sum(axis=tuple(range(-rank, 0)))[0, ..., 0]
+    # Padding written out as elements, ceil_mode may see room for a window that starts in the end padding.
+    return view.sum(axis=tuple(range(-rank, 0)))[(0, *(slice(0, n) for n in outs), 0)]
 
 
 def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:

@@ -44,7 +44,7 @@ def _quantize(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndar
 
 def _dequantize(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:
     q, scale, zero = inputs[0], *(along_axis(p, inputs[0].ndim, attrs["axis"]) for p in inputs[1:])
-    return (q.astype(np.int64) - zero).astype(np.float32) * scale.astype(np.float32)
+    return ((q.astype(np.int64) - zero).astype(np.float32) * scale.astype(np.float32)).astype(attrs["out_dtype"])
 
 
 def _infer_requantize(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[Any], str]:
