@@ -52,8 +52,14 @@ def import_source(model: Any, options: Options) -> Any:
     return import_model(model_source(model), options.shapes)
 
 
-def _context(model: Any, options: Options, target: Target, calibration: Any, progress: Progress | None) -> Context:
+def _context(module: Any, options: Options, target: Target, calibration: Any, progress: Progress | None) -> Context:
     context = Context(options, target=target)
+    if calibration is not None:
+        from dlc.calibration import samples_of
+
+        context.calibration = samples_of(calibration, module)
+        if isinstance(calibration, str) and calibration.partition(":")[0] == "random":
+            context.notes["calibration data"] = calibration  # not what the model will see: the manifest says so
     if progress is not None:
         context.progress = progress
     return context
@@ -70,16 +76,17 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     if stage not in known:
         raise DlcError(f"no stage '{stage}'; known: {', '.join(known)}")
     module = import_source(model, options)
-    context = _context(model, options, target, calibration, None)
+    context = _context(module, options, target, calibration, None)
     return module if stage == FRONTEND else run_passes(module, passes_of(options, target), context, stage)
 
 
 def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
     """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
     target = find_target(options.target)
-    context = _context(model, options, target, calibration, progress)
-    context.progress(FRONTEND, 0, 1)
+    if progress is not None:
+        progress(FRONTEND, 0, 1)
     module = import_source(model, options)
+    context = _context(module, options, target, calibration, progress)
     return compile_module(run_passes(module, passes_of(options, target), context), context)
 
 
@@ -97,6 +104,7 @@ def compile_module(module: Any, context: Context) -> Package:
             {"pass": d.pass_name, "node": str(d.origin), "value": d.origin.value, "reason": d.reason}
             for d in context.declined
         ],
+        "values": context.notes.get("quantization", {}).get("values", {}),
     }
     members = {**build.members, "explain.json": (json.dumps(explanation, indent=1, sort_keys=True) + "\n").encode()}
     return Package.create(manifest, members)
@@ -110,9 +118,12 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
     input_names = graph.attrs.get("dlc.inputs") or [v.name for v in graph.inputs]
     output_names = graph.attrs.get("dlc.outputs") or [v.name for v in outputs]
 
+    marked = context.notes.get("quantization", {}).get("values", {})
+
     def infos(names: list[str], tensors: Any) -> list[dict[str, Any]]:
         return [
             {"name": name, "shape": [extent_text(d) for d in v.shape], "dtype": v.dtype}
+            | {key: marked[name][key] for key in ("scale", "zero_point") if name in marked}
             for name, v in zip(names, tensors, strict=True)
         ]
 
@@ -123,10 +134,18 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "outputs": infos(output_names, outputs),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
-        "notes": context.notes,
+        "notes": _notes(context),
         "versions": {name: version(dist) for name, dist in _VERSIONS.items()},
         "build": build.manifest,
     }
+
+
+def _notes(context: Context) -> dict[str, Any]:
+    """What the passes noted, without the long tables: scales are in explain.json, ranges have become constants."""
+    notes = {key: value for key, value in context.notes.items() if key != "quantization"}
+    if isinstance(notes.get("calibration"), dict):
+        notes["calibration"] = {key: value for key, value in notes["calibration"].items() if key != "ranges"}
+    return notes
 
 
 _VERSIONS = {"dlc": "dlc", "tvm": "apache-tvm", "onnx": "onnx", "numpy": "numpy"}

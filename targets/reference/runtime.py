@@ -18,8 +18,8 @@ from dlc.package import Package
 class ReferenceExecutable:
     """A graph and its constants. Holds no state between calls, so threads share it freely."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, package: Package) -> None:
+        self.graph, self.package = graph, package
         self._names = [value.name for value in graph.inputs]
         values = graph.values()
         self._outputs = [values[name] for name in graph.outputs]
@@ -42,6 +42,9 @@ class ReferenceExecutable:
 
     def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Trace:
         """Every ONNX value that some operator made, with that operator's row, in execution order."""
+        from dlc.explain import read
+
+        explanation = read(self.package)
         # An ONNX node may have become several operators of one origin: the last of them made its value.
         last = {node.origin.value: node for node in self.graph.walk() if node.origin.value}
         seen: list[tuple[dict[str, Any], np.ndarray]] = []
@@ -49,7 +52,7 @@ class ReferenceExecutable:
         def observe(node: Node, results: tuple[np.ndarray, ...]) -> None:
             if last.get(node.origin.value) is node:
                 row = {"node": str(node.origin), "value": node.origin.value, "op": node.op, "kernel": "numpy"}
-                seen.append((row, results[0]))
+                seen.append((row, explanation.real(node.origin.value, results[0])))
 
         interpret(self.graph, dict(zip(self._names, inputs, strict=True)), observe, sizes)
         yield from seen
@@ -68,4 +71,4 @@ def load(package: Package, threads: int) -> ReferenceExecutable:
         graph = graph_from_json(package.json("graph.json"), constants)
     except (KeyError, TypeError, AttributeError) as error:
         raise DlcError(f"{package.name}: member 'graph.json' is not a graph: {error!r}") from error
-    return ReferenceExecutable(graph)
+    return ReferenceExecutable(graph, package)

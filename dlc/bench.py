@@ -1,0 +1,177 @@
+"""Timing a package, alone or beside other runtimes in the same process.
+
+Engines take turns in blocks, so that a machine that slows down slows all of them; the ratio is that of block medians,
+with a bootstrap interval over the blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlc.errors import DlcError
+from dlc.runtime.session import Session
+
+BLOCKS = 20
+_SECONDS = 2.0  # an engine's share when the number of iterations is not given
+_LEAST, _MOST = 40, 2000
+_RESAMPLES = 2000
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One engine's times for one run, in microseconds.
+
+    Attributes:
+        engine: its name and version.
+        median, mean, minimum, p90, p99: over all iterations.
+        ratio: the engine's time over the package's (above 1: the package is faster), from block medians.
+        low, high: its 95 % interval.
+    """
+
+    engine: str
+    iterations: int
+    median: float
+    mean: float
+    minimum: float
+    p90: float
+    p99: float
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def _package(session: Session, inputs: Mapping[str, np.ndarray]) -> tuple[str, Run]:
+    target = session.package.manifest.get("target", "?")
+    return f"dlc {target}", lambda: session.run(inputs)
+
+
+def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    feeds = dict(inputs)
+    return f"onnxruntime {onnxruntime.__version__}", lambda: session.run(None, feeds)
+
+
+def _openvino(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    network = core.read_model(str(model))
+    network.reshape({name: list(array.shape) for name, array in inputs.items()})
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+    feeds = dict(inputs)
+    return f"openvino {openvino.__version__}", lambda: request.infer(feeds, share_inputs=True)
+
+
+_PEERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], int], tuple[str, Run]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+
+def _peer(name: str, model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    if name not in _PEERS:
+        raise DlcError(f"unknown runtime '{name}' to compare with; known: {', '.join(sorted(_PEERS))}")
+    try:
+        return _PEERS[name](model, inputs, threads)
+    except ImportError:
+        raise DlcError(f"{name} is not installed: pip install {name}") from None
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DlcError(f"{model}: {name} cannot load it: {reason}") from error
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+def _time(run: Run, count: int) -> np.ndarray:
+    clock, times = time.perf_counter_ns, np.empty(count)
+    for index in range(count):
+        started = clock()
+        run()
+        times[index] = clock() - started
+    return times / 1e3
+
+
+def _iterations(run: Run) -> int:
+    """As many as fit in an engine's share of time."""
+    one = float(np.median(_time(run, 3))) / 1e6
+    return int(min(max(_SECONDS / max(one, 1e-9), _LEAST), _MOST))
+
+
+def _interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """The median ratio of blocks and its 95 % bootstrap interval, with a fixed seed: a function of the times."""
+    ratios = theirs / ours
+    picks = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    spread = np.median(ratios[picks], axis=1)
+    return float(np.median(ratios)), float(np.quantile(spread, 0.025)), float(np.quantile(spread, 0.975))
+
+
+def _timing(engine: str, blocks: Sequence[np.ndarray], first: Sequence[np.ndarray] | None) -> Timing:
+    times = np.concatenate(blocks)
+    p90, p99 = np.quantile(times, [0.9, 0.99])
+    numbers = (float(np.median(times)), float(times.mean()), float(times.min()), float(p90), float(p99))
+    if first is None:
+        return Timing(engine, times.size, *numbers)
+    medians = [np.array([np.median(block) for block in each]) for each in (first, blocks)]
+    return Timing(engine, times.size, *numbers, *_interval(*medians))
+
+
+def bench(
+    session: Session,
+    inputs: Mapping[str, np.ndarray],
+    model: Path | None = None,
+    against: Sequence[str] = (),
+    iterations: int | None = None,
+    warmup: int = 10,
+    threads: int = 1,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> list[Timing]:
+    """Time the package, then each runtime of `against` on `model`, with the same inputs and number of threads.
+
+    Returns:
+        A `Timing` an engine, the package's first.
+
+    Raises:
+        DlcError: a runtime is unknown or not installed, or cannot load the model; inputs that do not fit.
+    """
+    if against and model is None:
+        raise DlcError("comparing with another runtime needs the model: --model MODEL.onnx")
+    session.run(inputs)  # wrong inputs are the user's error, and say so better than a runtime would
+    engines = [_package(session, inputs)]
+    engines += [_peer(name, model, inputs, threads) for name in against if model is not None]
+    for _, run in engines:
+        _time(run, max(warmup, 1))
+    count = iterations or max(_iterations(run) for _, run in engines)
+    blocks = min(BLOCKS, count)
+    sizes = [len(part) for part in np.array_split(np.arange(count), blocks)]
+    times: list[list[np.ndarray]] = [[] for _ in engines]
+    for number, size in enumerate(sizes):
+        for (name, run), collected in zip(engines, times, strict=True):
+            progress(name, number, blocks)
+            run()  # the other engine has just filled the caches
+            collected.append(_time(run, size))
+    names = [name for name, _ in engines]
+    return [_timing(name, t, times[0] if t is not times[0] else None) for name, t in zip(names, times, strict=True)]
+
+
+def as_json(timings: Sequence[Timing]) -> list[dict[str, Any]]:
+    """For ``--json``; times in microseconds."""
+    return [{key: value for key, value in vars(timing).items() if value is not None} for timing in timings]
