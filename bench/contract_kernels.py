@@ -1,6 +1,6 @@
 """Contraction kernels against onnxruntime, one thread each: medians of ratios taken in interleaved blocks.
 
-    python bench/contract_kernels.py [--only TEXT] [--sweep N] [--blocks N]
+    python bench/contract_kernels.py [--only TEXT] [--sweep N] [--blocks N] [--isa NAME]
 
 Layers whose input and output look alike run as a chain of four with weights of their own, in both systems, so that a
 peer's layout conversions at the ends of a graph count as little as they do in a model. `--sweep N` also times the N
@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm.script.ir_builder import tirx as T
 
 from dlc.hardware import this_machine
-from dlc.targets.cpu.isa import Isa, levels_of
+from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.kernels.builder import Layout, Operand, kernel, load
 from dlc.targets.cpu.kernels.contract import (
     Contraction,
@@ -275,21 +275,29 @@ def report(case: Case, integer: bool, isa: Isa, sweep: int, blocks: int) -> None
     theirs, mine = interleaved(calls, blocks)
     ratio = statistics.median(t / m for t, m in zip(theirs, mine, strict=True))
     per_layer = statistics.median(mine) / case.depth
+    peer_layer = statistics.median(theirs) / case.depth
     print(
         f"{case.name:26s} {'int8' if integer else 'fp32'} {per_layer * 1e6:9.1f} us"
-        f" {2 * case.multiplies / per_layer / 1e9:7.0f} GOP/s  onnxruntime {statistics.median(theirs) / case.depth * 1e6:9.1f} us"
+        f" {2 * case.multiplies / per_layer / 1e9:7.0f} GOP/s  onnxruntime {peer_layer * 1e6:9.1f} us"
         f"  ratio {ratio:5.2f}  {chosen.mr}x{chosen.nr}/{chosen.mo} {chosen.hot} u{chosen.unroll} p{chosen.prefetch}",
         flush=True,
     )
     if sweep:
-        ranked = sorted(candidates(problem, isa, machine), key=lambda s: predicted_seconds(problem, s, isa, machine))[:sweep]
-        results = interleaved([ours(case, integer, s, isa) for s in ranked], max(5, blocks // 3))
-        medians = [statistics.median(t) / case.depth for t in results]
-        best = min(medians)
-        for schedule, seconds in sorted(zip(ranked, medians, strict=True), key=lambda pair: pair[1])[:6]:
-            s, guess = schedule, predicted_seconds(problem, schedule, isa, machine)
-            print(f"      {seconds * 1e6:9.1f} us  predicted {guess * 1e6:9.1f}  {s.mr}x{s.nr}/{s.mo} {s.hot} u{s.unroll}")
-        print(f"      the choice is {100 * (medians[0] / best - 1):.0f} % behind the best of {len(ranked)}", flush=True)
+        compare(case, integer, isa, sweep, blocks)
+
+
+def compare(case: Case, integer: bool, isa: Isa, count: int, blocks: int) -> None:
+    """Time the `count` schedules that the model likes best; the least time of each, as noise only ever adds."""
+    machine, problem = this_machine(), problem_of(case, integer)
+    guesses = {s: predicted_seconds(problem, s, isa, machine) for s in candidates(problem, isa, machine)}
+    ranked = sorted(guesses, key=lambda s: guesses[s])[:count]
+    times = interleaved([ours(case, integer, s, isa) for s in ranked], blocks, 0.002)
+    fastest = {s: min(t) / case.depth for s, t in zip(ranked, times, strict=True)}
+    for s in sorted(fastest, key=lambda s: fastest[s])[:6]:
+        label = f"{s.mr}x{s.nr}/{s.mo} {s.hot} u{s.unroll}"
+        print(f"      {fastest[s] * 1e6:9.1f} us  predicted {guesses[s] * 1e6:9.1f}  {label}")
+    behind = fastest[ranked[0]] / min(fastest.values()) - 1
+    print(f"      the choice is {100 * behind:.0f} % behind the best of {len(ranked)}", flush=True)
 
 
 def main() -> None:
@@ -297,8 +305,10 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--sweep", type=int, default=0)
     parser.add_argument("--blocks", type=int, default=21)
+    parser.add_argument("--isa", default="", help="an instruction set below the machine's best vector level")
     arguments = parser.parse_args()
-    isa = next(level for level in levels_of(this_machine()) if level.dot != "amx")
+    levels = [level for level in levels_of(this_machine()) if level.dot != "amx"]
+    isa = isa_by_name(arguments.isa) if arguments.isa else levels[0]
     print(this_machine().model, isa.name)
     for integer in (False, True):
         for case in CASES:

@@ -101,7 +101,8 @@ def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
     temporary = 0 if dot.multiply_cost == 1 else 1
     if rows == 1 and dot.widen_cost == 0:
         return vectors + 1 + temporary  # weights are memory operands
-    return rows * vectors + vectors + phases + temporary
+    # One more than counted: LLVM loads the next operand before the last one is used up.
+    return rows * vectors + vectors + phases + temporary + 1
 
 
 def _pieces(extent: int, size: int) -> list[tuple[int, int]]:

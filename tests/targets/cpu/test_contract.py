@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
-from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
+from dlc.targets.cpu.isa import GENERIC, Isa, isa_by_name, levels_of
 from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
 from dlc.targets.cpu.kernels.contract import (
     Contraction,
@@ -32,7 +32,8 @@ from dlc.targets.cpu.kernels.dot import PLAIN, PMADDWD, VNNI, Dot, dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
 
 FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
-LEVELS = [isa for isa in levels_of(this_machine()) if isa.dot != "amx"]
+# GENERIC, with portable vectors only, runs on every machine.
+LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot != "amx"), GENERIC]
 MACHINE = this_machine()
 EPSILON = float(np.finfo("float32").eps)
 
@@ -244,3 +245,61 @@ def test_refuses_what_it_cannot_do() -> None:
     problem = matmul_contraction(Layout.dense((4, 8)), 16)
     with pytest.raises(DlcError, match="weight is"):
         pack(problem, Schedule(1, 1), isa_by_name("avx2"), np.zeros((1, 9, 16), "float32"))
+
+
+@quickly(30)
+@given(
+    level=st.sampled_from(range(len(LEVELS))),
+    batch=st.sampled_from([((), ()), ((2,), (2,)), ((3, 2), (2,)), ((3, 2), (1, 1)), ((2, 3), (2, 1))]),
+    m=st.integers(1, 20),
+    k=st.integers(1, 40),
+    n=st.integers(1, 100),
+    seed=st.integers(0, 1000),
+    dynamic=st.sets(st.sampled_from("mkn")),
+)
+def test_matmul_of_two_activations(
+    level: int, batch: Any, m: int, k: int, n: int, seed: int, dynamic: set[str]
+) -> None:
+    rng, isa = np.random.default_rng(seed), LEVELS[level]
+    a, w, _ = operands(rng, FLOAT, (*batch[0], m, k), (*batch[1], k, n), n)
+    sizes = {"m": m, "k": k, "n": n}
+    dims = {name: symbolic(name) for name in sorted(dynamic)}
+    rows, depth, columns = (dims.get(name, sizes[name]) for name in "mkn")
+    x_layout, y_layout = Layout.dense((*batch[0], rows, depth)), Layout.dense((*batch[1], depth, columns))
+    problem = matmul_contraction(x_layout, columns, w=y_layout)
+    schedule = schedule_of(problem, isa, seed % 30)
+    out = Layout.dense((*[axis.extent for axis in problem.outer], problem.rows.extent, columns))
+    operand_list = [("a", "float32", x_layout), ("w", "float32", y_layout), ("o", "float32", out)]
+    with kernel("matmul", operand_list, list(dims.values())) as built:
+        x, y, o = built.operands
+        emit(
+            problem, schedule, isa, x, y, None,
+            lambda outer, row, c, value, lanes, mask: o.store((*outer, row, c), value, lanes, mask),
+        )  # fmt: skip
+    compiled = Compiled(built.func, isa, 3, len(dims))
+    got = compiled.run([a, w, np.full((*batch[0], m, n), np.nan, "float32")], [sizes[name] for name in dims])[2]
+    check(got, a, w, np.zeros(n), np.matmul, k)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 1000])
+@pytest.mark.parametrize("dtypes", [FLOAT, INTEGER], ids=["fp32", "int8"])
+def test_symbolic_rows_run_at_any_size(size: int, dtypes: Any) -> None:
+    isa, (k, n) = LEVELS[0], (37, 40)
+    rng, rows = np.random.default_rng(size), symbolic("rows")
+    a, w, init = operands(rng, dtypes, (size, k), (k, n), n)
+    problem = matmul_contraction(Layout.dense((rows, k)), n, dtypes=dtypes)
+    schedule = choose(problem, isa, MACHINE)
+    packed = pack(problem, schedule, isa, w[None])
+    operand_list = [
+        ("a", dtypes[0], Layout.dense((rows, k))),
+        ("w", dtypes[1], Layout.dense(packed.shape)),
+        ("b", problem.acc_dtype, Layout.dense((n,))),
+        ("o", problem.acc_dtype, Layout.dense((rows, n))),
+    ]
+    with kernel("matmul", operand_list, [rows]) as built:
+        x, y, b, o = built.operands
+        emit(
+            problem, schedule, isa, x, y, b, lambda _, row, c, value, lanes, mask: o.store((row, c), value, lanes, mask)
+        )
+    got = Compiled(built.func, isa, 4, 1).run([a, packed, init, np.zeros((size, n), problem.acc_dtype)], [size])[3]
+    check(got, a, w, init, np.matmul, k)

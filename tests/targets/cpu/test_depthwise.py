@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
-from dlc.targets.cpu.isa import Isa, levels_of
+from dlc.targets.cpu.isa import GENERIC, Isa, levels_of
 from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
 from dlc.targets.cpu.kernels.contract import Schedule
 from dlc.targets.cpu.kernels.depthwise import choose_depthwise, depthwise_problem, emit_depthwise, pack_depthwise
 from dlc.targets.cpu.kernels.testing import Compiled
 
 FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
-LEVELS = [isa for isa in levels_of(this_machine()) if isa.dot != "amx"]
+# GENERIC, with portable vectors only, runs on every machine.
+LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot != "amx"), GENERIC]
 EPSILON = float(np.finfo("float32").eps)
 
 
