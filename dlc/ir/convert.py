@@ -337,9 +337,10 @@ def infer_type(
 class FunctionBuilder:
     """Writes Relax functions node by node. Attribute values of functions are stored as JSON under ``dlc.*`` keys."""
 
-    def __init__(self, name: str = "main", module: Any = None) -> None:
+    def __init__(self, name: str = "main") -> None:
         self.name = name
-        self.builder = relax.BlockBuilder(module) if module is not None else relax.BlockBuilder()
+        self.builder = relax.BlockBuilder()
+        self._regions: dict[str, Any] = {}
         self.params: list[Any] = []
         self._frames: list[Any] = []
         self._used: set[str] = set()
@@ -382,10 +383,15 @@ class FunctionBuilder:
         except Exception as error:
             raise IrTypeError(_reason(error)) from error
 
-    def call(self, region: Any, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
-        """Call another function of the module (a GlobalVar)."""
+    def add_region(self, name: str, function: Any) -> None:
+        """Add a function that nodes may `call`; before the first `emit`."""
+        self._regions[name] = self.builder.add_func(function, name)
+
+    def call(self, region: str, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
+        """Call a function that `add_region` added."""
         self._open()
-        return self.builder.emit(relax.Call(region, list(inputs), span=_span(origin)), name_hint=self._unique(name))
+        call = relax.Call(self._regions[region], list(inputs), span=_span(origin))
+        return self.builder.emit(call, name_hint=self._unique(name))
 
     def _unique(self, name: str) -> str:
         """A variable name that no parameter and no earlier node has: Relax itself lets a node shadow a parameter."""

@@ -16,9 +16,13 @@ from dlc.ir.graph import Dim, Graph, Node, Value
 def symbols(dims: Iterable[Dim]) -> list[Any]:
     """The variables in `dims`, once a name, sorted by name."""
     found: dict[str, Any] = {}
+
+    def visit(var: Any) -> None:
+        found.setdefault(str(var.name), var)
+
     for dim in dims:
         if not isinstance(dim, int):
-            tvm_ffi.structural_walk(dim, (tvm.ir.Var, lambda v: found.setdefault(str(v.name), v) and None))
+            tvm_ffi.structural_walk(dim, (tvm.ir.Var, visit))
     return [found[name] for name in sorted(found)]
 
 

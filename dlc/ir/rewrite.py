@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, Origin, Value
@@ -48,8 +47,10 @@ class Rewriter:
         self.producers = self.graph.producers()
         self.consumers = self.graph.consumers()
         self.values = self.graph.values()
-        others = {v: f for v, f in module.functions.items() if v.name_hint != full.name}
-        self.builder = FunctionBuilder("main", tvm.IRModule(others) if others else None)
+        self.builder = FunctionBuilder("main")
+        for var, function in module.functions.items():
+            if var.name_hint != full.name:
+                self.builder.add_region(var.name_hint, function)
         self.env: dict[str, Any] = {}
         for value in self.graph.inputs:
             self.env[value.name] = self.builder.input(value.name, value.shape, value.dtype)
@@ -104,8 +105,7 @@ class Rewriter:
         inputs = [self.new(name) for name in node.inputs]
         if node.op == "call":
             assert node.body is not None
-            region = self.module.get_global_var(node.body.name)
-            return self.builder.call(region, inputs, node.origin, node.output.name)
+            return self.builder.call(node.body.name, inputs, node.origin, node.output.name)
         return self.builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
 
 
