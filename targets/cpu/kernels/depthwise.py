@@ -132,11 +132,11 @@ def pack_depthwise(problem: Depthwise, isa: Isa, weight: np.ndarray) -> np.ndarr
 
 
 def choose_depthwise(problem: Depthwise, isa: Isa, machine: Machine) -> Schedule:
-    """Rows per tile: as many accumulators as leave registers for weights and words, and few leftover rows."""
+    """Rows per tile: few enough accumulators to leave registers for weights and words, and few leftover rows."""
     del machine  # every operand of a tile is in L1 whatever the machine
     dot = dot_for(isa, problem.a_dtype, problem.w_dtype)
     groups = len(problem.groups(dot.group))
-    most = max(1, min(isa.registers // 2, _CODE // (groups * len(dot.phases))))
+    most = max(1, min(isa.registers // 4, _CODE // (groups * len(dot.phases))))
     if not isinstance(problem.rows.extent, int):
         return Schedule(min(most, 8), 1, hot="a")
     extent = problem.rows.extent
