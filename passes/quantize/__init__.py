@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dlc.options import Options
-from dlc.passes.quantize import calibrate, cleanup, form_integers, mark
+from dlc.passes.quantize import calibrate, cleanup, form_integers, mark, settle_weights, to_unsigned
 from dlc.pipeline import Pass
 
 
 def quantize_passes(options: Options) -> list[Pass]:
-    """The passes to run behind the simplification, before layouts and fusion."""
+    """The passes to run behind the simplification, before layouts and fusion.
+
+    A model that holds Q/DQ nodes or integer operators already is not calibrated: its scales and weights are kept.
+    """
     marking = [calibrate.PASS, mark.PASS] if options.quantize == "int8" else []
-    return [*marking, form_integers.PASS, cleanup.PASS]
+    return [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, cleanup.PASS]

@@ -1,7 +1,7 @@
 """Run the graph on the calibration samples and note the range of every float value.
 
-Needs ``context.calibration``. Leaves the module as it is; the ranges go to ``context.notes["calibration"]`` as
-``ranges``: value name -> (lo, hi), with the method and the number of samples beside them.
+Needs ``context.calibration``, unless the model came quantised. Leaves the module as it is; the ranges go to
+``context.notes["calibration"]`` as ``ranges``: value name -> (lo, hi), with the method and the number of samples.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from dlc.pipeline import Context, Pass
 def is_float(dtype: str) -> bool:
     """Whether values of this dtype have a range worth knowing."""
     return dtype in ("float32", "float16", "bfloat16", "float64")
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether the model came with scales of its own: it is not calibrated."""
+    return any(node.op in ("dlc.quantize", "dlc.dequantize", "dlc.requantize", "dlc.table") for node in graph.nodes)
 
 
 def observe(
@@ -54,11 +59,12 @@ def observe(
 
 def run(module: Any, context: Context) -> Any:
     """Gather the ranges by the method and for the arithmetic of the options."""
+    options, graph = context.options, view(module)
+    if is_quantized(graph):
+        return module
     if context.calibration is None:
         raise DlcError("int8 quantisation of this model needs calibration data: a .npz file, a folder, or random")
-    options = context.options
     shift = options.arithmetic == "shift"
-    graph = view(module)
     histograms, count = observe(graph, context.calibration, shift or options.calibration_method != "minmax", context)
     if count == 0:
         raise DlcError("the calibration data holds no samples")

@@ -16,6 +16,7 @@ import numpy as np
 from dlc.ir import arithmetic
 from dlc.ir.graph import Node
 from dlc.ir.ops.pool import counts
+from dlc.ir.ops.quantization import along_axis
 from dlc.ir.rewrite import Rewriter
 from dlc.passes.quantize.plan import CONTRACTIONS, is_movement
 from dlc.passes.simplify.match import same_shape, unnamed
@@ -128,8 +129,6 @@ class Reader:
         found = self.parameters(node) if node is not None else None
         if node is None or codes is None or found is None:
             return None
-        from dlc.ir.ops.quantization import along_axis
-
         scale, zero = (along_axis(p, codes.ndim, node.attrs["axis"]).astype(np.float64) for p in found)
         return (codes.astype(np.float64) - zero) * scale
 
@@ -310,8 +309,9 @@ class Reader:
     def product(self, node: Node) -> Term | None:
         """A product of two codes."""
         a, b = (self.leaf(name) for name in node.inputs)
+        if (a is None) != (b is None):
+            return self.scaled(node, *((a, node.inputs[1]) if a is not None else (b, node.inputs[0])))
         if a is None or b is None:
-            self.fail(node, "one of its operands is not codes")
             return None
 
         def build() -> Any:
@@ -321,6 +321,31 @@ class Reader:
             )
 
         return Term(node, build, a.scale, np.asarray(b.scale), 255 * 255)
+
+    def scaled(self, node: Node, x: Leaf | None, factor: str) -> Term | None:
+        """Codes times dequantised int8 constants, one or one along an axis."""
+        made = self.state.producer(factor, "dlc.dequantize")
+        codes = self.state.constant(made.inputs[0]) if made is not None else None
+        found = self.parameters(made) if made is not None else None
+        if x is None or made is None or codes is None or found is None or codes.dtype != np.int8 or np.any(found[1]):
+            self.fail(node, "one of its operands is not codes")
+            return None
+        if not same_shape(self.state.value(node.output.name).shape, self.shape(x)):
+            self.fail(node, "its constant is larger than its codes")
+            return None
+        scale = along_axis(found[0], codes.ndim, made.attrs["axis"])
+
+        def build() -> Any:
+            inputs = [self.centred(x, node), self.state.const(codes.astype(np.int32))]
+            return self.once(
+                node.output.name, "acc", lambda: self.state.emit(node.op, inputs, {}, unnamed(node.origin))
+            )
+
+        return Term(node, build, x.scale, scale.astype(np.float32), 255 * 128)
+
+    def shape(self, leaf: Leaf) -> Sequence[Any]:
+        """The extents of a leaf's value."""
+        return self.state.value(leaf.moves[-1].output.name if leaf.moves else leaf.source).shape
 
     # --- linear forms ------------------------------------------------------------------------------------------------
 

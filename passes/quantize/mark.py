@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from dlc.ir import arithmetic
+from dlc.ir.convert import view
 from dlc.ir.graph import Node, Origin
 from dlc.ir.rewrite import Rewriter, rewrite
-from dlc.passes.quantize.plan import CONTRACTIONS, REPORTED, Plan, bias_of, origins, shared_parameters
+from dlc.passes.quantize.calibrate import is_quantized
+from dlc.passes.quantize.plan import CONTRACTIONS, REPORTED, Plan, bias_of, channel_scale, origins, shared_parameters
 from dlc.passes.quantize.weights import quantize_weight
 from dlc.pipeline import Context, Pass
 
@@ -55,8 +57,11 @@ class _Marker:
         if node.op == "call":
             return None
         inputs = [self.operand(state, node, name) for name in node.inputs]
+        scale = channel_scale(state, node)
         if self.plan.anchor(node):
-            inputs[1] = self.weight(state, node)
+            inputs[1] = self.weight(state, node, node.inputs[0], node.inputs[1], 0 if node.op == "dlc.conv" else 1)
+        elif scale is not None and node.output.name in self.plan.integer and scale[0] in self.plan.marks:
+            inputs[node.inputs.index(scale[1])] = self.weight(state, node, *scale)
         made = state.emit(node.op, inputs, node.attrs, node.origin)
         name = node.output.name
         if name in self.plan.marks:
@@ -80,12 +85,12 @@ class _Marker:
             self.marked[name] = state.emit("dlc.dequantize", [codes, *parameters], attrs, origin)
         return self.marked[name]
 
-    def weight(self, state: Rewriter, node: Node) -> Any:
-        """The weight as a constant of codes and its dequantisation."""
-        weight = state.graph.constants[node.inputs[1]]
-        axis = 0 if node.op == "dlc.conv" else 1
-        x_scale = float(self.parameters[node.inputs[0]][0])
-        codes, scales = quantize_weight(weight, axis, x_scale, bias_of(self.plan, node), self.shift)
+    def weight(self, state: Rewriter, node: Node, activation: str, constant: str, axis: int) -> Any:
+        """The weight as a constant of codes and its dequantisation; `axis` of it runs along the output channels."""
+        weight, rank = state.graph.constants[constant], len(node.output.shape)
+        x_scale = float(self.parameters[activation][0])
+        channels = 1 if node.op == "dlc.conv" else rank - weight.ndim + axis
+        codes, scales = quantize_weight(weight, axis, x_scale, bias_of(self.plan, node, channels), self.shift)
         self.weights[node.origin.value or node.output.name] = {"axis": axis, "scale": scales.tolist()}
         parameters = [state.const(scales), state.const(np.zeros(scales.shape, np.int8))]
         attrs = {"axis": axis, "out_dtype": "float32"}
@@ -117,6 +122,8 @@ class _Marker:
 
 def run(module: Any, context: Context) -> Any:
     """Write the marks."""
+    if is_quantized(view(module)):
+        return module
     marker = _Marker(context)
     names: dict[str, str] = {}
 

@@ -2,7 +2,8 @@
 
 Each value has a *kind*:
 
-- ``accumulator``: a convolution or matrix product with a constant weight, with or without its bias;
+- ``accumulator``: a convolution or matrix product with a constant weight, or a multiplication by one constant a channel
+  (a batch normalisation that no weight could take), with or without its bias;
 - ``sum``: a sum of two activations (one may be an accumulator), a product of two, an average;
 - ``clipped``: one of those under relu, maximum or minimum with scalars;
 - ``codes``: data movement and maximum pooling, which work on the codes and keep the parameters; concatenation;
@@ -49,6 +50,18 @@ def reason_against(state: Rewriter, node: Node) -> str | None:
     if node.op == "dlc.matmul" and (weight.ndim != 2 or len(node.output.shape) < 2):
         return f"a matrix product with a weight of {weight.ndim} dimensions has no integer kernel"
     return None
+
+
+def channel_scale(state: Rewriter, node: Node) -> tuple[str, str, int] | None:
+    """A multiplication by a constant along one axis: the activation, the constant, and that axis of the constant."""
+    found = constant_operand(state, node) if node.op == "relax.multiply" else None
+    if found is None or found[1].dtype != np.float32 or not np.all(np.isfinite(found[1])):
+        return None
+    axes = [axis for axis, extent in enumerate(found[1].shape) if extent != 1]
+    if len(axes) != 1 or not same_shape(state.value(found[0]).shape, node.output.shape):
+        return None
+    constant = node.inputs[1] if node.inputs[0] == found[0] else node.inputs[0]
+    return found[0], constant, axes[0]
 
 
 def is_clip(state: Rewriter, node: Node) -> bool:
@@ -167,6 +180,8 @@ class Plan:
             return "codes" if len(operands) == len(set(node.inputs)) else "float"
         if node.op == "dlc.pool" or is_spatial_mean(self.state, node):
             return "sum"
+        if channel_scale(self.state, node) is not None:
+            return "accumulator"
         if len(operands) != 2 or len(node.inputs) != 2:
             return "float"
         shapes = [self.state.value(name).shape for name in operands]
@@ -223,14 +238,10 @@ class Plan:
         if self.anchor(reader):
             return reader.inputs[0] == name
         if self.kind[result] in ("accumulator", "clipped"):
-            return False
+            return reader.op == "relax.multiply"
         if self.kind[result] == "unary":
             return self.leaf[name] == name
         return self.accumulator.get(result) != name
-
-    def known_extents(self, name: str) -> bool:
-        """Whether every extent of the value is a number."""
-        return all(isinstance(d, int) for d in self.state.value(name).shape)
 
 
 def shared_parameters(plan: Plan, graph: Graph) -> dict[str, str]:
@@ -256,15 +267,13 @@ def shared_parameters(plan: Plan, graph: Graph) -> dict[str, str]:
     return found
 
 
-def bias_of(plan: Plan, anchor: Node) -> np.ndarray | None:
-    """The magnitude of the bias that follows an anchor, one number an output channel; None without one."""
+def bias_of(plan: Plan, anchor: Node, axis: int) -> np.ndarray | None:
+    """The magnitude of the bias that follows a node, one number for each index of `axis`; None without one."""
     reader = plan.state.only_consumer(anchor.output.name)
     found = constant_operand(plan.state, reader) if reader is not None and reader.op == "relax.add" else None
     if found is None:
         return None
-    rank = len(anchor.output.shape)
-    axis = 1 if anchor.op == "dlc.conv" and anchor.attrs["layout"] == "channels_first" else rank - 1
-    vector = along_channels(found[1], rank, axis)
+    vector = along_channels(found[1], len(anchor.output.shape), axis)
     if vector is None:
         return None
     channels = anchor.output.shape[axis]
