@@ -1,4 +1,4 @@
-"""Contraction kernels against onnxruntime, one thread each: medians of ratios taken in interleaved blocks.
+"""Contraction kernels against onnxruntime, one thread each: least times, and medians of ratios in interleaved blocks.
 
     python bench/contract_kernels.py [--only TEXT] [--sweep N] [--blocks N] [--isa NAME]
 
@@ -274,8 +274,7 @@ def report(case: Case, integer: bool, isa: Isa, sweep: int, blocks: int) -> None
     calls = [peer(case, integer), ours(case, integer, chosen, isa)]
     theirs, mine = interleaved(calls, blocks)
     ratio = statistics.median(t / m for t, m in zip(theirs, mine, strict=True))
-    per_layer = statistics.median(mine) / case.depth
-    peer_layer = statistics.median(theirs) / case.depth
+    per_layer, peer_layer = min(mine) / case.depth, min(theirs) / case.depth
     print(
         f"{case.name:26s} {'int8' if integer else 'fp32'} {per_layer * 1e6:9.1f} us"
         f" {2 * case.multiplies / per_layer / 1e9:7.0f} GOP/s  onnxruntime {peer_layer * 1e6:9.1f} us"
