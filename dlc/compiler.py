@@ -11,6 +11,7 @@ from dlc.errors import DlcError
 from dlc.options import Options
 from dlc.package import Package
 from dlc.pipeline import Context, Pass, run_passes
+from dlc.runtime.ffi import import_tvm
 from dlc.targets.base import Build, Target, find_target
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ ZOO = "zoo:"
 Progress = Callable[[str, int, int], None]
 
 
+def _target(options: Options) -> Target:
+    """The target; the first step of everything here, so that TVM is imported as `import_tvm` does it."""
+    import_tvm()
+    return find_target(options.target)
+
+
 def passes_of(options: Options, target: Target) -> list[Pass]:
     """All passes of one compilation, in order."""
     from dlc.passes.quantize import quantize_passes
@@ -33,7 +40,7 @@ def passes_of(options: Options, target: Target) -> list[Pass]:
 
 def stages(options: Options) -> list[str]:
     """The names of the points at which the IR can be printed: the frontend, then each pass."""
-    return [FRONTEND, *(step.name for step in passes_of(options, find_target(options.target)))]
+    return [FRONTEND, *(step.name for step in passes_of(options, _target(options)))]
 
 
 def model_source(model: Any) -> Any:
@@ -71,7 +78,7 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     Raises:
         DlcError: there is no such stage, or the model or options are wrong.
     """
-    target = find_target(options.target)
+    target = _target(options)
     known = [FRONTEND, *(step.name for step in passes_of(options, target))]
     if stage not in known:
         raise DlcError(f"no stage '{stage}'; known: {', '.join(known)}")
@@ -82,7 +89,7 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
 
 def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
     """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
-    target = find_target(options.target)
+    target = _target(options)
     if progress is not None:
         progress(FRONTEND, 0, 1)
     module = import_source(model, options)
@@ -153,6 +160,7 @@ _VERSIONS = {"dlc": "dlc", "tvm": "apache-tvm", "onnx": "onnx", "numpy": "numpy"
 
 def quantize_model(model: Any, options: Options, calibration: Any) -> onnx.ModelProto:
     """The simplified model with Q/DQ nodes; arguments and errors as of `dlc.quantize`."""
+    import_tvm()
     from dlc.passes.quantize.write_qdq import quantize_onnx
 
     return quantize_onnx(model_source(model), calibration, options)

@@ -80,9 +80,10 @@ shape_option = click.option(
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; DlcError where it is not one."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise DlcError(f"{path}: not an .npz file: it holds one array without a name")
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise DlcError(f"{path}: not an .npz file: it holds one array without a name")
+        with found:
             return {name: found[name] for name in found.files}
     except OSError as error:
         raise DlcError(f"cannot read {path}: {error.strerror or error}") from error

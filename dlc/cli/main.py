@@ -50,7 +50,7 @@ class Program(click.Group):
         state = State()
         extra.update(standalone_mode=False, obj=state)
         try:
-            code = super().main(args, prog_name or "dlc", **extra)
+            code = super().main(args, "dlc", **extra)  # also when run as a module or by a test
         except Exception as error:
             code = _report(error, state)
         except KeyboardInterrupt:
