@@ -59,4 +59,11 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
     check(loaded)
     read_external(loaded)
-    return Importer(loaded, shapes).run()
+    try:
+        return Importer(loaded, shapes).run()
+    except DlcError:
+        raise
+    except Exception as error:
+        # No input may end in a traceback; what lands here deserves a better message above.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DlcError(f"{loaded.name}: cannot be imported: {reason}") from error

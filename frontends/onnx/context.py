@@ -19,6 +19,8 @@ from dlc.ir.ops import OPS
 _FOLD_LIMIT = 1 << 22
 # A pass forms integer operators from these, so they stay in the graph even on constants.
 _NEVER_FOLDED = {"dlc.quantize", "dlc.dequantize"}
+# Nobody convolves constants; a model with absurd paddings could ask for any amount of memory here.
+_NEVER_FOLDED |= {"dlc.conv", "dlc.pool"}
 Operand: TypeAlias = Tensor | int | float | bool
 
 

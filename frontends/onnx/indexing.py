@@ -12,12 +12,14 @@ from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
 
 
+_LONGEST_RANGE = 1 << 24  # of a constant range
+
+
 def count_up(c: Context, extent: Dim, dtype: str = "int64") -> Tensor:
-    """0, 1, ... extent - 1; a running sum of ones where the extent is symbolic."""
+    """0, 1, ... extent - 1."""
     if isinstance(extent, int):
         return c.constant(np.arange(extent).astype(dtype))
-    ones = c.emit("broadcast_to", c.constant(np.ones((), dtype)), shape=(extent,))
-    return c.emit("dlc.cumulate", ones, mode="sum", axis=0, exclusive=1, reverse=0)
+    return c.emit("dlc.positions", shape=(extent,), dtype=dtype)
 
 
 @converter("Range", since=11)
@@ -25,7 +27,7 @@ def range_(c: Context, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     """start, start + delta, ... below limit; symbolic limits with a constant positive step."""
     if all(t.value is not None for t in (start, limit, delta)):
         first, last, step = (np.asarray(t.value).reshape(-1)[0] for t in (start, limit, delta))
-        if not step or (float(last) - float(first)) / float(step) > 1 << 28:
+        if not step or (float(last) - float(first)) / float(step) > _LONGEST_RANGE:
             raise ConversionError(f"a range from {first} to {last} in steps of {step}")
         count = max(int(np.ceil((last - first) / step)), 0)
         return c.constant((first + np.arange(count) * step).astype(start.dtype))

@@ -1,7 +1,8 @@
 """Symbolic extents: names, comparison, and arithmetic on tensors that hold extents.
 
-A symbol stands for an extent of at least 1, so that `Equal(n, 0)` and `Equal(n, -1)`, which exporters write around
-Reshape and Expand, are decided when compiling.
+A symbol stands for an extent from 1 to 10^9, so that `Equal(n, 0)` and `Equal(n, -1)`, which exporters write around
+Reshape and Expand, are decided when compiling, and
+so is a slice that ends at "infinity".
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tvm.sym import Analyzer
 from dlc.frontends.onnx.tensor import ConversionError, Dim
 from dlc.ir.ops import OPS
 
-_LARGEST_EXTENT = 1 << 40
+_LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
 _RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
 
 

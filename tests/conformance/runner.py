@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,28 @@ class Outcome:
     status: str
     bound: int = 0
     reason: str = ""
+
+
+HERE = Path(__file__).parent
+
+
+def listed(target: str) -> dict[str, str]:
+    """The reason why a case is not expected to pass, by the names of all cases; empty for those that are."""
+    passing = HERE / f"passing-{target}.txt"
+    passing = passing if passing.is_file() else HERE / "passing.txt"
+    expected = {line: "" for line in passing.read_text().splitlines()}
+    others = dict(line.split("\t", 1) for line in (HERE / "unsupported.txt").read_text().splitlines())
+    return {**others, **expected}
+
+
+def write_lists(outcomes: dict[str, tuple[str, str]], target: str) -> None:
+    """Make what was seen the expectation: (status, reason) by name."""
+    name = "passing.txt" if target == "reference" else f"passing-{target}.txt"
+    passing = sorted(n for n, (status, _) in outcomes.items() if status == "pass")
+    (HERE / name).write_text("".join(f"{n}\n" for n in passing))
+    if target == "reference":
+        rest = sorted((n, reason) for n, (status, reason) in outcomes.items() if status != "pass")
+        (HERE / "unsupported.txt").write_text("".join(f"{n}\t{reason}\n" for n, reason in rest))
 
 
 @functools.cache
@@ -127,7 +150,7 @@ def run_case(case: Any, target: str) -> Outcome:
                     rest = [a for n, a in zip(names, arrays, strict=True) if n not in values]
                     actual = run(_bind(case.model, values) if values else case.model, rest)
             except DlcError as error:
-                failure = str(error)
+                failure = str(error).removeprefix("model: ").replace("operators that are not supported: ", "")
                 continue
             except Exception as error:
                 return Outcome("wrong", len(values), f"{type(error).__name__}: {' '.join(str(error).split())}")
