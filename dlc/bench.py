@@ -73,6 +73,7 @@ def _openvino(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tu
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"  # it would turn float32 into bfloat16 where the CPU has that
     network = core.read_model(str(model))
     network.reshape({name: list(array.shape) for name, array in inputs.items()})
     request = core.compile_model(network, "CPU", settings).create_infer_request()

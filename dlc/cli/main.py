@@ -53,8 +53,6 @@ class Program(click.Group):
             code = super().main(args, "dlc", **extra)  # also when run as a module or by a test
         except Exception as error:
             code = _report(error, state)
-        except KeyboardInterrupt:
-            code = _interrupted()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -63,11 +61,9 @@ def _report(error: Exception, state: State) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
         return 2
-    if isinstance(error, click.Abort):
-        return _interrupted()
-    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
-        sys.stderr.close()
-        return 2
+    if isinstance(error, click.Abort):  # what click makes of Ctrl-C
+        click.echo("dlc: interrupted", err=True)
+        return _INTERRUPTED
     if state.verbose:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     if isinstance(error, click.ClickException):
@@ -81,11 +77,6 @@ def _report(error: Exception, state: State) -> int:
         text = f"internal error: {type(error).__name__}: {error}{hint}"
     click.echo(f"dlc: error: {' '.join(text.split())}", err=True)
     return 2
-
-
-def _interrupted() -> int:
-    click.echo("dlc: interrupted", err=True)
-    return _INTERRUPTED
 
 
 def set_verbose(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
