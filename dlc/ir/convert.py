@@ -221,12 +221,9 @@ class _Viewer:
     def inputs_of(self, call: Any) -> list[str]:
         names: list[str] = []
         for arg in call.args:
-            if isinstance(arg, tvm.ir.Var | tvm.ir.GenericConst) and not isinstance(arg, tvm.ir.GlobalVar):
-                names.append(self.name_of(arg))
-            elif isinstance(arg, tvm.ir.Tuple) and any(
-                isinstance(f, tvm.ir.Var | tvm.ir.GenericConst) for f in arg.fields
-            ):
-                names += [self.name_of(f) for f in arg.fields]
+            fields = arg.fields if isinstance(arg, tvm.ir.Tuple) else [arg]
+            # A symbolic bound of a slice is a variable too, but no tensor.
+            names += [self.name_of(f) for f in fields if isinstance(getattr(f, "ty", None), relax.TensorType)]
         return names
 
     def bind(self, var: Any, value: Any) -> None:

@@ -33,10 +33,18 @@ def _positive_or(c: Context, x: Tensor, negative: Tensor) -> Tensor:
     return c.emit("where", c.emit("less", x, 0), negative, x)
 
 
-@converter("LeakyRelu", since=6)
+@converter("LeakyRelu")
 def leaky_relu(c: Context, x: Tensor) -> Tensor:
     """alpha * x below zero."""
     return _positive_or(c, x, c.emit("multiply", x, c.attr("alpha", 0.01)))
+
+
+@converter("PRelu")
+def prelu_channels(c: Context, x: Tensor, slope: Tensor) -> Tensor:
+    """Up to opset 6 a vector of slopes is one a channel, and so is one slope for all."""
+    if slope.rank == 1:
+        slope = c.reshape(slope, (slope.shape[0], *[1] * max(x.rank - 2, 0)))
+    return prelu(c, x, slope)
 
 
 @converter("PRelu", since=7)
@@ -53,7 +61,7 @@ def _elu(c: Context, x: Tensor, alpha: float, inner: float = 1.0) -> Tensor:
     return _positive_or(c, x, rise if alpha == 1.0 else c.emit("multiply", rise, alpha))
 
 
-@converter("Elu", since=6)
+@converter("Elu")
 @widened
 def elu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x) - 1) below zero."""
@@ -68,7 +76,7 @@ def celu(c: Context, x: Tensor) -> Tensor:
     return _elu(c, x, alpha, alpha)
 
 
-@converter("Selu", since=6)
+@converter("Selu")
 @widened
 def selu(c: Context, x: Tensor) -> Tensor:
     """A scaled Elu."""
@@ -94,7 +102,7 @@ def _hard_sigmoid(c: Context, x: Tensor, alpha: float, beta: float) -> Tensor:
     return c.emit("minimum", c.emit("maximum", line, 0), 1)
 
 
-@converter("HardSigmoid", since=6)
+@converter("HardSigmoid")
 @widened
 def hard_sigmoid(c: Context, x: Tensor) -> Tensor:
     """max(0, min(1, alpha * x + beta))."""

@@ -44,6 +44,22 @@ for _name, _op in _BINARY.items():
     converter(_name, since=7)(_binary(_op))
 
 
+def _old_binary(op: str) -> Callable[[Context, Tensor, Tensor], Tensor]:
+    def convert(c: Context, a: Tensor, b: Tensor) -> Tensor:
+        if c.attr("broadcast", 0) and "axis" in c.node.attrs:
+            # b's dimensions are a's from this axis on, not its last ones.
+            after = a.rank - c.axis(c.attr("axis"), a.rank) - b.rank
+            b = c.reshape(b, (*b.shape, *[1] * max(after, 0)))
+        return c.emit(op, a, b)
+
+    return convert
+
+
+for _name in ("Add", "Sub", "Mul", "Div", "Equal", "Less", "Greater", "And", "Or", "Xor"):
+    converter(_name)(_old_binary(_BINARY[_name]))
+converter("Pow")(_old_binary("power"))
+
+
 def _variadic(op: str) -> Callable[..., Tensor]:
     def convert(c: Context, *inputs: Tensor) -> Tensor:
         return reduce(lambda a, b: c.emit(op, a, b), inputs)
@@ -104,7 +120,7 @@ def is_inf(c: Context, x: Tensor) -> Tensor:
     return c.emit("equal", x, np.inf if positive else -np.inf)
 
 
-@converter("Clip", since=6)
+@converter("Clip")
 def clip_attributes(c: Context, x: Tensor) -> Tensor:
     """Bounds as attributes (up to opset 10)."""
     low, high = c.attr("min"), c.attr("max")

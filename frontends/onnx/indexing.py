@@ -11,7 +11,6 @@ from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
 
-
 _LONGEST_RANGE = 1 << 24  # of a constant range
 
 

@@ -21,7 +21,7 @@ def matmul(c: Context, a: Tensor, b: Tensor) -> Tensor:
     return product(c, a, b)
 
 
-@converter("Gemm", since=7)
+@converter("Gemm")
 def gemm(c: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """alpha * A B + beta * C; constants are transposed and scaled here."""
     if a.rank != 2 or b.rank != 2:

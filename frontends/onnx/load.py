@@ -11,7 +11,7 @@ import onnx.external_data_helper
 
 from dlc.errors import DlcError
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1  # an operator may start later: the table of converters decides
 _OLDEST_IR = 3
 
 

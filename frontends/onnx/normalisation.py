@@ -15,7 +15,7 @@ def _per_channel(c: Context, parameter: Tensor, rank: int) -> Tensor:
     return c.reshape(parameter, (parameter.shape[0], *[1] * max(rank - 2, 0)))
 
 
-@converter("BatchNormalization", since=7)
+@converter("BatchNormalization")
 def batch_normalisation(
     c: Context, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ def max_pool(c: Context, x: Tensor) -> Tensor:
     return _pool(c, x, "max", count_include_pad=0)
 
 
-@converter("AveragePool", since=7)
+@converter("AveragePool")
 def average_pool(c: Context, x: Tensor) -> Tensor:
     """The mean of each window."""
     return _pool(c, x, "average", count_include_pad=c.attr("count_include_pad", 0))

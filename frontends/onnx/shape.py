@@ -49,6 +49,12 @@ def _text(dims: Sequence[Dim]) -> str:
     return f"[{', '.join(str(d) for d in dims)}]"
 
 
+@converter("Reshape")
+def reshape_attribute(c: Context, x: Tensor) -> Tensor:
+    """The shape as an attribute (up to opset 4)."""
+    return c.reshape(x, target_shape(c, x, c.require("shape"), allow_zero=False))
+
+
 @converter("Reshape", since=5)
 def reshape(c: Context, x: Tensor, wanted: Tensor) -> Tensor:
     """Other extents, the same elements."""
@@ -121,12 +127,12 @@ def transpose(c: Context, x: Tensor) -> Tensor:
     return c.transpose(x, axes)
 
 
-@converter("Concat", since=4)
+@converter("Concat")
 def concat(c: Context, *inputs: Tensor) -> Tensor:
     """Join along an axis."""
     if len(inputs) == 1:
         return inputs[0]
-    return c.emit("concat", *inputs, axis=c.axis(c.require("axis"), inputs[0].rank))
+    return c.emit("concat", *inputs, axis=c.axis(c.attr("axis", 1), inputs[0].rank))
 
 
 def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:

@@ -137,7 +137,8 @@ def run_case(case: Any, target: str) -> Outcome:
     run = runner(target)
     most = 0
     for inputs, expected in case.data_sets:
-        names = [i.name for i in case.model.graph.input]
+        constants = {t.name for t in case.model.graph.initializer}
+        names = [i.name for i in case.model.graph.input if i.name not in constants]
         inputs, expected = ([_array(a) for a in side] for side in (inputs, expected))
         if not all(isinstance(a, np.ndarray | np.generic) for a in [*inputs, *expected]) or len(names) != len(inputs):
             return Outcome("unsupported", reason="sequences and optional values")
