@@ -52,8 +52,9 @@ class Build:
     Attributes:
         members: package member name -> its bytes (native code, constants made by `safetensors_bytes`).
         manifest: the target's own part of the manifest, JSON-able; its runtime module finds it under ``build``.
-        explanation: one row a kernel in execution order: ``node`` (the ONNX origin), ``op``, ``precision``, ``kernel``,
-            ``tile``, ``why_not_better``, ``predicted_us``; keys that do not apply are left out.
+        explanation: one row a kernel in execution order: ``node`` (the ONNX origin), ``value`` (the ONNX name of what it
+            makes), ``op``, ``precision``, ``kernel``, ``tile``, ``why_not_better``, ``predicted_us``; keys that do not
+            apply are left out.
         variants: best first; none means that every machine can run the package.
     """
 
