@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.explain import read
 from dlc.oracle import Oracle
 from dlc.runtime.session import Session, TensorInfo, bind_symbols
 
@@ -232,9 +233,8 @@ def _trace(session: Session, arrays: Mapping[str, Any]) -> Iterator[tuple[dict[s
 def _check_nodes(
     session: Session, oracle: Oracle, arrays: Mapping[str, np.ndarray], tolerance: Tolerance, report: Report
 ) -> None:
-    steps = list(_trace(session, arrays))
-    values = oracle.values(arrays, [row["value"] for row, _ in steps])
-    for row, array in steps:
+    values = oracle.values(arrays, [row["value"] for row in read(session.package).nodes if row.get("value")])
+    for row, array in _trace(session, arrays):
         expected = values.get(row["value"])
         # Codes whose scale is not known cannot be held to the model's real values.
         comparable = expected is not None and (expected.dtype.kind in "iu") == (array.dtype.kind in "iu")

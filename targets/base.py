@@ -52,9 +52,9 @@ class Build:
     Attributes:
         members: package member name -> its bytes (native code, constants made by `safetensors_bytes`).
         manifest: the target's own part of the manifest, JSON-able; its runtime module finds it under ``build``.
-        explanation: one row a kernel in execution order: ``node`` (the ONNX origin), ``value`` (the ONNX name of what it
-            makes), ``op``, ``precision``, ``kernel``, ``tile``, ``why_not_better``, ``predicted_us``; keys that do not
-            apply are left out.
+        explanation: one row a kernel in execution order: ``node`` (the ONNX origin), ``value`` (the ONNX name of what
+            it makes), ``op``, ``precision``, ``kernel``, ``tile``, ``why_not_better``, ``predicted_us``; keys that do
+            not apply are left out.
         variants: best first; none means that every machine can run the package.
     """
 
@@ -102,7 +102,8 @@ class Executable(Protocol):
     """The runtime's half: a loaded model. Safe to call from several threads at once.
 
     Optionally it has ``trace(inputs, sizes)``, an iterator over (explanation row, array): the value that each kernel
-    computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
+    computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`. An
+    array need only be valid until the next one is asked for.
     """
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
