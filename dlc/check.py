@@ -235,12 +235,13 @@ def _check_nodes(
 ) -> None:
     values = oracle.values(arrays, [row["value"] for row in read(session.package).nodes if row.get("value")])
     for row, array in _trace(session, arrays):
-        expected = values.get(row["value"])
+        name = str(row.get("value", ""))
+        expected = values.get(name)
         # Codes whose scale is not known cannot be held to the model's real values.
         comparable = expected is not None and (expected.dtype.kind in "iu") == (array.dtype.kind in "iu")
         if expected is None or not comparable or expected.shape != array.shape:
-            report.skipped.append(row["value"])
+            report.skipped.append(name)
             continue
-        found = compare(row["value"], array, expected, tolerance, scale=True)
+        found = compare(name, array, expected, tolerance, scale=True)
         labels = {"node": str(row.get("node", "")), "kernel": str(row.get("kernel", ""))}
         report.nodes.append(Comparison(**{**asdict(found), **labels}))

@@ -102,8 +102,8 @@ class Executable(Protocol):
     """The runtime's half: a loaded model. Safe to call from several threads at once.
 
     Optionally it has ``trace(inputs, sizes)``, an iterator over (explanation row, array): the value that each kernel
-    computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`. An
-    array need only be valid until the next one is asked for.
+    computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
+    An array need only be valid until the next one is asked for.
     """
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
