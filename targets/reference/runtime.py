@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from dlc.targets.base import Trace
 
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph, Node
 from dlc.ir.interpret import evaluate_dim, interpret
 from dlc.ir.serial import graph_from_json
 from dlc.package import Package
+from dlc.targets.base import Trace
 
 
 class ReferenceExecutable:

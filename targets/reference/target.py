@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dlc.targets.base import Build, Target
-
 from dlc.errors import DlcError
 from dlc.ir.serial import graph_to_json
 from dlc.runtime.tensors import safetensors_bytes
+from dlc.targets.base import Build, Target
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Graph

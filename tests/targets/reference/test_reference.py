@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dlc.targets.base import find_target, target_names
 from tvm import tirx
 
 import dlc
@@ -23,6 +22,7 @@ from dlc.ir.serial import graph_from_json, graph_to_json
 from dlc.options import Options
 from dlc.package import Package
 from dlc.pipeline import Context, Declined
+from dlc.targets.base import find_target, target_names
 
 
 def module() -> Any:
