@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
@@ -20,11 +22,16 @@ from dlc.pipeline import Context, Pass
 VIEW = "relax.reshape"
 # Data movement that reads its input in order, and so may sit in the middle of an elementwise region.
 _STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
+_CASTS = frozenset({"relax.astype", "dlc.dequantize"})
 _ANCHORS = frozenset({"contraction", "window", "reduction"})
 
 
 def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _itemsize(dtype: str) -> int:
+    return int(np.dtype(dtype).itemsize)
 
 
 class _Grouping:
@@ -79,16 +86,27 @@ class _Grouping:
                 return
             if reader.op == "dlc.table" and reader.inputs[1] == tail.output.name:
                 return
+            if self._should_leave(reader):
+                return
             self.join(group, reader)
             tail = reader
 
+    def _should_leave(self, node: Node) -> bool:
+        """Whether a node only widens what its own reader would widen as well on its load: bytes are what costs."""
+        after = self.single_reader(node.output.name)
+        if node.op not in _CASTS or after is None or OPS[after.op].kind not in ("elementwise", "reduction"):
+            return False
+        return _itemsize(node.output.dtype) > _itemsize(self.values[node.inputs[0]].dtype)
+
     def run(self) -> None:
+        # Of two anchors that meet in a sum the later one takes it: the other's result is in memory by then.
+        for node in reversed(self.nodes):
+            if OPS[node.op].kind in ("contraction", "window"):
+                self.absorb_readers(self.open(node), node)
         for node in self.nodes:
-            kind = OPS[node.op].kind
-            if kind in _ANCHORS and self.is_free(node):
+            if OPS[node.op].kind == "reduction":
                 group = self.open(node)
-                if kind == "reduction":
-                    self.absorb_producers(group, node)
+                self.absorb_producers(group, node)
                 self.absorb_readers(group, node)
         for node in reversed(self.nodes):
             if self.is_free(node):

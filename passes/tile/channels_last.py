@@ -46,6 +46,12 @@ def _permute(rw: Rewriter, expr: Any, shape: Sequence[Any], axes: Sequence[int])
     return rw.emit("relax.permute_dims", [expr], {"axes": list(axes)})
 
 
+def _feeds_windows(rw: Rewriter, node: Node) -> bool:
+    """A quantiser in front of a convolution: turned before it, so that it writes the convolution's padded input."""
+    readers = rw.consumers[node.output.name]
+    return node.op == "dlc.quantize" and any(r.op in ("dlc.conv", "dlc.pool") for r in readers)
+
+
 class _Turner:
     """The handler: remembers the channels-last form of every value that has one."""
 
@@ -152,6 +158,8 @@ class _Turner:
         if node.op in ("dlc.conv", "dlc.pool") and node.attrs["layout"] == CHANNELS_FIRST:
             turned = self.window(rw, node)
         elif spec.kind == "elementwise":
+            if _feeds_windows(rw, node):
+                self.as_last(rw, node.inputs[0])
             turned = self.elementwise(rw, node)
         elif node.inputs[0] in self.last and len(node.output.shape) >= 2:
             if node.op == "relax.reshape":

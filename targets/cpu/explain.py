@@ -25,12 +25,12 @@ def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     return f"{schedule['mr']}x{schedule['nr'] * isa.lanes()}{outer}, {schedule['hot']} hot"
 
 
-def explanation(node: Node, symbol: str, isa: Isa, notes: dict[str, Any], why: str) -> dict[str, Any]:
-    """The row as JSON; `notes` are the compilation's (quantisation parameters by value name)."""
+def explanation(node: Node, symbol: str, isa: Isa, why: str) -> dict[str, Any]:
+    """The row as JSON."""
     assert node.body is not None
     schedule = node.attrs.get("dlc.schedule", {})
     anchor = next((n.op for n in node.body.nodes if n.op in _BY_ANCHOR), "")
-    row: dict[str, Any] = {
+    return {
         "node": node.origin.node or node.origin.value,
         "op": node.origin.op or node.body.nodes[-1].op.removeprefix("relax.").removeprefix("dlc."),
         "value": node.origin.value,
@@ -43,7 +43,3 @@ def explanation(node: Node, symbol: str, isa: Isa, notes: dict[str, Any], why: s
         "predicted_us": schedule.get("predicted_us"),
         "why_not_better": why,
     }
-    quantized = notes.get("quantization", {}).get("values", {}).get(node.origin.value)
-    if quantized and node.output.dtype == "uint8":
-        row["scale"], row["zero_point"] = quantized["scale"], quantized["zero_point"]
-    return row

@@ -67,9 +67,9 @@ def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict
 class Lowering:
     """The state of one lowering."""
 
-    def __init__(self, module: Any, isa: Isa, notes: dict[str, Any]) -> None:
+    def __init__(self, module: Any, isa: Isa) -> None:
         table = Symbols()
-        self.graph, self.isa, self.notes = table.graph(view(module)), isa, notes
+        self.graph, self.isa = table.graph(view(module)), isa
         self.values, self.layouts = self.graph.values(), value_layouts(self.graph)
         dims = [d for v in self.graph.inputs for d in v.shape]
         self.program = Program(
@@ -124,7 +124,7 @@ class Lowering:
         if output.kind == "workspace":
             bits = tvm.DataType(node.output.dtype).bits
             self.program.buffers[output.name] = simplify(layout.size * max(1, bits // 8))
-        row = explanation(node, symbol, self.isa, self.notes, why)
+        row = explanation(node, symbol, self.isa, why)
         dims = self._dims(layouts)
         self.program.calls.append(
             Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row)
@@ -193,6 +193,6 @@ class Lowering:
         return self.program
 
 
-def lower(module: Any, isa: Isa, notes: dict[str, Any]) -> Program:
+def lower(module: Any, isa: Isa) -> Program:
     """Generate all kernels of `module` for one instruction set."""
-    return Lowering(module, isa, notes).run()
+    return Lowering(module, isa).run()

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dlc import explain
 from dlc.errors import DlcError
 from dlc.package import Package
+from dlc.runtime.ffi import import_tvm_ffi
 
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
@@ -38,6 +40,7 @@ class CpuExecutable:
     """A loaded model. Safe to call from several threads: each call in flight has its own workspace."""
 
     def __init__(self, package: Package) -> None:
+        import_tvm_ffi()
         import tvm_ffi_orcjit
 
         build = package.manifest["build"]
@@ -51,7 +54,7 @@ class CpuExecutable:
         self._symbols: list[str] = build["symbols"]
         self._static: list[int] | None = build["sizes"]
         self._calls: list[dict[str, Any]] = build["calls"]
-        self._rows: list[dict[str, Any]] = package.json("explain.json")["nodes"]
+        self._explanation = explain.read(package)
         self._inputs = len(package.manifest["inputs"])
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
         self._fixed = self._inputs + len(self._output_ranks)
@@ -116,11 +119,12 @@ class CpuExecutable:
         offsets = values[len(values) - len(self._calls) :]
         state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
         try:
-            for number, (call, row) in enumerate(zip(self._calls, self._rows, strict=True)):
+            for number, (call, row) in enumerate(zip(self._calls, self._explanation.nodes, strict=True)):
                 state.table[self._fixed + 2 : self._fixed + 4] = (number, number + 1)
                 self._main(state.argument)
                 place = outputs[call["index"]] if call["kind"] == "output" else state.workspace[offsets[number] :]
-                yield row, _logical(place, call, row, sizes)
+                array = _logical(place, call, sizes, bool(row["channels_last"]))
+                yield row, self._explanation.real(row["value"], array)
         finally:
             state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
             self._free.append(state)
@@ -130,8 +134,8 @@ class CpuExecutable:
         return [np.empty(s, d) for s, d in zip(self.output_shapes(sizes), dtypes, strict=True)]
 
 
-def _logical(place: np.ndarray, call: dict[str, Any], row: dict[str, Any], sizes: Mapping[str, int]) -> np.ndarray:
-    """A kernel's output without its halo, channels first as in the model, dequantised."""
+def _logical(place: np.ndarray, call: dict[str, Any], sizes: Mapping[str, int], channels_last: bool) -> np.ndarray:
+    """A kernel's output without its halo, channels first as in the model."""
     from dlc.ir.interpret import evaluate_dim
 
     shape = [evaluate_dim(d, sizes) for d in call["shape"]]
@@ -139,11 +143,7 @@ def _logical(place: np.ndarray, call: dict[str, Any], row: dict[str, Any], sizes
     dtype = np.dtype(call["dtype"])
     flat = place.reshape(-1).view(np.uint8)[: prod(full) * dtype.itemsize].view(dtype).reshape(full)
     inner = flat[tuple(slice(b, b + d) for d, (b, _) in zip(shape, call["halo"], strict=True))].copy()
-    if row.get("channels_last"):
-        inner = np.moveaxis(inner, -1, 1)
-    if "scale" in row:
-        inner = (inner.astype(np.float32) - np.float32(row["zero_point"])) * np.float32(row["scale"])
-    return inner
+    return np.moveaxis(inner, -1, 1) if channels_last else inner
 
 
 def load(package: Package, threads: int) -> CpuExecutable:

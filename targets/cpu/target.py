@@ -13,7 +13,7 @@ from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
 from dlc.targets.cpu.lower import lower
 from dlc.targets.cpu.plan import plan
-from dlc.targets.cpu.program import Call, Program
+from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
 
 from dlc.hardware import this_machine
@@ -55,7 +55,7 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
-        program = lower(module, self.isa, context.notes)
+        program = lower(module, self.isa)
         memory = plan(program)
         code, _ = compile_program(program, memory, self.isa)
         offsets, size = constant_offsets(program.constants)
@@ -92,8 +92,3 @@ def _call_json(call: Call) -> dict[str, Any]:
         "shape": [str(d) if not isinstance(d, int) else d for d in call.value.shape],
         "halo": [list(pair) for pair in call.layout.halo],
     }
-
-
-def program_of(module: Any, isa: Isa) -> Program:
-    """Lower only: for `dlc inspect --ir kernels` and tests."""
-    return lower(module, isa, {})
