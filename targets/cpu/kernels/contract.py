@@ -1,10 +1,27 @@
-"""Dense contractions on vector units: matmul, GEMV, batched matmul and convolution from one generator.
+"""Dense contractions: matmul, GEMV, batched matmul and convolution, on vector units and on tiles.
 
-The problem is described in `contract_problem`, priced in `contract_cost` and emitted by `contract_emit`.
+The problem is described in `contract_problem`. Vectors: priced in `contract_cost`, emitted by `contract_emit`. Tiles:
+`contract_amx_plan`, `contract_amx_cost`, `contract_amx`. A schedule says which of them it is for.
 """
 
-from dlc.targets.cpu.kernels.contract_cost import candidates, choose, predicted_seconds
-from dlc.targets.cpu.kernels.contract_emit import Store, emit
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dlc.hardware import Machine
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels import (
+    contract_amx,
+    contract_amx_cost,
+    contract_amx_plan,
+    contract_cost,
+    contract_emit,
+    contract_problem,
+)
+from dlc.targets.cpu.kernels.builder import Operand
+from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_problem import (
     Axis,
     Contraction,
@@ -13,8 +30,6 @@ from dlc.targets.cpu.kernels.contract_problem import (
     conv_contraction,
     conv_weight,
     matmul_contraction,
-    pack,
-    packed_size,
 )
 
 __all__ = [
@@ -33,3 +48,56 @@ __all__ = [
     "packed_size",
     "predicted_seconds",
 ]
+
+
+def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
+    """All schedules that make sense, on every unit that takes the problem."""
+    vectors = contract_cost.candidates(problem, isa, machine)
+    if isa.dot != "amx":
+        return vectors
+    reason = contract_amx_plan.declines(problem)
+    if reason is not None:
+        return [replace(schedule, note=reason) for schedule in vectors]
+    note = "vectors are predicted to be faster than tiles"
+    return [*contract_amx_cost.amx_candidates(problem), *(replace(schedule, note=note) for schedule in vectors)]
+
+
+def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
+    """The time that the cost model of the schedule's unit expects."""
+    if schedule.unit == "amx":
+        return contract_amx_cost.amx_predicted_seconds(problem, schedule, machine)
+    return contract_cost.predicted_seconds(problem, schedule, isa, machine)
+
+
+def choose(problem: Contraction, isa: Isa, machine: Machine) -> Schedule:
+    """The candidate of the least predicted time."""
+    every = candidates(problem, isa, machine)
+    return min(every, key=lambda schedule: predicted_seconds(problem, schedule, isa, machine))
+
+
+def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
+    """Elements of the packed weights."""
+    if schedule.unit == "amx":
+        return contract_amx_plan.packed_bytes(problem)
+    return contract_problem.packed_size(problem, isa)
+
+
+def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray) -> np.ndarray:
+    """W (groups, total k in run order, n) as the schedule's kernel reads it."""
+    if schedule.unit == "amx":
+        return contract_amx_plan.pack_tiles(problem, weight)
+    return contract_problem.pack(problem, schedule, isa, weight)
+
+
+def emit(
+    problem: Contraction,
+    schedule: Schedule,
+    isa: Isa,
+    a: Operand,
+    w: Operand,
+    init: Operand | None,
+    store: Store,
+) -> None:
+    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit`."""
+    emitter = contract_amx.emit_tiles if schedule.unit == "amx" else contract_emit.emit
+    emitter(problem, schedule, isa, a, w, init, store)

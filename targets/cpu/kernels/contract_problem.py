@@ -84,6 +84,10 @@ class Schedule:
             or ``a`` (rows are the outer loop).
         unroll: groups of k per iteration of the innermost loop.
         prefetch: how many groups ahead the weights are prefetched; 0 for never.
+        unit: what multiplies: ``vector``, or ``amx`` (tiles; `mr` is then 16 a tile, whatever rows the last ones have).
+        k_block: amx: steps of k after which the partial sums are put aside; 0 for never.
+        flat: amx: rows run through the last outer axis without a break; those between its lines are not stored.
+        note: why a better unit of the machine is not used.
     """
 
     mr: int
@@ -92,6 +96,10 @@ class Schedule:
     hot: str = "w"
     unroll: int = 1
     prefetch: int = 0
+    unit: str = "vector"
+    k_block: int = 0
+    flat: bool = False
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
