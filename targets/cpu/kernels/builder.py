@@ -1,8 +1,8 @@
 """What every CPU kernel generator builds with: operands with strides, vectors, stack accumulators, one C-ABI function.
 
-A kernel is a `PrimFunc` with raw pointers (operands in order) and then one int64 per symbolic dimension. It is opaque to
-TVM: nothing fuses or schedules it afterwards. Every operand is a buffer of its own (the function is `noalias`): a caller
-never passes memory that one operand writes as another operand too.
+A kernel is a `PrimFunc` with raw pointers (operands in order) and then one int64 per symbolic dimension. It is opaque
+to TVM: nothing fuses or schedules it afterwards. Every operand is a buffer of its own (the function is `noalias`): a
+caller never passes memory that one operand writes as another operand too.
 """
 
 from __future__ import annotations
@@ -129,8 +129,25 @@ def tail_mask(count: Expr, lanes: int) -> Expr:
 
 
 def let(value: Expr) -> Expr:
-    """Name a value: computed once, kept in a register."""
-    return T.bind(value)
+    """Name a value: computed once, kept in a register.
+
+    Floats and vectors go through a stack slot, which LLVM turns into a register. TVM's analyser would substitute a
+    binding into every later one: compile time then grows exponentially with the depth of a vector computation (minutes
+    for one power function), and float algebra such as ``x - ((x + 1) - 1)`` is "simplified" to zero. Scalar integers
+    (indices) are bound, so that TVM can reason about them.
+    """
+    if isinstance(value, int | float):
+        return T.bind(value)
+    kind, _, lanes = str(value.ty.dtype).partition("x")
+    count = int(lanes or 1)
+    if kind == "bool" and lanes:  # bytes in memory
+        one, zero = (T.broadcast(T.uint8(i), count) for i in (1, 0))
+        return T.NE(let(T.Select(value, one, zero)), zero)
+    if not lanes and "float" not in kind:
+        return T.bind(value)
+    slot = stack(kind, count)
+    T.buffer_store(slot, value, [positions(0, count)])
+    return slot[positions(0, count)]
 
 
 def unfused_add(a: Expr, b: Expr) -> Expr:
@@ -165,7 +182,10 @@ class Kernel:
 
 @contextmanager
 def kernel(
-    name: str, operands: Sequence[tuple[str, str, Layout]], dims: Sequence[Any] = (), attrs: dict[str, Any] | None = None
+    name: str,
+    operands: Sequence[tuple[str, str, Layout]],
+    dims: Sequence[Any] = (),
+    attrs: dict[str, Any] | None = None,
 ) -> Iterator[Kernel]:
     """Open a kernel called `name` over `operands` (name, dtype, layout) and symbolic `dims` (tirx int64 Vars).
 
