@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -275,10 +276,26 @@ def tvm_ffi_address(obj: Any) -> Any:
     return obj.__hash__() if not hasattr(obj, "__chandle__") else obj.__chandle__()
 
 
+# Arrays that were read from a Relax constant, by id: writing one back gives that constant, not a copy. A pass reads and
+# writes every weight of the model, so this is most of the time and memory that passes take on large ones.
+_SHARED = frozenset(["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"])
+_READ_FROM: dict[int, tuple[weakref.ref[np.ndarray], Any]] = {}
+
+
 def constant_array(const: Any) -> np.ndarray:
-    """A Relax constant's value (bfloat16 and small floats as ml_dtypes)."""
-    array: np.ndarray = const.value.numpy()
+    """A Relax constant's value (bfloat16 and small floats as ml_dtypes), read-only; not a copy where numpy can share."""
+    shared = str(const.value.dtype) in _SHARED
+    array: np.ndarray = np.from_dlpack(const.value) if shared else const.value.numpy()
+    array.setflags(write=False)
+    key = id(array)
+    _READ_FROM[key] = (weakref.ref(array, lambda _: _READ_FROM.pop(key, None)), const)
     return array
+
+
+def _read_from(array: np.ndarray) -> Any:
+    """The Relax constant that the very same array was read from, or None."""
+    entry = _READ_FROM.get(id(array))
+    return entry[1] if entry is not None and entry[0]() is array else None
 
 
 def _function_attrs(function: Any) -> dict[str, Any]:
@@ -351,6 +368,9 @@ class FunctionBuilder:
 
     def constant(self, array: np.ndarray) -> Any:
         """A constant; the dtype is kept exactly."""
+        known = _read_from(array)
+        if known is not None:
+            return known
         array = np.asarray(array)
         array = np.ascontiguousarray(array).reshape(array.shape)
         return relax.const(array, str(array.dtype))

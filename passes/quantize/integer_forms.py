@@ -22,6 +22,8 @@ from dlc.passes.quantize.plan import CONTRACTIONS, is_movement
 from dlc.passes.simplify.match import same_shape, unnamed
 
 INT32_MAX = 2**31 - 1
+#: Half of int32: the other half is room for the bias, which `weights.quantize_weight` keeps below it.
+LOOSE_BOUND = 2**30
 #: More terms than this leave too few bits a multiplier in fixed arithmetic, and no kernel takes them.
 MOST_TERMS = 4
 
@@ -231,7 +233,10 @@ class Reader:
         if node.op == "dlc.matmul" and codes.ndim != 2:
             self.fail(node, f"a matrix product with a weight of {codes.ndim} dimensions has no integer kernel")
             return None
-        bound = int(arithmetic.accumulator_bound(codes, 0 if node.op == "dlc.conv" else 1, 0, 255, x.zero_point).max())
+        axis = 0 if node.op == "dlc.conv" else 1
+        bound = codes.size // max(codes.shape[axis], 1) * 128 * max(x.zero_point, 255 - x.zero_point)
+        if bound > LOOSE_BOUND:  # only then are the weights themselves worth adding up
+            bound = int(arithmetic.accumulator_bound(codes, axis, 0, 255, x.zero_point).max())
         if bound > INT32_MAX:
             self.fail(node, f"its sums can reach {bound}, beyond int32 ({INT32_MAX})")
             return None
