@@ -77,7 +77,7 @@ def main() -> None:
     model = model_path("vision")
     with console.status("compiling fp32 and int8"):
         dlc.compile(model).save(OUT / "vision-fp32.dlc")
-        data = {"image": calibration[:, None]}
+        data = {"image": calibration}
         dlc.compile(model, quantize="int8", calibration=data).save(OUT / "vision-int8.dlc")
         peers = quantized_forms(model, calibration, OUT)
     with console.status("running and timing, fp32"):

@@ -46,7 +46,7 @@ def samples_of(calibration: Any, module: Any) -> Iterable[Mapping[str, np.ndarra
     """The samples of any form of calibration data.
 
     Args:
-        calibration: a path, ``random[:SEED]``, a dict of arrays with a leading sample axis, or an iterable of dicts.
+        calibration: a path, ``zoo:NAME``, ``random[:SEED]``, a dict of arrays with a leading sample axis, or an iterable of dicts.
         module: the IRModule, for the inputs' names, extents and dtypes.
 
     Raises:
@@ -61,6 +61,10 @@ def samples_of(calibration: Any, module: Any) -> Iterable[Mapping[str, np.ndarra
     renamed = replace(
         graph, inputs=tuple(replace(v, name=name) for name, v in zip(onnx_names, graph.inputs, strict=True))
     )
+    if isinstance(calibration, str) and calibration.startswith("zoo:"):
+        from dlc.zoo import samples
+
+        calibration = samples(calibration.removeprefix("zoo:"), "calibration")
     if isinstance(calibration, str | os.PathLike):
         text = os.fspath(calibration)
         if text.partition(":")[0] == "random":

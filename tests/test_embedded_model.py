@@ -25,7 +25,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def calibration() -> dict[str, np.ndarray]:
-    return {"image": load_inputs("calibration")[0][:, None]}
+    return {"image": load_inputs("calibration")[0]}
 
 
 @pytest.fixture(scope="module")

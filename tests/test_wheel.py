@@ -16,7 +16,7 @@ import dlc
 from dlc.zoo import model_path
 from dlc.zoo.vision.data import load_inputs
 images, labels = load_inputs("test")
-calibration = {"image": load_inputs("calibration")[0][:20, None]}
+calibration = {"image": load_inputs("calibration")[0][:64]}
 for options in ({}, {"quantize": "int8", "calibration": calibration}):
     session = dlc.load(dlc.compile(model_path("vision"), **options))
     accuracy = (session.run({"image": images[:200]})["logits"].argmax(1) == labels[:200]).mean()

@@ -6,6 +6,7 @@ Each family is a subpackage with the same files: ``data`` (loaders, no torch), `
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,21 @@ def model_path(name: str) -> Path:
     """
     folder = family_package(name).rpartition(".")[2]
     return Path(__file__).parent / folder / f"{name}.onnx"
+
+
+def samples(name: str, part: str) -> dict[str, Any]:
+    """Return real inputs of the family `name` by input name, samples along the first axis: what ``zoo:NAME`` stands
+    for where data is asked for.
+
+    Args:
+        name: the family.
+        part: ``calibration`` or ``test``.
+
+    Raises:
+        DlcError: no such family; the message lists those there are.
+    """
+    data = importlib.import_module(f"{family_package(name)}.data")
+    return dict(data.samples(part))
 
 
 def read_card(name: str) -> dict[str, Any]:

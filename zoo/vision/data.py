@@ -184,6 +184,12 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return body.reshape(shape)
 
 
+
+def samples(part: Literal["test", "calibration"]) -> dict[str, NDArray[np.float32]]:
+    """Return the embedded images of `part` (``calibration`` or ``test``) by the model's input name."""
+    return {"image": load_inputs(part)[0]}
+
+
 if __name__ == "__main__":
     try:
         print(f"Fashion-MNIST is in {fetch_dataset()}")
