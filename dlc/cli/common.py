@@ -31,7 +31,7 @@ threads_option = click.option("--threads", type=int, default=1, show_default=Tru
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random inputs.")
 target_option = click.option("--target", default="cpu", show_default=True, help="What to compile for: `dlc targets`.")
 calibration_option = click.option(
-    "--calibration", metavar="F", help="An .npz file or a folder of them, random, or random:SEED."
+    "--calibration", metavar="F", help="An .npz file or a folder of them, zoo:NAME, random, or random:SEED."
 )
 method_option = click.option(
     "--calibration-method", default="minmax", show_default=True, help="minmax, percentile or mse."
