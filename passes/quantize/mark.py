@@ -5,12 +5,14 @@ integer operators are formed later (`form_integers`), from these marks as from t
 Activations are uint8 with one scale and zero point, weights int8 with one scale an output channel, biases stay float.
 Where a value's producer stays float, readers that stay float read the value itself.
 
-``context.notes["quantization"]`` gets ``values``: ONNX name -> scale, zero_point, dtype, exact (float readers read the
-float value), and ``weights``: ONNX name of the contraction's value -> axis, scale.
+``context.notes["quantization"]`` gets ``values``: ONNX name -> scale, zero_point, dtype and, where ``exact`` is true
+(float readers read the float value), the labels of the ``readers`` of the rounded one; and ``weights``: the ONNX name
+of a contraction's value -> axis, scale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,15 +35,20 @@ class _Marker:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.plan: Plan
+        self.started = False
         self.shift = context.options.arithmetic == "shift"
         self.parameters: dict[str, Parameters] = {}
         self.marked: dict[str, Any] = {}
         self.weights: dict[str, dict[str, Any]] = {}
+        self.readers: dict[str, list[str]] = {}
+        self.names: Mapping[str, str] = {}
 
     def start(self, state: Rewriter) -> None:
         """Decide everything before the first node is written."""
+        self.started = True
         ranges = self.context.notes["calibration"]["ranges"]
         self.plan = Plan(state, frozenset(ranges))
+        self.names = origins(state.graph)
         shared = shared_parameters(self.plan, state.graph)
         for name in sorted(self.plan.marks, key=lambda n: self.plan.order.get(n, -1)):
             scale, zero_point = arithmetic.activation_parameters(*ranges[shared.get(name, name)])
@@ -52,7 +59,7 @@ class _Marker:
 
     def __call__(self, state: Rewriter, node: Node) -> Any:
         """Copy the node with marked operands; its own mark is written where it is first read."""
-        if not hasattr(self, "plan"):
+        if not self.started:
             self.start(state)
         if node.op == "call":
             return None
@@ -73,7 +80,10 @@ class _Marker:
         """The new expression that `node` reads for `name`."""
         if name not in self.plan.marks or name in self.plan.integer or not self.plan.requires(node, name):
             return state.new(name)
-        return self.mark(state, name, state.new(name), Origin(value=name))
+        self.readers.setdefault(name, []).append(node.origin.node or node.origin.value)
+        maker = state.producer(name)
+        origin = maker.origin if maker is not None else Origin(value=self.names[name])
+        return self.mark(state, name, state.new(name), origin)
 
     def mark(self, state: Rewriter, name: str, expr: Any, origin: Origin) -> Any:
         """Quantise and dequantise a value, once."""
@@ -109,14 +119,15 @@ class _Marker:
                 if lacking and len(lacking) < len(plan.operands(node)):
                     self.context.decline("mark", node.origin, f"stays float: operand '{lacking[0]}' is float")
 
-    def notes(self, names: dict[str, str]) -> dict[str, Any]:
+    def notes(self) -> dict[str, Any]:
         """What the manifest, the explanation and the QDQ export say of the marks."""
-        values = {
-            names[name]: {
-                "scale": float(scale), "zero_point": int(zero), "dtype": "uint8", "exact": name not in self.plan.integer
-            }
-            for name, (scale, zero) in self.parameters.items()
-        }  # fmt: skip
+        values: dict[str, dict[str, Any]] = {}
+        for name, (scale, zero) in self.parameters.items():
+            if name not in self.names:
+                continue
+            exact = name not in self.plan.integer
+            entry = {"scale": float(scale), "zero_point": int(zero), "dtype": "uint8", "exact": exact}
+            values[self.names[name]] = entry | ({"readers": self.readers.get(name, [])} if exact else {})
         return {"values": values, "weights": self.weights}
 
 
@@ -125,14 +136,8 @@ def run(module: Any, context: Context) -> Any:
     if is_quantized(view(module)):
         return module
     marker = _Marker(context)
-    names: dict[str, str] = {}
-
-    def handler(state: Rewriter, node: Node) -> Any:
-        names.update(origins(state.graph) if not names else {})
-        return marker(state, node)
-
-    result = rewrite(module, handler)
-    context.notes["quantization"] = marker.notes(names) if names else {"values": {}, "weights": {}}
+    result = rewrite(module, marker)
+    context.notes["quantization"] = marker.notes()
     return result
 
 

@@ -283,6 +283,7 @@ def bias_of(plan: Plan, anchor: Node, axis: int) -> np.ndarray | None:
 
 
 def origins(graph: Graph) -> Mapping[str, str]:
-    """The ONNX name of every value (the IR's where it has none)."""
-    names = {value.name: value.name for value in graph.inputs}
-    return names | {node.output.name: node.origin.value or node.output.name for node in graph.nodes}
+    """The ONNX name of every value that has one."""
+    given = graph.attrs.get("dlc.inputs") or [value.name for value in graph.inputs]
+    names = {value.name: name for value, name in zip(graph.inputs, given, strict=True)}
+    return names | {node.output.name: node.origin.value for node in graph.nodes if node.origin.value}
