@@ -65,7 +65,7 @@ def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedul
 def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
     """The time that the cost model of the schedule's unit expects."""
     if schedule.unit == "amx":
-        return contract_amx_cost.amx_predicted_seconds(problem, schedule, machine)
+        return contract_amx_cost.amx_predicted_seconds(problem, schedule, isa, machine)
     return contract_cost.predicted_seconds(problem, schedule, isa, machine)
 
 

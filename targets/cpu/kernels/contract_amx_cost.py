@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from math import prod
 
 from dlc.hardware import Machine
+from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.amx import GROUP, LANES, ROW_BYTES, ROWS
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_amx import PARTIAL_BLOCKS
 from dlc.targets.cpu.kernels.contract_amx_plan import flat_rows, rows_of, step_bytes, steps_of, tile_rows
+from dlc.targets.cpu.kernels.contract_cost import core_of
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
 
 _GUESS = 64  # extent assumed for a symbolic dimension
 _HERTZ = 3e9  # as for vectors: only ratios matter
 _LATENCY = 52  # cycles from one multiply-add to the next on the same accumulator tile
 _LOADS = 2  # rows of tiles loaded per cycle
-_BANDWIDTH = (128.0, 48.0, 12.0, 5.0)  # bytes per cycle from L1, L2, L3, memory
+_TURN = 8  # cycles lost when a tile is loaded into a register that the multiply-add before has just read
 _BLOCK_OVERHEAD = 60  # cycles for a block's addresses and to fill and drain the tile pipeline
 _STORE_COST = 4.0  # cycles per accumulator vector for a short epilogue
 _HOT_BYTES = 32 << 10  # of L1 for the operand that stays there
@@ -86,7 +88,8 @@ def _step_cycles(sizes: _Sizes, ti: int, tj: int) -> float:
     # Rows that do not lie on cache lines take two accesses each.
     split = 1 if sizes.row_bytes % ROW_BYTES == 0 and sizes.width == ROW_BYTES else 2
     loads = (ti * sizes.height * split + tj * sizes.width // GROUP) / _LOADS
-    return max(ti * tj * multiply, loads, _LATENCY)
+    # Registers hold two tiles of each operand; more of one of them take turns.
+    return max(ti * tj * multiply, loads, _LATENCY) + _TURN * max(0, max(ti, tj) - 2)
 
 
 def _compute_cycles(sizes: _Sizes, schedule: Schedule) -> float:
@@ -109,18 +112,19 @@ def _level(size: float, machine: Machine) -> int:
     return 3
 
 
-def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, machine: Machine) -> float:
+def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, isa: Isa, machine: Machine) -> float:
     """Cycles to bring the operands into the tiles beyond what L1 delivers, for one group."""
     ti, tj = schedule.mr // ROWS, schedule.nr
     row_blocks, column_blocks = -(-sizes.tiles // ti) * sizes.outer, -(-sizes.vectors // tj)
     part = min(1.0, schedule.k_block / sizes.steps) if schedule.k_block else 1.0
     a_total, w_total = sizes.a_bytes(sizes.extent) * sizes.outer, float(sizes.w_bytes * sizes.vectors)
     a_block, w_block = sizes.a_bytes(min(ti * sizes.height, sizes.extent)), float(sizes.w_bytes * tj)
+    bandwidth = core_of(isa, machine).bandwidth
     company = PARTIAL_BLOCKS if schedule.k_block else 1 << 30
 
     def cycles(volume: float, resident: float) -> float:
         level = _level(resident, machine)
-        return 0.0 if level == 0 else volume / _BANDWIDTH[level]
+        return 0.0 if level == 0 else volume / bandwidth[level]
 
     everything = (a_total + w_total) * problem.groups
     total = cycles(w_total, everything) + cycles(a_total, everything)
@@ -135,24 +139,24 @@ def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, mac
         total += cycles(w_total * (row_blocks - 1), w_total + a_block)
     if schedule.k_block:  # partial sums come from L2 and go back
         visits = -(-sizes.steps // schedule.k_block)
-        total += 2 * row_blocks * column_blocks * visits * ti * tj * ROWS * ROW_BYTES / _BANDWIDTH[1]
+        total += 2 * row_blocks * column_blocks * visits * ti * tj * ROWS * ROW_BYTES / bandwidth[1]
     return total
 
 
-def amx_predicted_seconds(problem: Contraction, schedule: Schedule, machine: Machine) -> float:
+def amx_predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
     """Time of a contraction on tiles: the slower of computing and moving, and a part of the other."""
     sizes = _Sizes.of(problem, schedule.flat)
     compute = _compute_cycles(sizes, schedule)
-    traffic = _traffic_cycles(problem, sizes, schedule, machine)
+    traffic = _traffic_cycles(problem, sizes, schedule, isa, machine)
     return problem.groups * (max(compute, traffic) + 0.25 * min(compute, traffic)) / _HERTZ
 
 
-def amx_utilisation(problem: Contraction, schedule: Schedule, machine: Machine) -> float:
+def amx_utilisation(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
     """The part of the multiplier's peak that the prediction means, counting wanted products only."""
     products = problem.groups * int(problem.n) * sum(int(run.length) for run in problem.runs)
     products *= prod(_int(axis.extent) for axis in (*problem.outer, problem.rows))
     peak = ROWS * LANES * ROW_BYTES / ROWS  # products of one full multiply-add over its 16 cycles
-    return products / peak / (amx_predicted_seconds(problem, schedule, machine) * _HERTZ)
+    return products / peak / (amx_predicted_seconds(problem, schedule, isa, machine) * _HERTZ)
 
 
 def _k_blocks(sizes: _Sizes, ti: int, tj: int, hot: str) -> Iterator[int]:

@@ -52,7 +52,8 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
     rate = 1.0 if halves else 2.0
-    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, 28.0, 12.0, 5.0), machine.l1 // _WAY)
+    l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
+    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
 
 
 def _int(extent: Expr) -> int:
