@@ -21,6 +21,9 @@ from tvm.script.ir_builder import tirx as T
 Expr = Any  # a tirx expression or a Python int; TVM ships no types
 C_ABI = 3  # tvm::CallingConv: plain C arguments, no packed-call wrapper
 
+# Types that lie in memory as another one: bool as numpy's bytes, the short floats as their bits.
+STORAGE = {"bool": "uint8", "float16": "uint16", "bfloat16": "uint16"}
+
 _analyzer = tvm.sym.Analyzer()
 
 
@@ -77,19 +80,31 @@ class Layout:
 
 @dataclass(frozen=True)
 class Operand:
-    """One tensor parameter inside a kernel: a flat buffer and the layout of the tensor in it."""
+    """One tensor parameter inside a kernel: a flat buffer and the layout of the tensor in it.
+
+    `load` gives what lies in memory (`storage`); `store` also takes a bool mask or a float32 for a short float.
+    """
 
     name: str
     dtype: str
     layout: Layout
     buffer: Any = field(compare=False, default=None)
 
+    @property
+    def storage(self) -> str:
+        """Type of the elements in memory."""
+        return STORAGE.get(self.dtype, self.dtype)
+
     def load(self, index: Sequence[Expr], lanes: int = 1, mask: Expr = None) -> Expr:
         """Load `lanes` elements that are contiguous along the last dimension (its stride must be 1)."""
-        return load(self.buffer, self.dtype, self.layout.flat(index), lanes, mask)
+        return load(self.buffer, self.storage, self.layout.flat(index), lanes, mask)
 
     def store(self, index: Sequence[Expr], value: Expr, lanes: int = 1, mask: Expr = None) -> None:
         """Store what `load` with the same arguments would read."""
+        if self.dtype in STORAGE:
+            from dlc.targets.cpu.kernels.storage import narrow
+
+            value = narrow(value, self.dtype)
         store(self.buffer, self.layout.flat(index), value, lanes, mask)
 
 
@@ -196,12 +211,13 @@ def kernel(
         with T.prim_func():
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": C_ABI, **(attrs or {})})
-            pointers = [T.arg(f"p_{label}", T.handle(dtype)) for label, dtype, _ in operands]
+            stored = [STORAGE.get(dtype, dtype) for _, dtype, _ in operands]
+            pointers = [T.arg(f"p_{o[0]}", T.handle(kind)) for o, kind in zip(operands, stored, strict=True)]
             for var in dims:
                 T.arg(var.name, var)
             result.operands = tuple(
-                Operand(label, dtype, layout, T.decl_buffer((layout.size,), dtype, data=pointer))
-                for pointer, (label, dtype, layout) in zip(pointers, operands, strict=True)
+                Operand(label, dtype, layout, T.decl_buffer((layout.size,), kind, data=pointer))
+                for pointer, kind, (label, dtype, layout) in zip(pointers, stored, operands, strict=True)
             )
             yield result
         result.func = builder.get()

@@ -19,7 +19,8 @@ range), over every finite float32, on every instruction set; NaN propagates, inf
 | power | 0.6 | 2**(y log2 x) in float64 vectors, degree 9 and 13 |
 
 Polynomials are minimax fits of our own (weighted least squares iterated by Lawson's rule in float64, coefficients
-rounded to float32 one after the other); the reductions are the classical ones (Cody and Waite; W. J. Cody 1969 for erf's split).
+rounded to float32 one after the other); the reductions are the classical ones (Cody and Waite; W. J. Cody 1969 for
+erf's split).
 """
 
 from __future__ import annotations

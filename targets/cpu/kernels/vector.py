@@ -120,6 +120,13 @@ def select(condition: Expr, yes: Expr, no: Expr) -> Expr:
     return T.Select(condition, yes, no)
 
 
+def select_any(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """`select`, also between masks."""
+    if element(yes) == "bool":
+        return either(both(condition, yes), both(invert(condition), no))
+    return select(condition, yes, no)
+
+
 def bits(value: Expr) -> Expr:
     """The bits of a float as a signed integer of its width."""
     return reinterpret(value, _BITS[element(value)])

@@ -1,0 +1,107 @@
+"""Kernels of regions without an anchor: elementwise chains and data movement, one or several outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlc.ir.graph import Graph
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import Expr, Layout, Operand, kernel
+from dlc.targets.cpu.kernels.collapse import collapse
+from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width
+from dlc.targets.cpu.kernels.halo import fill_halo
+from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
+from dlc.targets.cpu.kernels.loops import has_masks, nest, vectors
+from dlc.targets.cpu.kernels.vector import width
+
+UNROLL = 4
+
+
+def unsupported(body: Graph, anchors: Sequence[str] = ()) -> str | None:
+    """The first node that the evaluator cannot compute, as a reason; `anchors` are computed by somebody else."""
+    shapes = body.values()
+    for node in body.nodes:
+        if node.op in anchors:
+            continue
+        if node.op in INJECTIVE:
+            reason = refuses(node, [shapes[n].shape for n in node.inputs])
+            if reason is not None:
+                return reason
+        elif node.op not in ELEMENTWISE and node.op != "dlc.table":
+            return f"operator {node.op} is not elementwise"
+    return None
+
+
+def declines(body: Graph) -> str | None:
+    """Why the region cannot be generated here; None when it can."""
+    large = [name for name, array in body.constants.items() if array.size != 1]
+    if large:
+        return f"constant '{large[0]}' has more than one element"
+    return unsupported(body)
+
+
+def memory_bits(operands: Sequence[Operand]) -> int:
+    """Bits of the narrowest element in memory: what decides whether masks are cheap."""
+    return min(width(o.storage) for o in operands)
+
+
+def emit(
+    name: str,
+    body: Graph,
+    layouts: Mapping[str, Layout],
+    isa: Isa,
+    dims: Sequence[Any],
+    halo_fill: Mapping[str, float] | None = None,
+) -> Any:
+    """The kernel of a region without an anchor; parameters: the body's inputs, its outputs, `dims`.
+
+    `halo_fill` says what surrounds an output in its buffer, by name.
+    """
+    values = body.values()
+    names = [v.name for v in body.inputs] + list(body.outputs)
+    params = [(f"a{i}", values[n].dtype, layouts[n]) for i, n in enumerate(names)]
+    with kernel(name, params, dims) as k:
+        count = len(body.inputs)
+        outputs = dict(zip(body.outputs, k.operands[count:], strict=True))
+        for output, number in (halo_fill or {}).items():
+            fill_halo(outputs[output], number)
+        small, small_layouts = collapse(body, layouts)
+        inputs = {
+            v.name: _relaid(operand, small_layouts[v.name])
+            for v, operand in zip(body.inputs, k.operands[:count], strict=True)
+        }
+        outs = {n: _relaid(o, small_layouts[n]) for n, o in outputs.items()}
+        _fill(small, inputs, outs, isa)
+    return k.func
+
+
+def _relaid(operand: Operand, layout: Layout) -> Operand:
+    return Operand(operand.name, operand.dtype, layout, operand.buffer)
+
+
+def _fill(body: Graph, inputs: Mapping[str, Operand], outputs: Mapping[str, Operand], isa: Isa) -> None:
+    evaluator = Evaluator(body, inputs, isa)
+    lanes = isa.lanes(compute_width(body))
+    masked = has_masks(isa, memory_bits([*inputs.values(), *outputs.values()]))
+    values = body.values()
+    by_shape: dict[str, list[str]] = {}
+    for name in body.outputs:
+        by_shape.setdefault(str(values[name].shape), []).append(name)
+    for names in by_shape.values():
+        shape = values[names[0]].shape
+        if not shape:
+            for name in names:
+                outputs[name].store((), evaluator.value(name, ()), 1)
+            continue
+
+        def row(index: tuple[Expr, ...], names: Sequence[str] = names, extent: Expr = shape[-1]) -> None:
+            def step(position: Expr, width: int, mask: Expr) -> None:
+                place = (*index, position)
+                found = [evaluator.value(name, place, width, mask) for name in names]
+                for name, value in zip(names, found, strict=True):
+                    outputs[name].store(place, value, width, mask)
+
+            vectors(extent, lanes, step, masked, UNROLL)
+
+        nest(shape[:-1], row)

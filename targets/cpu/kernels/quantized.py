@@ -1,0 +1,100 @@
+"""The quantisation operators on vectors, equal to `dlc.ir.arithmetic` bit for bit (see docs/arithmetic.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import frexp
+
+import numpy as np
+
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels import vector as v
+from dlc.targets.cpu.kernels.builder import Expr, let, unfused_add
+from dlc.targets.cpu.kernels.elementwise import Call, wrapping
+
+
+def round_to_int(x: Expr, isa: Isa) -> Expr:
+    """rint(x) as int32, for |x| < 2**22 and no NaN: one conversion instruction where the rounding is native."""
+    if isa.vector_bits >= 256:
+        return v.convert(v.rint(x, isa), "int32")
+    return v.nearest_small(x)[1]
+
+
+def _difference(a: Expr, b: Expr) -> Expr:
+    return wrapping(lambda x, y: x - y, a, b)
+
+
+def _sum(a: Expr, b: Expr) -> Expr:
+    return wrapping(lambda x, y: x + y, a, b)
+
+
+def saturate(real: Expr, low: Expr, high: Expr, zero_point: Expr, out: str, isa: Isa) -> Expr:
+    """clamp(real) to [low, high] in float32, round half to even, add the int32 zero point, as `out`.
+
+    NaN becomes `low`. `low` and `high` are float32 and within +-2**17, so nothing overflows.
+    """
+    clamped = let(v.smaller(let(v.larger(let(real), low)), high))
+    return v.convert(_sum(round_to_int(clamped, isa), zero_point), out)
+
+
+def quantize(call: Call, args: Sequence[Expr]) -> Expr:
+    """``saturate(rint(x / scale) + zero_point)`` with one true division."""
+    x, scale = v.convert(args[0], "float32"), v.convert(args[1], "float32")
+    constant = call.scalars[1]
+    if constant is not None and frexp(float(constant))[0] == 0.5 and 2.0**-100 < float(constant) < 2.0**100:
+        ratio = x * v.like(1 / float(constant), x)  # by a power of two the product is the quotient
+    else:
+        ratio = x / scale
+    info, zero = np.iinfo(call.out), let(v.convert(args[2], "int32"))
+    low, high = (let(v.convert(_difference(v.like(int(b), zero), zero), "float32")) for b in (info.min, info.max))
+    return saturate(ratio, low, high, zero, call.out, call.isa)
+
+
+def dequantize(call: Call, args: Sequence[Expr]) -> Expr:
+    """``float32(q - zero_point) * scale``."""
+    q, scale, zero = args
+    # int32 codes may need 33 bits; the narrower ones never do.
+    wide = "int64" if v.width(v.element(q)) == 32 and call.scalars[2] != 0 else "int32"
+    difference = _difference(v.convert(q, wide), v.convert(zero, wide)) if call.scalars[2] != 0 else v.convert(q, wide)
+    return v.convert(difference, "float32") * v.convert(scale, "float32")
+
+
+def requantize(call: Call, args: Sequence[Expr]) -> Expr:
+    """Several int32 terms into one 8- or 16-bit output, in mode ``float`` or ``fixed``."""
+    count = call.attrs["terms"]
+    terms = []
+    for term, zero in zip(args[:count], call.attrs["term_zero_points"], strict=True):
+        wide = v.convert(term, "int32")
+        terms.append(_difference(wide, v.like(int(zero), wide)) if zero else wide)
+    if call.attrs["mode"] == "fixed":
+        return _requantize_fixed(call, terms, args[count : 2 * count], args[2 * count])
+    total: Expr = None
+    for term, multiplier in zip(terms, args[count : 2 * count], strict=True):
+        product = v.convert(term, "float32") * v.convert(multiplier, "float32")
+        total = product if total is None else let(unfused_add(total, product))
+    zero = int(call.attrs["zero_point"])
+    low, high = (v.like(int(call.attrs[key]) - zero, total) for key in ("lo", "hi"))
+    return saturate(total, low, high, v.constant(zero, "int32", v.lanes_of(total)), call.out, call.isa)
+
+
+def _requantize_fixed(call: Call, terms: Sequence[Expr], multipliers: Sequence[Expr], shift: Expr) -> Expr:
+    """``clamp(((sum t * m + 2**(s-1)) >> s) + z, lo, hi)`` in 64-bit lanes."""
+    total: Expr = None
+    for term, multiplier in zip(terms, multipliers, strict=True):
+        product = v.convert(let(term), "int64") * v.convert(multiplier, "int64")
+        total = product if total is None else _sum(total, product)
+    total, shift = let(total), let(v.convert(shift, "int64"))
+    half = (v.like(1, shift) << shift) >> v.like(1, shift)  # zero at shift 0
+    rounded = let(_sum(let(_sum(total, let(half))) >> shift, v.like(int(call.attrs["zero_point"]), total)))
+    low, high = (v.like(int(call.attrs[key]), total) for key in ("lo", "hi"))
+    return v.convert(let(v.smaller(let(v.larger(rounded, low)), high)), call.out)
+
+
+def table_index(q: Expr) -> Expr:
+    """Positions of codes in a 256-entry table, int32: the unsigned value; int8 is moved up by 128."""
+    if v.element(q) == "int8":
+        return v.convert(q, "int32") + v.constant(128, "int32", v.lanes_of(q))
+    return v.convert(q, "int32")
+
+
+EMIT_QUANTIZED = {"dlc.quantize": quantize, "dlc.dequantize": dequantize, "dlc.requantize": requantize}
