@@ -27,7 +27,6 @@ from dlc.targets.cpu.kernels.builder import (
     simplify,
     stack,
     tail_mask,
-    vector_type,
 )
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import Evaluator
@@ -62,7 +61,8 @@ class Region:
 
     body: Graph
     anchor: Node
-    operands: Mapping[str, Operand]
+    inputs: Mapping[str, Operand]
+    outputs: Mapping[str, Operand]
     isa: Isa
 
     @property
@@ -79,7 +79,7 @@ class Region:
         """A value that does not depend on the anchor; `index` may have more dimensions than the value."""
         rank = len(self.body.values()[name].shape)
         place = [whole_index(i) for i in index][len(index) - rank :]
-        return let(Evaluator(self.body, self.operands, self.isa).value(name, place, lanes, mask))
+        return let(Evaluator(self.body, self.inputs, self.isa).value(name, place, lanes, mask))
 
     def x(self, index: Sequence[Expr], lanes: int, mask: Expr = None) -> Expr:
         """What the anchor reads."""
@@ -88,10 +88,10 @@ class Region:
     def finish(self, index: Sequence[Expr], result: Expr, lanes: int, mask: Expr = None) -> None:
         """Compute what follows the anchor's `result` and store the outputs."""
         place = [whole_index(i) for i in index]
-        evaluator = Evaluator(self.body, self.operands, self.isa)
+        evaluator = Evaluator(self.body, self.inputs, self.isa)
         evaluator.bind(self.anchor.output.name, let(result))
-        for name in self.body.outputs:
-            self.operands[name].store(place, evaluator.value(name, place, lanes, mask), lanes, mask)
+        for name, output in self.outputs.items():
+            output.store(place, evaluator.value(name, place, lanes, mask), lanes, mask)
 
 
 @contextmanager
@@ -102,12 +102,13 @@ def region_kernel(
     values = body.values()
     names = [*(v.name for v in body.inputs), *body.outputs]
     with kernel(name, [(n, values[n].dtype, layouts[n]) for n in names], dims) as opened:
-        operands = dict(zip(names, opened.operands, strict=True))
-        anchor = anchor_of(body)
+        anchor, count = anchor_of(body), len(body.inputs)
         assert anchor is not None
+        inputs = dict(zip(names[:count], opened.operands, strict=False))
+        outputs = dict(zip(names[count:], opened.operands[count:], strict=True))
         for output, value in halo_fill.items():
-            fill_halo(operands[output], value)
-        yield opened, Region(body, anchor, operands, isa)
+            fill_halo(outputs[output], value)
+        yield opened, Region(body, anchor, inputs, outputs, isa)
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------
@@ -220,7 +221,3 @@ def across(value: Expr, dtype: str, lanes: int, combine: Combine) -> Expr:
 def masked(piece: Piece, value: Expr, neutral: Expr) -> Expr:
     """`value` with `neutral` in the lanes that do not exist."""
     return value if piece.mask is None else select(piece.mask, value, neutral)
-
-
-__all__ = ["Accumulator", "Index", "Piece", "Region", "across", "loops", "masked", "region_kernel", "sweep", "tree"]
-__all__ += ["anchor_of", "vector_lanes", "vector_type", "why_not"]

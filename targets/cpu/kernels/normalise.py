@@ -1,22 +1,289 @@
-"""Softmax, log-softmax and layer normalisation with elementwise neighbours, as one kernel (being written)."""
+"""Softmax, log-softmax and layer normalisation of float32, with what is computed before and after them.
+
+Vectors run along the last axis. Where it is normalised over, a row's statistics are folded lanes; elsewhere
+they are vectors. Sums are in the order that `reduce` documents for the last axis, or of the indices.
+
+Error bounds for rows of n elements, in terms of e = 2**-24 (half a unit in the last place of 1), to first order:
+- softmax: relative error of each element at most (n + 6 + |x - max|) e: the subtraction's rounding grows by the
+  exponential, whose own error is 2 e; the sum adds at most n e.
+- log_softmax: (n + 4 + 3 |result|) e absolute.
+- layer_norm: mean and variance in two passes. The relative error of 1 / sqrt(variance + epsilon) is at most (n + 6) e,
+  that of the mean n e times the mean magnitude; a product and a sum round once each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, prod
 from typing import Any
+
+from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Layout
+from dlc.targets.cpu.kernels import vecmath
+from dlc.targets.cpu.kernels import vector as v
+from dlc.targets.cpu.kernels.anchored import (
+    Accumulator,
+    Index,
+    Piece,
+    Region,
+    across,
+    anchor_of,
+    loops,
+    masked,
+    region_kernel,
+    sweep,
+    tree,
+    vector_lanes,
+    why_not,
+)
+from dlc.targets.cpu.kernels.builder import Expr, Layout, let, load, simplify, splat, stack, store
+
+_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM = "relax.nn.softmax", "relax.nn.log_softmax", "relax.nn.layer_norm"
+_OPERATORS = (_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM)
+_UNROLL = 4  # vectors of a row that are computed together
+_ROW_BYTES = 1 << 16  # of a row kept on the stack between the passes; longer ones are computed again
+
+
+def _axes(body: Graph) -> list[int]:
+    anchor = anchor_of(body)
+    assert anchor is not None
+    rank = len(anchor.output.shape)
+    axes = anchor.attrs["axes"] if anchor.op == _LAYER_NORM else [anchor.attrs["axis"]]
+    return sorted(a % rank for a in axes)
 
 
 def declines(body: Graph) -> str | None:
     """Why this family cannot take `body`; None when it can."""
-    return "being written"
+    reason = why_not(body, _OPERATORS)
+    if reason is not None:
+        return reason
+    anchor = anchor_of(body)
+    assert anchor is not None
+    rank, values = len(anchor.output.shape), body.values()
+    if any(values[name].dtype != "float32" for name in anchor.inputs):
+        return f"{anchor.op} of {values[anchor.inputs[0]].dtype}"
+    if not rank:
+        return f"{anchor.op} of a scalar"
+    if anchor.op == _LAYER_NORM and _axes(body) != list(range(rank - len(_axes(body)), rank)):
+        return f"layer_norm over axes {_axes(body)} of {rank}"
+    return None
 
 
 def emit(
     name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
 ) -> Any:
-    """The kernel of `body`."""
-    raise NotImplementedError("being written")
+    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
+    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
+        kinds = {_SOFTMAX: _Softmax, _LOG_SOFTMAX: _LogSoftmax, _LAYER_NORM: _LayerNorm}
+        kinds[region.anchor.op](region, _axes(body)).run()
+    return kernel.func
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A vector of a row: the positions along the normalised axes but the last one, and where in the last axis."""
+
+    inner: Index
+    piece: Piece
+
+
+class _Rows:
+    """Passes over rows: everything but the axes that are normalised over, and the lanes where the last axis is kept.
+
+    Between passes a row is kept in the output's own memory where that is float32, on the stack where it is short, or
+    not at all: then it is computed again.
+    """
+
+    def __init__(self, region: Region, axes: list[int]) -> None:
+        self.region, self.axes, self.isa = region, axes, region.isa
+        self.shape = region.shape
+        self.last = len(self.shape) - 1
+        self.folds = self.last in axes
+        self.lanes = vector_lanes(self.isa, 32, self.shape[self.last])
+        self.inner_axes = [a for a in axes if a != self.last]
+        self.kept_axes = [a for a in range(self.last) if a not in axes]
+        self.kept: Index = ()
+        self.pieces: list[Piece] = []
+        self.computed = region.anchor.inputs[0] not in region.inputs  # not merely loaded
+        out = region.outputs[region.body.outputs[0]]
+        self.in_output = out if out.dtype == "float32" else None
+        self.scratch: Any = None
+        row = simplify(prod([self.shape[a] for a in axes], start=1)) * (1 if self.folds else self.lanes)
+        if self.in_output is None and isinstance(row, int) and 4 * row <= _ROW_BYTES:
+            self.scratch = stack("float32", row + self.lanes)
+
+    def run(self) -> None:
+        """Emit all rows."""
+        with loops([self.shape[a] for a in self.kept_axes]) as kept:
+            self.kept = kept
+            if self.folds:
+                self.rows()
+                return
+
+            def visit(pieces: list[Piece]) -> None:
+                self.pieces = pieces
+                self.rows()
+
+            sweep(self.shape[self.last], self.lanes, 1, visit)
+
+    def rows(self) -> None:
+        """Emit all passes over one row (or over one row a lane)."""
+        raise NotImplementedError
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a pass can leave something for the next one."""
+        return self.in_output is not None or self.scratch is not None
+
+    # --- places ---
+
+    def index(self, spot: _Spot) -> Index:
+        """The logical index of a spot."""
+        where = dict(zip(self.kept_axes, self.kept, strict=True)) | dict(zip(self.inner_axes, spot.inner, strict=True))
+        return (*(where[a] for a in range(self.last)), spot.piece.base)
+
+    def _flat(self, spot: _Spot) -> Expr:
+        """A spot's place on the stack."""
+        flat: Expr = 0
+        for axis, position in zip(self.inner_axes, spot.inner, strict=True):
+            flat = flat * self.shape[axis] + position
+        return simplify(flat * self.shape[self.last] + spot.piece.base if self.folds else flat * self.lanes)
+
+    def load(self, spot: _Spot) -> Expr:
+        """The anchor's input, computed."""
+        return self.region.x(self.index(spot), self.lanes, spot.piece.mask)
+
+    def keep(self, spot: _Spot, value: Expr) -> None:
+        """Leave a value for the next pass."""
+        if self.in_output is not None:
+            self.in_output.store(self.index(spot), value, self.lanes, spot.piece.mask)
+        elif self.scratch is not None:
+            store(self.scratch, self._flat(spot), value, self.lanes, spot.piece.mask)
+
+    def kept_value(self, spot: _Spot) -> Expr:
+        """What `keep` left."""
+        if self.in_output is not None:
+            return let(self.in_output.load(self.index(spot), self.lanes, spot.piece.mask))
+        return let(load(self.scratch, "float32", self._flat(spot), self.lanes, spot.piece.mask))
+
+    def again(self, spot: _Spot) -> Expr:
+        """The anchor's input once more: loaded, kept by the first pass, or computed again."""
+        return self.kept_value(spot) if self.computed and self.keeps else self.load(spot)
+
+    # --- passes ---
+
+    def each(self, visit: Callable[[list[_Spot]], None]) -> None:
+        """Visit the row in order, several vectors at a time."""
+        with loops([self.shape[a] for a in self.inner_axes]) as inner:
+            if self.folds:
+                sweep(
+                    self.shape[self.last], self.lanes, _UNROLL, lambda pieces: visit([_Spot(inner, p) for p in pieces])
+                )
+            else:
+                visit([_Spot(inner, p) for p in self.pieces])
+
+    def reduce(self, start: float, combine: Callable[[Expr, Expr], Expr], value: Callable[[_Spot], Expr]) -> Expr:
+        """Combine `value` over the row: a vector with the same number in all lanes, or one number a lane."""
+        neutral = v.constant(start, "float32", self.lanes)
+        partial = [Accumulator("float32", self.lanes, neutral) for _ in range(_UNROLL if self.folds else 1)]
+
+        def visit(spots: list[_Spot]) -> None:
+            values = [value(spot) for spot in spots]
+            for spot, x, total in zip(spots, values, partial, strict=False):
+                x = masked(spot.piece, x, neutral) if self.folds else x
+                total.set(combine(x, total.get()))
+
+        self.each(visit)
+        total = tree([p.get() for p in partial], combine)
+        if self.folds:
+            total = splat(across(total, "float32", self.lanes, combine), self.lanes)
+        return let(total)
+
+    def finish(self, value: Callable[[_Spot], Expr]) -> None:
+        """The last pass: `value` is the anchor's result."""
+
+        def visit(spots: list[_Spot]) -> None:
+            for spot in spots:
+                self.region.finish(self.index(spot), value(spot), self.lanes, spot.piece.mask)
+
+        self.each(visit)
+
+
+def _add(a: Expr, b: Expr) -> Expr:
+    return a + b
+
+
+class _Softmax(_Rows):
+    """e**(x - max) / sum."""
+
+    def peak(self) -> Expr:
+        """The row's maximum. A NaN may be lost: it comes back in the sum."""
+
+        def first(spot: _Spot) -> Expr:
+            x = self.load(spot)
+            if self.computed:
+                self.keep(spot, x)
+            return x
+
+        return self.reduce(-inf, v.larger, first)
+
+    def rows(self) -> None:
+        """Three passes; the exponentials are kept between the last two."""
+        peak = self.peak()
+
+        def power(spot: _Spot) -> Expr:
+            e = vecmath.exp(self.again(spot) - peak, self.isa)
+            self.keep(spot, e)
+            return e
+
+        inverse = let(v.constant(1, "float32", self.lanes) / self.reduce(0, _add, power))
+        self.finish(lambda spot: self._power_again(spot, peak) * inverse)
+
+    def _power_again(self, spot: _Spot, peak: Expr) -> Expr:
+        return self.kept_value(spot) if self.keeps else vecmath.exp(self.load(spot) - peak, self.isa)
+
+
+class _LogSoftmax(_Softmax):
+    """x - max - log(sum)."""
+
+    def rows(self) -> None:
+        """Three passes."""
+        peak = self.peak()
+        total = self.reduce(0, _add, lambda spot: vecmath.exp(self.again(spot) - peak, self.isa))
+        log = vecmath.log(total, self.isa)
+        self.finish(lambda spot: let(self.again(spot) - peak) - log)
+
+
+class _LayerNorm(_Rows):
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta."""
+
+    def rows(self) -> None:
+        """Mean, variance, result."""
+        count = simplify(prod([self.shape[a] for a in self.axes], start=1))
+        size = v.constant(count, "float32") if isinstance(count, int) else let(T.cast(count, "float32"))
+        size = let(splat(size, self.lanes))
+        epsilon = v.constant(self.region.anchor.attrs["epsilon"], "float32", self.lanes)
+
+        def first(spot: _Spot) -> Expr:
+            x = self.load(spot)
+            if self.computed:
+                self.keep(spot, x)
+            return x
+
+        def square(spot: _Spot) -> Expr:
+            centred = let(self.again(spot) - mean)
+            return centred * centred
+
+        mean = let(self.reduce(0, _add, first) / size)
+        variance = let(self.reduce(0, _add, square) / size)
+        inverse = let(v.constant(1, "float32", self.lanes) / v.intrinsic("llvm.sqrt", variance + epsilon))
+        self.finish(lambda spot: self._scaled(spot, let((self.again(spot) - mean) * inverse)))
+
+    def _scaled(self, spot: _Spot, centred: Expr) -> Expr:
+        _, gamma, beta = self.region.anchor.inputs
+        place, mask = (*spot.inner, spot.piece.base), spot.piece.mask
+        scale = self.region.value(gamma, place, self.lanes, mask)
+        return let(centred * scale) + self.region.value(beta, place, self.lanes, mask)

@@ -39,6 +39,7 @@ class Body:
         return name
 
     def node(self, op: str, inputs: Sequence[str], shape: Sequence[Any], dtype: str, **attrs: Any) -> str:
+        attrs |= {"dtype": dtype} if op == "relax.astype" else {}
         name = f"v{len(self.nodes)}"
         self.nodes.append(Node(op, tuple(inputs), (Value(name, tuple(shape), dtype),), attrs))
         return name
