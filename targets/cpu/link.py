@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import tvm
-from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.testing import llvm_target
-from dlc.targets.cpu.plan import ALIGNMENT, Plan
-from dlc.targets.cpu.program import Program, Ref
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.dims import substitute
+from dlc.targets.cpu.codegen import compile_functions
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.plan import ALIGNMENT, Plan
+from dlc.targets.cpu.program import Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 
@@ -108,7 +108,7 @@ def compile_program(program: Program, plan: Plan, isa: Isa) -> tuple[bytes, Any]
     module = tvm.IRModule({MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)})
     for symbol, func in program.kernels.items():
         module[symbol] = func
-    library = tvm.compile(module, target=llvm_target(isa)).mod
+    library = compile_functions(module, isa)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code.o"
         library.write_to_file(str(path))
