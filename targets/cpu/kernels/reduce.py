@@ -229,11 +229,15 @@ class _Reduction:
 
     # --- the last axis is reduced ---
 
+    def _partial(self) -> int:
+        """Partial results along a reduced last axis."""
+        extent = self.shape[self.last]
+        return max(1, min(_PARTIAL, -(-extent // self.lanes))) if isinstance(extent, int) else _PARTIAL
+
     def _folded(self, where: Mapping[int, Expr]) -> None:
         combine, start = self.rule.combine, self._start()
         extent = self.shape[self.last]
-        count = min(_PARTIAL, -(-extent // self.lanes)) if isinstance(extent, int) else _PARTIAL
-        partial = [Accumulator(self.rule.dtype, self.lanes, start) for _ in range(max(1, count))]
+        partial = [Accumulator(self.rule.dtype, self.lanes, start) for _ in range(self._partial())]
         axes = [a for a in self.axes if a != self.last]
         with loops([self.shape[a] for a in axes]) as reduced:
             at = {**where, **dict(zip(axes, reduced, strict=True))}
@@ -275,27 +279,38 @@ class _Reduction:
 
     def _arg_folded(self, where: Mapping[int, Expr]) -> None:
         first = self.region.x(self._index({**where, self.last: 0}), 1)
-        best = self._best(splat(let(v.convert(first, self.rule.dtype)), self.lanes))
+        first = let(splat(let(v.convert(first, self.rule.dtype)), self.lanes))
+        found = [self._best(first) for _ in range(self._partial())]
 
         def visit(pieces: list[Piece]) -> None:
-            for piece in pieces:
+            for best, piece in zip(found, pieces, strict=False):
                 base = T.cast(whole_index(piece.base), "int32")
                 position = T.ramp(base, T.int32(1), self.lanes) if self.lanes > 1 else base
                 self._arg_step(best, self._load(where, piece), position, piece.mask)
 
-        sweep(self.shape[self.last], self.lanes, 1, visit)
-        value, index, lanes = best.value.get(), best.index.get(), self.lanes
+        sweep(self.shape[self.last], self.lanes, len(found), visit)
+        pairs, lanes = [(best.value.get(), best.index.get()) for best in found], self.lanes
+        while len(pairs) > 1:
+            won = [self._winner(one, other) for one, other in zip(pairs[::2], pairs[1::2], strict=False)]
+            pairs = won + pairs[len(pairs) // 2 * 2 :]
         while lanes > 1:
+            value, index = (let(part) for part in pairs[0])
             values, indices = Accumulator(self.rule.dtype, lanes, value), Accumulator("int32", lanes, index)
             lanes //= 2
-            low, high = positions(0, lanes), positions(lanes, lanes)
-            a, b = let(values.slot[low]), let(values.slot[high])
-            i, j = let(indices.slot[low]), let(indices.slot[high])
-            worse, equal = _better(self.op, a, b), v.invert(_better(self.op, b, a))
-            equal = v.both(v.both(v.invert(worse), equal), j < i)
-            wins = let(v.either(_better(self.op, b, a), equal))
-            value, index = let(v.select(wins, b, a)), let(v.select(wins, j, i))
-        self._finish({**where, self.last: 0}, v.convert(index, "int64"), 1)
+            halves = [
+                (let(values.slot[place]), let(indices.slot[place]))
+                for place in (positions(0, lanes), positions(lanes, lanes))
+            ]
+            pairs = [self._winner(*halves)]
+        self._finish({**where, self.last: 0}, v.convert(pairs[0][1], "int64"), 1)
+
+    def _winner(self, one: tuple[Expr, Expr], other: tuple[Expr, Expr]) -> tuple[Expr, Expr]:
+        """The better of two (value, position) pairs; the first of equals."""
+        (a, i), (b, j) = one, other
+        worse = let(_better(self.op, b, a))
+        equal = v.invert(v.either(worse, _better(self.op, a, b)))
+        wins = let(v.either(worse, v.both(equal, j < i)))
+        return let(v.select(wins, b, a)), let(v.select(wins, j, i))
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,12 @@ def run_region(
     isa: Isa,
     halos: Mapping[str, Halo] | None = None,
     fill: float | None = None,
-    batch: int | None = None,
+    wide: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(what the kernel made, what the interpreter makes). `halos` by name; with `batch` the first symbol is that."""
+    """(what the kernel made, what the interpreter makes; from float64 inputs if `wide`). `halos` by name.
+
+    A symbolic extent is the first one of the first input.
+    """
     halos = dict(halos or {})
     assert family.declines(body) is None, family.declines(body)
     values, out = body.values(), body.outputs[0]
@@ -71,13 +74,13 @@ def run_region(
     dims = [d for d in dict.fromkeys(d for value in body.inputs for d in value.shape) if not isinstance(d, int)]
     func = family.emit("k", body, layouts, isa, dims, {} if fill is None else {out: fill})
     with np.errstate(all="ignore"):
-        (wanted,) = interpret(body, {v.name: a for v, a in zip(body.inputs, arrays, strict=True)})
-    wanted = np.asarray(wanted)
+        exact = [a.astype("float64") if wide and a.dtype.kind == "f" else a for a in arrays]
+        (wanted,) = interpret(body, {v.name: a for v, a in zip(body.inputs, exact, strict=True)})
     halo = halos.get(out, [(0, 0)] * wanted.ndim)
     memory = [_in_memory(a, halos.get(v.name, [(0, 0)] * a.ndim), 77) for v, a in zip(body.inputs, arrays, strict=True)]
-    room = _in_memory(np.full(wanted.shape, 99).astype(wanted.dtype), halo, 99)
-    sizes = [int(a.shape[0]) for a in arrays][:1] if batch is None else [batch]
-    got = Compiled(func, isa, len(names), len(dims)).run([*memory, room], sizes * len(dims))[-1].view(wanted.dtype)
+    room = _in_memory(np.full(wanted.shape, 99).astype(values[out].dtype), halo, 99)
+    sizes = [arrays[0].shape[0]] if dims else []
+    got = Compiled(func, isa, len(names), len(dims)).run([*memory, room], sizes)[-1].view(values[out].dtype)
     inside = tuple(slice(before, before + n) for (before, _), n in zip(halo, wanted.shape, strict=True))
     around = np.ones(got.shape, bool)
     around[inside] = False
