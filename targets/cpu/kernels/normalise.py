@@ -3,12 +3,11 @@
 Vectors run along the last axis. Where it is normalised over, a row's statistics are folded lanes; elsewhere
 they are vectors. Sums are in the order that `reduce` documents for the last axis, or of the indices.
 
-Error bounds for rows of n elements, in terms of e = 2**-24 (half a unit in the last place of 1), to first order:
-- softmax: relative error of each element at most (n + 6 + |x - max|) e: the subtraction's rounding grows by the
-  exponential, whose own error is 2 e; the sum adds at most n e.
-- log_softmax: (n + 4 + 3 |result|) e absolute.
-- layer_norm: mean and variance in two passes. The relative error of 1 / sqrt(variance + epsilon) is at most (n + 6) e,
-  that of the mean n e times the mean magnitude; a product and a sum round once each.
+Error bounds for rows of n elements, with e = 2**-24 (half a unit in the last place of 1), to first order:
+- softmax: (n + 6 + ln n + max - x) e relative. Each subtraction's rounding grows by the exponential, whose own error is
+  2 e; the sum adds at most n e and the weighted mean of max - x, which is at most ln n.
+- log_softmax: (n + 4 + ln n + 3 |result|) e absolute.
+- layer_norm: ((n + 8) |gamma| (mean |x| + |x - mean|) / sqrt(variance + epsilon) + |result|) e absolute.
 """
 
 from __future__ import annotations
