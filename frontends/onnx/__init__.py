@@ -54,16 +54,16 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
             and, where there is one, the node and the operator.
     """
     loaded = parse(model)
-    missing = unsupported(loaded.proto)
-    if missing:
-        raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
-    check(loaded)
-    read_external(loaded)
     try:
+        missing = unsupported(loaded.proto)
+        if missing:
+            raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
+        check(loaded)
+        read_external(loaded)
         return Importer(loaded, shapes).run()
     except DlcError:
         raise
     except Exception as error:
-        # No input may end in a traceback; what lands here deserves a better message above.
+        # No input may end in a traceback; what lands here deserves a better message where it comes from.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DlcError(f"{loaded.name}: cannot be imported: {reason}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
@@ -55,7 +55,6 @@ class Context:
     onnx_op: str
     onnx_node: str
     branch: Callable[[onnx.GraphProto], tuple[Tensor, ...]]
-    elem_types: dict[str, int] = field(default_factory=dict)
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute of the node."""
@@ -198,7 +197,7 @@ class Context:
         if isinstance(difference, int) and difference != 0:
             raise ConversionError(f"cannot reshape {x} to [{', '.join(str(d) for d in wanted)}]")
         if isinstance(above, int) and above == 0:
-            return self.constant(np.zeros(tuple(int(d) for d in wanted), x.dtype))  # Relax refuses empty reshapes
+            return self.broadcast(self.like(0, x), wanted)  # Relax refuses empty reshapes
         return self.emit("reshape", x, shape=wanted)
 
     def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Tensor
-from dlc.frontends.onnx.windows import CHANNELS_FIRST, window
+from dlc.frontends.onnx.windows import CHANNELS_FIRST, one_each, window
 
 
 def add_channels(c: Context, x: Tensor, bias: Tensor) -> Tensor:
@@ -70,10 +70,12 @@ def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None)
     """Zeros between the inputs, then a convolution with the flipped weight."""
     kernel, groups = check_kernel(c, w), c.attr("group", 1)
     rank = len(kernel)
-    if x.rank != rank + 2 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
+    if groups < 1 or x.rank != rank + 2 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
         raise ConversionError(f"activation {x}, weight {w} and {groups} groups do not fit")
-    strides, dilations = c.attr("strides") or [1] * rank, c.attr("dilations") or [1] * rank
-    extra = c.attr("output_padding") or [0] * rank
+    strides, dilations = one_each(c, "strides", rank), one_each(c, "dilations", rank)
+    extra = one_each(c, "output_padding", rank, 0)
+    if min(*strides, *dilations, 1) < 1 or min(extra) < 0:
+        raise ConversionError(f"strides {strides}, dilations {dilations} and output_padding {extra} must be positive")
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     begins, ends = _transposed_pads(c, x, strides, spans, extra)
     # The convolution that undoes a padding p pads with span - 1 - p; a negative one crops.
@@ -108,6 +110,8 @@ def _transposed_pads(
     wanted, mode = c.attr("output_shape"), c.attr("auto_pad", "NOTSET")
     if wanted is None and mode in ("NOTSET", "VALID"):
         pads = list(c.attr("pads") or [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
+        if len(pads) != 2 * rank:
+            raise ConversionError(f"attribute 'pads' {pads} must have {2 * rank} values")
         return pads[:rank], pads[rank:]
     begins, ends = [], []
     for i, extent in enumerate(x.shape[2:]):

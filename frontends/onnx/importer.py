@@ -114,6 +114,8 @@ class Importer:
     def _failure(self, view: NodeView, scope: Scope, error: Exception) -> Exception:
         known = isinstance(error, ConversionError | IrTypeError)
         reason = " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "cannot tell whether the extents" in reason:
+            reason += "; give the inputs' shapes, with one name for extents that are always equal"
         if scope.caller is not None:
             # The user does not know the body's nodes; the call that was expanded puts its own name in front.
             return ConversionError(f"in its body, {view.op_type}: {reason}")

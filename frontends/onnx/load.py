@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def _check_versions(loaded: Loaded) -> None:
             raise DlcError(f"{name}: opset {entry.version} is not in [{OLDEST_OPSET}, {newest}]")
     if not proto.opset_import:
         raise DlcError(f"{name}: not a valid ONNX model: it imports no operator set")
+    if not all(isinstance(text, str) for text in _texts(proto)):
+        raise DlcError(f"{name}: not a valid ONNX model: a name is not UTF-8")
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    """The names in a model. Protobuf returns a string field that is not UTF-8 as bytes, which would fail anywhere."""
+    graph = proto.graph
+    yield from (e.domain for e in proto.opset_import)
+    for function in proto.functions:
+        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
+        yield from (e.domain for e in function.opset_import)
+    yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+    yield from (
+        dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_param")
+    )
+    for node in [*graph.node, *(n for f in proto.functions for n in f.node)]:
+        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
 
 
 def check(loaded: Loaded) -> None:

@@ -137,7 +137,9 @@ def concat(c: Context, *inputs: Tensor) -> Tensor:
 
 def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
     axis = c.axis(c.attr("axis", 0), x.rank)
-    extent, count = x.shape[axis], c.attr("num_outputs") or len(c.node.outputs)
+    extent, count = x.shape[axis], c.attr("num_outputs", len(c.node.outputs))
+    if count != len(c.node.outputs):
+        raise ConversionError(f"attribute 'num_outputs' is {count}, but the node has {len(c.node.outputs)} outputs")
     if sizes is None:
         if not isinstance(extent, int):
             raise ConversionError(f"the extent {extent} to split must be known when compiling")

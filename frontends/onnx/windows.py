@@ -18,16 +18,17 @@ def window(c: Context, x: Tensor, kernel: Sequence[int]) -> dict[str, Any]:
         raise ConversionError(f"windows over {rank} spatial dimensions are not supported, only 1 to 3")
     if x.rank != rank + 2:
         raise ConversionError(f"a window over {rank} spatial dimensions on an activation of shape {x}")
-    strides = _list(c, "strides", rank)
-    dilations = _list(c, "dilations", rank)
+    strides = one_each(c, "strides", rank)
+    dilations = one_each(c, "dilations", rank)
     pads = _pads(c, x.shape[2:], kernel, strides, dilations)
     if any(v < 1 for v in (*kernel, *strides, *dilations)):
         raise ConversionError(f"kernel {list(kernel)}, strides {strides} and dilations {dilations} must be positive")
     return {"strides": tuple(strides), "pads": tuple(pads), "dilations": tuple(dilations), "layout": CHANNELS_FIRST}
 
 
-def _list(c: Context, name: str, rank: int) -> list[int]:
-    values = c.attr(name) or [1] * rank
+def one_each(c: Context, name: str, rank: int, default: int = 1) -> list[int]:
+    """An attribute with one value a spatial dimension."""
+    values = c.attr(name) or [default] * rank
     if len(values) != rank:
         raise ConversionError(f"attribute '{name}' {values} must have {rank} values")
     return list(values)

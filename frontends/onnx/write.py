@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dlc.errors import DlcError
 from dlc.frontends.onnx.tensor import Call, Tensor
 from dlc.ir.convert import FunctionBuilder, IrTypeError
 from dlc.ir.graph import Origin
+
+_NARROW = ("int4", "uint4", "int2", "uint2")
 
 
 def _needed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Call]:
@@ -30,8 +34,15 @@ class _Writer:
     def expression(self, tensor: Tensor) -> Any:
         if id(tensor) not in self.written:
             assert tensor.value is not None
-            self.written[id(tensor)] = self.builder.constant(tensor.value)
+            self.written[id(tensor)] = self._constant(tensor.value)
         return self.written[id(tensor)]
+
+    def _constant(self, array: np.ndarray) -> Any:
+        if str(array.dtype) not in _NARROW:
+            return self.builder.constant(array)
+        # numpy holds these one a byte, TVM packs them: written as bytes and narrowed when running.
+        wide = self.builder.constant(array.astype(np.uint8 if str(array.dtype).startswith("u") else np.int8))
+        return self.builder.emit("relax.astype", [wide], {"dtype": str(array.dtype)})
 
     def inputs(self, tensors: Sequence[Tensor]) -> None:
         used: set[str] = set()

@@ -54,7 +54,7 @@ def test_garbage(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
-    data = Path("zoo/vision/vision.onnx").read_bytes()
+    data = (Path(__file__).parents[2] / "zoo" / "vision" / "vision.onnx").read_bytes()
     path = tmp_path / "model.onnx"
     path.write_bytes(data[: len(data) // 2])
     assert message(path).startswith("not an ONNX model, or a truncated one")

@@ -19,6 +19,8 @@ from dlc.ir.ops.registry import OpSpec, register
 def _infer(types: Sequence[tuple[tuple[Any, ...], str]], attrs: Mapping[str, Any]) -> tuple[Sequence[Any], str]:
     (x, _), (w, _) = types
     layout, groups = attrs["layout"], attrs["groups"]
+    if groups < 1:
+        raise ValueError(f"{groups} groups")
     if len(x) != len(w) or len(x) < 3:
         raise ValueError(f"activation {list(x)} and weight {list(w)} must have the same rank, 3 to 5")
     channels = win.channels(x, layout)
@@ -37,7 +39,7 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
     x = win.to_channels_last(x, attrs["layout"])
     # Integers go through float64 (exact below 2^53), because numpy has no fast integer matrix product.
     work = np.float64 if integer else x.dtype
-    x = x.astype(work) - work(zero) if integer else x
+    x = x.astype(work) - np.asarray(zero, work) if integer else x
     groups, per_group = attrs["groups"], w.shape[0] // attrs["groups"]
     outs = win.output_extents(x.shape[1:-1], w.shape[2:], attrs)
     result = np.empty((x.shape[0], *outs, w.shape[0]), work)
