@@ -9,6 +9,7 @@ window.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from itertools import product
 from math import inf, prod
@@ -35,7 +36,6 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
-from dlc.targets.cpu.kernels.elementwise import wrapping
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _POOL = "dlc.pool"
@@ -85,7 +85,8 @@ class _Pool:
         self.outs = region.anchor.output.shape[1:-1]
         self.integer = region.dtype not in _FLOATS
         kind = compute_dtype(region.dtype)
-        self.acc_dtype = "int32" if self.integer and self.mode != "max" else kind
+        # Unsigned, because LLVM treats the overflow of signed integers as impossible.
+        self.acc_dtype = "uint32" if self.integer and self.mode != "max" else kind
         self.lanes = vector_lanes(region.isa, v.width(self.acc_dtype), self.channels)
         self.include_pad = bool(attrs.get("count_include_pad"))
         self.zero_point = int(attrs.get("x_zero_point", 0)) if self.integer and self.mode != "max" else 0
@@ -142,7 +143,8 @@ class _Pool:
         return condition
 
     def _load(self, n: Expr, place: Sequence[Expr], piece: Piece) -> Expr:
-        return v.convert(self.region.x((n, *place, piece.base), self.lanes, piece.mask), self.acc_dtype)
+        x = self.region.x((n, *place, piece.base), self.lanes, piece.mask)
+        return x if self.mode == "max" or not self.integer else v.convert(v.convert(x, "int32"), self.acc_dtype)
 
     # --- a window inside the input ---
 
@@ -158,7 +160,7 @@ class _Pool:
                 if self.mode == "max":
                     totals[p] = x if totals[p] is None else let(v.larger(x, totals[p]))
                 else:
-                    totals[p] = x if totals[p] is None else let(self._add(x, totals[p]))
+                    totals[p] = x if totals[p] is None else let(x + totals[p])
         for p, piece in enumerate(pieces):
             total = totals[p]
             if self.mode == "max" and not self.integer:
@@ -175,9 +177,6 @@ class _Pool:
         # LLVM makes one unordered comparison of the two.
         known = tree([v.either(a <= b, a > b) for a, b in pairs], v.both)
         return let(v.select(known, total, v.like(np.nan, total)))
-
-    def _add(self, a: Expr, b: Expr) -> Expr:
-        return wrapping(lambda x, y: x + y, a, b) if self.integer else a + b
 
     # --- a window that may reach over a border ---
 
@@ -197,7 +196,7 @@ class _Pool:
         lowest = -inf if not self.integer else int(np.iinfo(self.acc_dtype).min)
         start = v.constant(lowest if self.mode == "max" else 0, self.acc_dtype, self.lanes)
         totals = [Accumulator(self.acc_dtype, self.lanes, start) for _ in pieces]
-        combine = v.maximum if self.mode == "max" else self._add
+        combine = v.maximum if self.mode == "max" else operator.add
 
         def walk(place: tuple[Expr, ...]) -> None:
             axis = len(place)
@@ -221,11 +220,11 @@ class _Pool:
 
     def _finish(self, out: Index, total: Expr, present: Expr, counted: Expr, piece: Piece) -> None:
         """Correct and divide the sum of `present` elements of a window that counts `counted`, and store."""
-        if self.zero_point:
-            offset = self.zero_point * present if isinstance(present, int) else present * self.zero_point
-            spread = v.constant(offset, "int32", self.lanes) if isinstance(offset, int) else None
-            spread = spread if spread is not None else splat(let(T.cast(offset, "int32")), self.lanes)
-            total = let(wrapping(lambda x, y: x - y, total, spread))
+        if self.integer and self.mode != "max":
+            known = isinstance(present, int)
+            offset = self.zero_point * present % 2**32 if known else let(T.cast(present * self.zero_point, "uint32"))
+            offset = v.constant(offset, "uint32", self.lanes) if known else splat(offset, self.lanes)
+            total = v.convert(let(total - offset if self.zero_point else total), "int32")
         dtype = self.region.anchor.output.dtype
         if self.mode == "average":
             kind = compute_dtype(dtype)

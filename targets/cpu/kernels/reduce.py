@@ -18,6 +18,7 @@ or else the first of equals.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -46,7 +47,6 @@ from dlc.targets.cpu.kernels.anchored import (
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, positions, simplify, splat
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
-from dlc.targets.cpu.kernels.elementwise import wrapping
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _ARG = ("relax.argmax", "relax.argmin")
@@ -67,24 +67,18 @@ class _Rule:
     combine: Callable[[Expr, Expr], Expr]
 
 
-def _add(a: Expr, b: Expr) -> Expr:
-    return a + b if v.is_float(v.element(a)) else wrapping(lambda x, y: x + y, a, b)
-
-
-def _multiply(a: Expr, b: Expr) -> Expr:
-    return a * b if v.is_float(v.element(a)) else wrapping(lambda x, y: x * y, a, b)
-
-
 def _rule(op: str, dtype: str) -> _Rule:
     kind = compute_dtype(dtype)
     if op in _ARG:
-        return _Rule(kind if v.width(kind) >= 32 else "int32", 0, _add)  # the last two are not used
+        return _Rule(kind if v.width(kind) >= 32 else "int32", 0, operator.add)  # the last two are not used
+    # Unsigned, because LLVM treats the overflow of signed integers as impossible.
+    wraps = f"u{kind}" if v.is_signed(kind) else kind
     if op == "relax.mean":
-        return _Rule(kind if v.is_float(kind) else "float64", 0, _add)
+        return _Rule(kind if v.is_float(kind) else "float64", 0, operator.add)
     if op == "relax.sum":
-        return _Rule(kind, 0, _add)
+        return _Rule(wraps, 0, operator.add)
     if op == "relax.prod":
-        return _Rule(kind, 1, _multiply)
+        return _Rule(wraps, 1, operator.mul)
     low, high = (-inf, inf) if v.is_float(kind) else (np.iinfo(kind).min, np.iinfo(kind).max)
     return _Rule(kind, low, v.maximum) if op == "relax.max" else _Rule(kind, high, v.minimum)
 
@@ -199,7 +193,9 @@ class _Reduction:
             count = simplify(prod([self.shape[a] for a in self.axes], start=1))
             kind = self.rule.dtype
             size = v.constant(count, kind) if isinstance(count, int) else T.cast(count, kind)
-            result = v.convert(let(result / let(splat(size, lanes))), compute_dtype(dtype))
+            result = result / let(splat(size, lanes))
+        if not self.is_arg:
+            result = v.convert(let(result), compute_dtype(dtype))
         if dtype in ("float16", "bfloat16") and not self.is_arg:
             result = round_trip(result, dtype)
         self.region.finish(self._out_index(where), result, lanes, mask)
