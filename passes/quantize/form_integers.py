@@ -20,6 +20,7 @@ from dlc.passes.quantize.integer_forms import Reader
 from dlc.passes.quantize.plan import CONTRACTIONS, is_movement
 from dlc.passes.quantize.requantization import Target, carrier, dequantize, requantize
 from dlc.passes.quantize.tables import table
+from dlc.passes.simplify.match import unnamed
 from dlc.pipeline import Context, Pass
 
 
@@ -60,7 +61,7 @@ class _Former:
         if leaf is not None and leaf.same_parameters(target.scale, target.zero_point):
             return reader.codes(leaf)
         if leaf is None and is_movement(node):
-            below = self.codes(node.inputs[0], target, node.origin)
+            below = self.codes(node.inputs[0], target, _origin(reader.state, node.inputs[0]))
             return reader.move(node, below, target.zero_point) if below is not None else None
         if node.op == "relax.concat":
             return self.concat(node, target, origin)
@@ -105,8 +106,9 @@ class _Former:
 
 
 def _origin(state: Rewriter, name: str) -> Origin:
+    """Of a value's codes in the parameters of its reader: the value's own name belongs to codes in its own."""
     node = state.producer(name)
-    return node.origin if node is not None else Origin(value=name)
+    return unnamed(node.origin) if node is not None else Origin()
 
 
 def run(module: Any, context: Context) -> Any:
