@@ -339,7 +339,7 @@ def compare_each(graph: Graph, sample: Any, expected: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=quantizable_models())
 def test_random_graphs(arithmetic: Any, drawn: tuple[onnx.ModelProto, int]) -> None:
     model, seed = drawn

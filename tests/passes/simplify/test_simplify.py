@@ -229,7 +229,7 @@ def test_integer_weights_are_kept() -> None:
     assert ops(result) == ["dequantize", "matmul"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(quantizable_models())
 def test_random_graphs_keep_their_values(drawn: tuple[onnx.ModelProto, int]) -> None:
     model, seed = drawn
