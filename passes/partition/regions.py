@@ -132,14 +132,17 @@ class _Writer:
         order = {n.output.name: i for i, n in enumerate(nodes)}
         self.members = [sorted(g, key=lambda n: order[n.output.name]) for g in grouping.groups]
 
-    def is_inline(self, name: str) -> bool:
+    def is_inline(self, name: str, members: Sequence[Node]) -> bool:
+        """Whether a constant is a number in the region's code: one element, and not a (tiny) weight to be packed."""
         array = self.graph.constants.get(name)
-        return array is not None and array.size == 1
+        if array is None or array.size != 1:
+            return False
+        return not any(name in m.inputs and OPS[m.op].kind == "contraction" for m in members)
 
     def region(self, number: int, members: list[Node]) -> tuple[str, list[str]]:
         """Write one region function; returns its name and the values it takes."""
         inside = {n.output.name for n in members}
-        outer = [n for m in members for n in m.inputs if n not in inside and not self.is_inline(n)]
+        outer = [n for m in members for n in m.inputs if n not in inside and not self.is_inline(n, members)]
         outer = list(dict.fromkeys(outer))
         kind, anchor = _region_kind(members)
         label = anchor.op.rsplit(".", 1)[-1] if kind != "pointwise" else members[-1].op.rsplit(".", 1)[-1]

@@ -117,18 +117,22 @@ class ContractionRegion:
         if len(full) < 2:
             return False
         for name in [*self._epilogue_operands(), self.body.outputs[0]]:
-            shape, layout = self.values[name].shape, self.layouts[name]
-            whole = len(shape) == len(full) and all(simplify(a - b) == 0 for a, b in zip(shape, full, strict=True))
-            if not layout.is_dense or not (whole or all(d == 1 for d in shape[:-1])):
+            value = self.values[name]
+            if not self.layouts[name].is_dense or not (self._is_whole(value) or all(d == 1 for d in value.shape[:-1])):
                 return False
         return True
+
+    def _is_whole(self, value: Value) -> bool:
+        """Whether a value has an element for each of the accumulators."""
+        full = self.acc.shape
+        return len(value.shape) == len(full) and all(simplify(a - b) == 0 for a, b in zip(value.shape, full, strict=True))
 
     def _flat_view(self) -> tuple[Graph, dict[str, Layout]]:
         """The body and its layouts with all leading dimensions joined into rows."""
         rows = simplify(prod(self.acc.shape[:-1], start=1))
 
         def shape(value: Value) -> tuple[Expr, ...]:
-            if len(value.shape) == len(self.acc.shape) and any(d != 1 for d in value.shape[:-1]):
+            if self._is_whole(value):
                 return (rows, value.shape[-1])
             return (value.shape[-1],) if value.shape else ()
 
@@ -227,10 +231,14 @@ class ContractionRegion:
         return found + [(name, self.constants.get(name)) for name in self._epilogue_operands()]
 
     def emit(
-        self, name: str, schedule: Mapping[str, Any], dims: Sequence[Any], halo_fill: float | None
-    ) -> tuple[Any, list[tuple[str, np.ndarray | None]]]:
-        """Generate the kernel: (PrimFunc, its inputs as `operands` gives them); its one output comes last."""
-        operands = self.operands(schedule)
+        self,
+        name: str,
+        schedule: Mapping[str, Any],
+        operands: Sequence[tuple[str, np.ndarray | None]],
+        dims: Sequence[Any],
+        halo_fill: float | None,
+    ) -> Any:
+        """Generate the kernel over `operands` (what `operands` gave) and, last, the output."""
         body, layouts = self._flat_view() if self.flat else (self.body, self.layouts)
         epilogue = self._epilogue_operands()
         out = self.body.outputs[0]
@@ -247,7 +255,7 @@ class ContractionRegion:
         params.append(("y", self.values[out].dtype, layouts[out]))
         with kernel(name, params, dims) as k:
             self._fill(k, body, epilogue, schedule, halo_fill)
-        return k.func, operands
+        return k.func
 
     def _fill(
         self, k: Any, body: Graph, epilogue: Sequence[str], schedule: Mapping[str, Any], halo_fill: float | None

@@ -13,7 +13,8 @@ _BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
 
 def _precision(node: Node) -> str:
     assert node.body is not None
-    if any(n.op in ("dlc.requantize", "dlc.table") or n.output.dtype == "uint8" for n in node.body.nodes):
+    codes = {n.output.dtype for n in node.body.nodes} | {v.dtype for v in node.body.inputs}
+    if codes & {"uint8", "int8"}:
         return "int8"
     return node.body.nodes[0].output.dtype
 

@@ -85,10 +85,11 @@ class Lowering:
         return self.roots.get(name, name)
 
     def constant(self, array: np.ndarray) -> Ref:
-        key = hashlib.sha256(array.tobytes()).hexdigest() + str(array.dtype)
+        array = np.ascontiguousarray(array)
+        key = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest() + str(array.dtype)
         if key not in self.constant_index:
             self.constant_index[key] = len(self.program.constants)
-            self.program.constants.append(np.ascontiguousarray(array))
+            self.program.constants.append(array)
         return Ref("constant", self.constant_index[key])
 
     def place(self, name: str) -> Ref:
@@ -133,9 +134,6 @@ class Lowering:
     def _dims(self, layouts: dict[str, Layout]) -> list[Any]:
         return symbols(d for layout in layouts.values() for d in (*layout.shape, layout.size))
 
-    def _inputs(self, node: Node) -> dict[str, Ref]:
-        return {f"i{i}": self.place(name) for i, name in enumerate(node.inputs)}
-
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
     ) -> tuple[list[Ref], str, str]:
@@ -147,10 +145,12 @@ class Lowering:
         operands = region.operands(schedule)
         digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)
         if digest not in self.known:
-            func, _ = region.emit(node.body.name if node.body else "", schedule, self._dims(layouts), fill)
+            assert node.body is not None
+            func = region.emit(node.body.name, schedule, operands, self._dims(layouts), fill)
             self.known[digest] = (self._add(func), region.init is not None)
-        places = self._inputs(node)
-        refs = [self.constant(array) if array is not None else places[name] for name, array in operands]
+        # A constant is placed as the kernel reads it, packed; placing the node's own input would keep it twice.
+        sources = {f"i{i}": name for i, name in enumerate(node.inputs)}
+        refs = [self.constant(array) if array is not None else self.place(sources[name]) for name, array in operands]
         return refs, self.known[digest][0], ""
 
     def _generated(
@@ -166,7 +166,7 @@ class Lowering:
             halo_fill = {} if fill is None else {body.outputs[0]: fill}
             func = family.emit(node.body.name, body, layouts, self.isa, self._dims(layouts), halo_fill)
             self.known[digest] = (self._add(func), False)
-        return list(self._inputs(node).values()), self.known[digest][0], ""
+        return [self.place(name) for name in node.inputs], self.known[digest][0], ""
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:

@@ -61,7 +61,7 @@ class CpuTarget(Target):
         offsets, size = constant_offsets(program.constants)
         blob = np.zeros(max(size, 1), np.uint8)
         for offset, array in zip(offsets, program.constants, strict=True):
-            blob[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+            blob[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
         sizes = size_expressions(program, memory)
         manifest = {
             "isa": self.isa.name,

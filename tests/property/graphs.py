@@ -1,4 +1,4 @@
-"""Random small ONNX models of the kinds that can be quantised: convolutions, dense layers, pools, residuals, branches."""
+"""Random small ONNX models of the kinds that can be quantised: convolutions, dense layers, pools, residuals."""
 
 from __future__ import annotations
 

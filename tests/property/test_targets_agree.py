@@ -1,6 +1,8 @@
-"""The integer outputs of every target are the same bits: random graphs, every arithmetic, every instruction set here."""
+"""The integer outputs of every target are the same bits: random graphs, every arithmetic and instruction set."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from dlc.targets.cpu.isa import levels_of
 from tests.property.graphs import inputs_of, quantizable_models
 
 LEVELS = [isa.name for isa in levels_of(this_machine())]
-GRAPHS = 200
+GRAPHS = int(os.environ.get("DLC_GRAPHS", "200"))
 
 
 @pytest.mark.slow

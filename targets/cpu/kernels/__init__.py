@@ -1,0 +1,1 @@
+"""Kernel generators of the CPU target."""

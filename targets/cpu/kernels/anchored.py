@@ -25,13 +25,14 @@ from dlc.targets.cpu.kernels.builder import (
     let,
     positions,
     simplify,
+    splat,
     stack,
     tail_mask,
 )
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
-from dlc.targets.cpu.kernels.vector import select
+from dlc.targets.cpu.kernels.vector import element, intrinsic, lanes_of, select
 
 Index = tuple[Expr, ...]
 
@@ -216,6 +217,22 @@ def across(value: Expr, dtype: str, lanes: int, combine: Combine) -> Expr:
         lanes //= 2
         value = let(combine(slot[positions(0, lanes)], slot[positions(lanes, lanes)]))
     return value
+
+
+def wrapping(operation: str, a: Expr, b: Expr) -> Expr:
+    """``add`` or ``mul`` of integers modulo 2**bits.
+
+    TVM declares the overflow of 32-bit and wider arithmetic impossible, of signed integers and of unsigned ones, and
+    LLVM draws conclusions from it (it drops a relu after an unsigned difference). The vector-predicated intrinsics
+    carry no such claim and become the plain instruction.
+    """
+    dtype, lanes = element(a), lanes_of(a)
+    if lanes == 1:  # the intrinsics are for vectors; LLVM takes the one lane out again
+        pair = stack(dtype, 2)
+        T.buffer_store(pair, wrapping(operation, splat(a, 2), splat(b, 2)), [positions(0, 2)])
+        return let(pair[0])
+    every = T.broadcast(T.bool(True), lanes)
+    return intrinsic(f"llvm.vp.{operation}", a, b, every, T.uint32(lanes))
 
 
 def masked(piece: Piece, value: Expr, neutral: Expr) -> Expr:

@@ -151,6 +151,8 @@ def let(value: Expr) -> Expr:
     for one power function), and float algebra such as ``x - ((x + 1) - 1)`` is "simplified" to zero. Scalar integers
     (indices) are bound, so that TVM can reason about them.
     """
+    if isinstance(value, tirx.IntImm):
+        return value
     if isinstance(value, int | float):
         return T.bind(value)
     kind, _, lanes = str(value.ty.dtype).partition("x")
@@ -160,9 +162,29 @@ def let(value: Expr) -> Expr:
         return T.NE(let(T.Select(value, one, zero)), zero)
     if not lanes and "float" not in kind:
         return T.bind(value)
-    slot = stack(kind, count)
-    T.buffer_store(slot, value, [positions(0, count)])
-    return slot[positions(0, count)]
+    buffer, begin = _slot(kind, count)
+    T.buffer_store(buffer, value, [positions(begin, count)])
+    return buffer[positions(begin, count)]
+
+
+_SLOTS = 64
+# (dtype, lanes) -> [frame that declares it, buffer, slots taken]: where the next value of that type goes.
+_chunks: dict[tuple[str, int], list[Any]] = {}
+
+
+def _slot(dtype: str, lanes: int) -> tuple[Any, int]:
+    """(buffer, first element) of a fresh stack slot.
+
+    Slots come from buffers of many, because each declaration nests one frame deeper in TVM's builder, and a thousand
+    of them overflow the native stack. A buffer serves as long as the frame that declares it is open.
+    """
+    chunk = _chunks.get((dtype, lanes))
+    if chunk is not None and chunk[2] < _SLOTS and any(chunk[0].same_as(f) for f in IRBuilder.current().frames):
+        chunk[2] += 1
+    else:
+        buffer = stack(dtype, lanes * _SLOTS)
+        chunk = _chunks[dtype, lanes] = [IRBuilder.current().frames[-1], buffer, 1]
+    return chunk[1], (chunk[2] - 1) * lanes
 
 
 def unfused_add(a: Expr, b: Expr) -> Expr:

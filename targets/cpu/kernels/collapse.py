@@ -116,7 +116,7 @@ class _Collapse:
 
 
 def collapse(body: Graph, layouts: Mapping[str, Layout]) -> tuple[Graph, dict[str, Layout]]:
-    """The same body with fewer dimensions, and layouts to match; as it is where it moves data or mixes output shapes."""
+    """The same body with fewer dimensions, and layouts to match; as it is where it moves data or mixes shapes."""
     values = body.values()
     elementwise = all(OPS[n.op].kind == "elementwise" for n in body.nodes)
     ranks = {tuple(str(d) for d in values[o].shape) for o in body.outputs}

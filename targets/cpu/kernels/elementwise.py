@@ -57,6 +57,11 @@ def wrapping(operation: Callable[..., Expr], *args: Expr) -> Expr:
     return v.reinterpret(operation(*(_unsigned(a) for a in args)), kind)
 
 
+def opposite(value: Expr) -> Expr:
+    """Minus an integer, wrapping. (TVM's simplifier turns an unsigned ``0 - x`` into zero.)"""
+    return wrapping(lambda x: v.invert(x) + v.like(1, x), value)
+
+
 def _is_zero(value: Expr) -> Expr:
     return v.equal(value, v.like(0, value))
 
@@ -101,8 +106,7 @@ def _quotient(a: Expr, b: Expr) -> Expr:
         risky = v.either(bad, v.equal(b, v.like(-1, b))) if v.is_signed(kind) else bad
         result = T.Div(a, let(v.select(risky, v.like(1, b), b)))
         if v.is_signed(kind):
-            minus = wrapping(lambda x: v.like(0, x) - x, a)
-            result = v.select(v.equal(b, v.like(-1, b)), minus, result)
+            result = v.select(v.equal(b, v.like(-1, b)), opposite(a), result)
     return let(v.select(bad, v.like(0, a), let(result)))
 
 
@@ -207,13 +211,13 @@ def _abs(call: Call, args: Sequence[Expr]) -> Expr:
     if v.is_float(v.element(x)):
         return v.absolute(x)
     x = let(x)
-    return v.select(x < v.like(0, x), wrapping(lambda y: v.like(0, y) - y, x), x) if v.is_signed(v.element(x)) else x
+    return v.select(x < v.like(0, x), opposite(x), x) if v.is_signed(v.element(x)) else x
 
 
 @_register("relax.negative")
 def _negative(call: Call, args: Sequence[Expr]) -> Expr:
     (x,) = args
-    return v.negated(x) if v.is_float(v.element(x)) else wrapping(lambda y: v.like(0, y) - y, x)
+    return v.negated(x) if v.is_float(v.element(x)) else opposite(x)
 
 
 @_register("relax.sqrt")

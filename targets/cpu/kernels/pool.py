@@ -85,8 +85,7 @@ class _Pool:
         self.outs = region.anchor.output.shape[1:-1]
         self.integer = region.dtype not in _FLOATS
         kind = compute_dtype(region.dtype)
-        # Unsigned, because LLVM treats the overflow of signed integers as impossible.
-        self.acc_dtype = "uint32" if self.integer and self.mode != "max" else kind
+        self.acc_dtype = "int32" if self.integer and self.mode != "max" else kind
         self.lanes = vector_lanes(region.isa, v.width(self.acc_dtype), self.channels)
         self.include_pad = bool(attrs.get("count_include_pad"))
         self.zero_point = int(attrs.get("x_zero_point", 0)) if self.integer and self.mode != "max" else 0
@@ -144,7 +143,7 @@ class _Pool:
 
     def _load(self, n: Expr, place: Sequence[Expr], piece: Piece) -> Expr:
         x = self.region.x((n, *place, piece.base), self.lanes, piece.mask)
-        return x if self.mode == "max" or not self.integer else v.convert(v.convert(x, "int32"), self.acc_dtype)
+        return v.convert(x, self.acc_dtype)
 
     # --- a window inside the input ---
 
@@ -220,11 +219,10 @@ class _Pool:
 
     def _finish(self, out: Index, total: Expr, present: Expr, counted: Expr, piece: Piece) -> None:
         """Correct and divide the sum of `present` elements of a window that counts `counted`, and store."""
-        if self.integer and self.mode != "max":
+        if self.zero_point:
             known = isinstance(present, int)
-            offset = self.zero_point * present % 2**32 if known else let(T.cast(present * self.zero_point, "uint32"))
-            offset = v.constant(offset, "uint32", self.lanes) if known else splat(offset, self.lanes)
-            total = v.convert(let(total - offset if self.zero_point else total), "int32")
+            offset = T.int32(self.zero_point * present) if known else T.cast(present * self.zero_point, "int32")
+            total = let(total - splat(let(offset), self.lanes))
         dtype = self.region.anchor.output.dtype
         if self.mode == "average":
             kind = compute_dtype(dtype)

@@ -46,7 +46,7 @@ def quantize(call: Call, args: Sequence[Expr]) -> Expr:
     else:
         ratio = x / scale
     info, zero = np.iinfo(call.out), let(v.convert(args[2], "int32"))
-    low, high = (let(v.convert(_difference(v.like(int(b), zero), zero), "float32")) for b in (info.min, info.max))
+    low, high = (let(v.convert(v.like(int(b), zero) - zero, "float32")) for b in (info.min, info.max))
     return saturate(ratio, low, high, zero, call.out, call.isa)
 
 
@@ -55,7 +55,9 @@ def dequantize(call: Call, args: Sequence[Expr]) -> Expr:
     q, scale, zero = args
     # int32 codes may need 33 bits; the narrower ones never do.
     wide = "int64" if v.width(v.element(q)) == 32 and call.scalars[2] != 0 else "int32"
-    difference = _difference(v.convert(q, wide), v.convert(zero, wide)) if call.scalars[2] != 0 else v.convert(q, wide)
+    difference = v.convert(q, wide)
+    if call.scalars[2] != 0:
+        difference = difference - v.convert(zero, wide)
     return v.convert(difference, "float32") * v.convert(scale, "float32")
 
 

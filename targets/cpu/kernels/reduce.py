@@ -21,6 +21,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -44,6 +45,7 @@ from dlc.targets.cpu.kernels.anchored import (
     tree,
     vector_lanes,
     why_not,
+    wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, positions, simplify, splat
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
@@ -71,14 +73,12 @@ def _rule(op: str, dtype: str) -> _Rule:
     kind = compute_dtype(dtype)
     if op in _ARG:
         return _Rule(kind if v.width(kind) >= 32 else "int32", 0, operator.add)  # the last two are not used
-    # Unsigned, because LLVM treats the overflow of signed integers as impossible.
-    wraps = f"u{kind}" if v.is_signed(kind) else kind
     if op == "relax.mean":
         return _Rule(kind if v.is_float(kind) else "float64", 0, operator.add)
     if op == "relax.sum":
-        return _Rule(wraps, 0, operator.add)
+        return _Rule(kind, 0, operator.add if v.is_float(kind) else partial(wrapping, "add"))
     if op == "relax.prod":
-        return _Rule(wraps, 1, operator.mul)
+        return _Rule(kind, 1, operator.mul if v.is_float(kind) else partial(wrapping, "mul"))
     low, high = (-inf, inf) if v.is_float(kind) else (np.iinfo(kind).min, np.iinfo(kind).max)
     return _Rule(kind, low, v.maximum) if op == "relax.max" else _Rule(kind, high, v.minimum)
 
@@ -193,9 +193,7 @@ class _Reduction:
             count = simplify(prod([self.shape[a] for a in self.axes], start=1))
             kind = self.rule.dtype
             size = v.constant(count, kind) if isinstance(count, int) else T.cast(count, kind)
-            result = result / let(splat(size, lanes))
-        if not self.is_arg:
-            result = v.convert(let(result), compute_dtype(dtype))
+            result = v.convert(let(result / let(splat(size, lanes))), compute_dtype(dtype))
         if dtype in ("float16", "bfloat16") and not self.is_arg:
             result = round_trip(result, dtype)
         self.region.finish(self._out_index(where), result, lanes, mask)
@@ -208,7 +206,7 @@ class _Reduction:
         copies = max(1, self._most() // len(pieces))
         if isinstance(extent, int):
             copies = min(copies, extent)
-        partial = [[Accumulator(self.rule.dtype, self.lanes, self._start()) for _ in pieces] for _ in range(copies)]
+        sums = [[Accumulator(self.rule.dtype, self.lanes, self._start()) for _ in pieces] for _ in range(copies)]
 
         with loops([self.shape[a] for a in self.axes[:-1]]) as reduced:
             at = {**where, **dict(zip(self.axes[:-1], reduced, strict=True))}
@@ -216,11 +214,11 @@ class _Reduction:
             def step(position: Expr, copy: int) -> None:
                 here = at if inner is None else {**at, inner: simplify(position)}
                 for p, piece in enumerate(pieces):
-                    partial[copy][p].set(combine(self._load(here, piece), partial[copy][p].get()))
+                    sums[copy][p].set(combine(self._load(here, piece), sums[copy][p].get()))
 
             _walk(extent, copies, step)
         for p, piece in enumerate(pieces):
-            total = tree([row[p].get() for row in partial], combine)
+            total = tree([row[p].get() for row in sums], combine)
             self._finish({**where, self.last: piece.base}, total, self.lanes, piece.mask)
 
     # --- the last axis is reduced ---
@@ -233,7 +231,7 @@ class _Reduction:
     def _folded(self, where: Mapping[int, Expr]) -> None:
         combine, start = self.rule.combine, self._start()
         extent = self.shape[self.last]
-        partial = [Accumulator(self.rule.dtype, self.lanes, start) for _ in range(self._partial())]
+        sums = [Accumulator(self.rule.dtype, self.lanes, start) for _ in range(self._partial())]
         axes = [a for a in self.axes if a != self.last]
         with loops([self.shape[a] for a in axes]) as reduced:
             at = {**where, **dict(zip(axes, reduced, strict=True))}
@@ -241,10 +239,10 @@ class _Reduction:
             def visit(pieces: list[Piece]) -> None:
                 for p, piece in enumerate(pieces):
                     x = masked(piece, self._load(at, piece), start)
-                    partial[p].set(combine(x, partial[p].get()))
+                    sums[p].set(combine(x, sums[p].get()))
 
-            sweep(extent, self.lanes, len(partial), visit)
-        total = tree([a.get() for a in partial], combine)
+            sweep(extent, self.lanes, len(sums), visit)
+        total = tree([a.get() for a in sums], combine)
         total = across(total, self.rule.dtype, self.lanes, combine)
         self._finish({**where, self.last: 0}, total, 1)
 

@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from dlc.targets.cpu.codegen import compile_functions, llvm_target  # noqa: F401  (tests ask for it here)
 from dlc.targets.cpu.isa import Isa
 
 _GUARD = 256  # bytes before and after every array
@@ -19,25 +20,14 @@ _PATTERN = 0xA5
 _keep_alive: list[Any] = []
 
 
-def llvm_target(isa: Isa) -> Any:
-    """TVM's target for one instruction set."""
-    config: dict[str, Any] = {"kind": "llvm"}
-    if isa.mcpu:
-        config["mcpu"] = isa.mcpu
-    if isa.mattr:
-        config["mattr"] = list(isa.mattr)
-    return tvm.target.Target(config)
-
-
 def _entry(name: str, pointers: int, dims: int) -> Any:
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name("entry")
-            T.func_attr({"global_symbol": "entry"})
-            table = T.decl_buffer((pointers + dims,), "uint64", data=T.arg("args", T.handle("uint64")))
-            args = [T.reinterpret("handle", table[i]) for i in range(pointers)]
-            args += [T.cast(table[pointers + i], "int64") for i in range(dims)]
-            T.evaluate(T.call_extern("void", name, *args))
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("entry")
+        T.func_attr({"global_symbol": "entry"})
+        table = T.decl_buffer((pointers + dims,), "uint64", data=T.arg("args", T.handle("uint64")))
+        args = [T.reinterpret("handle", table[i]) for i in range(pointers)]
+        args += [T.cast(table[pointers + i], "int64") for i in range(dims)]
+        T.evaluate(T.call_extern("void", name, *args))
     return builder.get()
 
 
@@ -51,7 +41,7 @@ class Compiled:
         module = tvm.IRModule({name: func, "entry": _entry(name, pointers, dims)})
         for helper in helpers:
             module[helper.attrs["global_symbol"]] = helper
-        library = tvm.compile(module, target=llvm_target(isa)).mod
+        library = compile_functions(module, isa)
         self.assembly: str = library.inspect_source("s")
         import tempfile
         from pathlib import Path

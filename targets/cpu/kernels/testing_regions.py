@@ -75,7 +75,7 @@ def run_region(
     name: str = "region",
 ) -> list[np.ndarray]:
     """Compile and run a region; checks guard zones, untouched inputs and filled halos; returns the outputs."""
-    values, halos = body.values(), halos or {}
+    values, halos, fill = body.values(), halos or {}, fill or {}
     dims = {str(d.name): d for v in body.inputs for d in v.shape if not isinstance(d, int)}
     sizes = {
         str(d.name): n
@@ -96,7 +96,7 @@ def run_region(
         buffer, inner = _buffer(layouts[label], array, full)
         buffers.append(buffer)
         inners.append(inner)
-    func = emit(name, body, layouts, isa, list(dims.values()), fill or {})
+    func = emit(name, body, layouts, isa, list(dims.values()), fill)
     compiled = Compiled(func, isa, len(buffers), len(dims))
     results = compiled.run(buffers, [sizes[d] for d in dims])
     count = len(body.inputs)
@@ -106,7 +106,7 @@ def run_region(
     for label, result, inner in zip(body.outputs, results[count:], inners[count:], strict=True):
         outside = np.ones(result.shape, bool)
         outside[inner] = False
-        if label in (fill or {}):
+        if label in fill:
             assert np.all(result[outside] == np.asarray(fill[label], result.dtype)), "halo not filled"
         else:
             assert np.all(result[outside].view("uint8") == 0x5B), "halo written"

@@ -68,9 +68,22 @@ def intrinsic(name: str, *args: Expr, dtype: str | None = None) -> Expr:
     return T.call_llvm_pure_intrin(dtype or str(args[0].ty.dtype), name, *args)
 
 
+def _wrapped(number: int, dtype: str) -> int:
+    """`number` modulo 2**bits, in the range of an integer type."""
+    span = 2 ** width(dtype)
+    number %= span
+    return number - span if is_signed(dtype) and number >= span // 2 else number
+
+
 def reinterpret(value: Expr, dtype: str) -> Expr:
     """The same bits as another element type of the same width."""
-    return value if element(value) == dtype else T.reinterpret(vector_type(dtype, lanes_of(value)), value)
+    if element(value) == dtype:
+        return value
+    scalar = value.value if isinstance(value, tirx.Broadcast) else value
+    if isinstance(scalar, tirx.IntImm) and not is_float(dtype):
+        # TVM takes the reinterpretation of a constant zero for a null pointer.
+        return constant(_wrapped(int(scalar.value), dtype), dtype, lanes_of(value))
+    return T.reinterpret(vector_type(dtype, lanes_of(value)), value)
 
 
 def convert(value: Expr, dtype: str) -> Expr:
@@ -78,6 +91,9 @@ def convert(value: Expr, dtype: str) -> Expr:
     source, lanes = element(value), lanes_of(value)
     if source == dtype:
         return value
+    if isinstance(value, tirx.IntImm) and not source == "bool" and not is_float(dtype) and dtype != "bool":
+        # Folded here, because TVM substitutes a constant only later, where `reinterpret` would meet it unprepared.
+        return constant(_wrapped(int(value.value), dtype), dtype)
     if source == "bool":
         return T.Select(value, constant(1, dtype, lanes), constant(0, dtype, lanes))
     if dtype == "bool":
