@@ -18,13 +18,13 @@ FLOATS = ("float32", "float64", "float16")
 ARG = ("argmax", "argmin")
 
 
-def data(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, op: str) -> np.ndarray:
+def data(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, op: str, size: float) -> np.ndarray:
     if dtype not in FLOATS:
         info = np.iinfo(dtype)
         few = op in ARG  # ties
         return rng.integers(0 if few else info.min, 5 if few else info.max, shape, dtype=dtype, endpoint=True)
     if op == "prod":
-        return (rng.uniform(0.9, 1.1, shape) * rng.choice([-2, 2], shape)).astype(dtype)
+        return (rng.uniform(0.9, 1.1, shape) * rng.choice([-size, size], shape)).astype(dtype)
     x = rng.standard_normal(shape).astype(dtype)
     if op in ("max", "min", *ARG):
         x = np.where(rng.random(shape) < 0.2, np.round(x), x).astype(dtype)  # ties
@@ -59,7 +59,7 @@ def check(case: dict[str, Any], isa: Isa) -> None:
     rng, op, dtype = np.random.default_rng(case["seed"]), case["op"], case["dtype"]
     shape = tuple(case["shape"])
     body, axes = build(case, (batch_symbol(), *shape[1:]) if case["dynamic"] else shape)
-    x = data(rng, shape, dtype, op)
+    x = data(rng, shape, dtype, op, 2 if case["before"] else 1)
     graph = body.graph()
     out, halos = graph.outputs[0], {}
     if case["halo"]:
@@ -134,6 +134,20 @@ def test_the_first_nan_and_the_first_of_equals(op: str, axis: int) -> None:
         keepdims=False,
     )  # fmt: skip
     got, wanted = run_region(reduce, body.graph(), [x], LEVELS[0])
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("isa", LEVELS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("op", ["sum", "prod"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_integers_wrap_around(op: str, axis: int, isa: Isa) -> None:
+    x = np.random.default_rng(0).integers(-(2**31), 2**31, (19, 21)).astype("int32")
+    x[:, 3] = x[3] = -1
+    body = Body()
+    out = (x.shape[1 - axis],)
+    y = body.node(f"relax.{op}", [body.input(x.shape, "int32")], out, "int32", axes=(axis,), keepdims=False)
+    body.node("relax.nn.relu", [y], out, "int32")
+    got, wanted = run_region(reduce, body.graph(), [x], isa)
     np.testing.assert_array_equal(got, wanted)
 
 
