@@ -118,6 +118,7 @@ def run(module: Any, context: Context) -> Any:
     if not hasattr(former, "reader"):
         return result
     left = {(node.op, node.origin) for node in live_nodes(view(result))}
+    left -= {(op, origin) for op, origin in left if any(d.origin == origin for d in context.declined)}
     for name, reason in former.reader.reasons.items():
         node = former.reader.state.producers[name]
         if (node.op, node.origin) in left:

@@ -259,8 +259,10 @@ class Reader:
         """An average pooling: the sum over each window, to be divided by the requantisation."""
         x = self.leaf(node.inputs[0])
         count = self._count(node)
-        if x is None or count is None:
-            self.fail(node, "its windows hold different numbers of elements" if x else "its input is not codes")
+        if x is None:
+            return None
+        if count is None:
+            self.fail(node, "its windows hold different numbers of elements")
             return None
         attrs = {**node.attrs, "mode": "sum", "out_dtype": "int32", "x_zero_point": x.zero_point}
 
@@ -290,8 +292,10 @@ class Reader:
         x = self.leaf(node.inputs[0])
         shape = self.state.value(node.inputs[0]).shape
         extents = [shape[axis] for axis in node.attrs["axes"]]
-        if x is None or not all(isinstance(d, int) for d in extents):
-            self.fail(node, "it averages over a symbolic extent" if x else "its input is not codes")
+        if x is None:
+            return None
+        if not all(isinstance(d, int) for d in extents):
+            self.fail(node, "it averages over a symbolic extent")
             return None
 
         def build() -> Any:

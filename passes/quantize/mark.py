@@ -27,6 +27,8 @@ from dlc.passes.quantize.weights import quantize_weight
 from dlc.pipeline import Context, Pass
 
 Parameters = tuple[np.float32, int]
+#: Values that never leave this range are taken for zeros: products of smaller scales would leave float32.
+SMALLEST_RANGE = 1e-20
 
 
 class _Marker:
@@ -51,7 +53,10 @@ class _Marker:
         self.names = origins(state.graph)
         shared = shared_parameters(self.plan, state.graph)
         for name in sorted(self.plan.marks, key=lambda n: self.plan.order.get(n, -1)):
-            scale, zero_point = arithmetic.activation_parameters(*ranges[shared.get(name, name)])
+            lo, hi = ranges[shared.get(name, name)]
+            if max(-lo, hi) < SMALLEST_RANGE:
+                lo = hi = 0.0
+            scale, zero_point = arithmetic.activation_parameters(lo, hi)
             if self.shift:
                 scale = np.float32(arithmetic.power_of_two(scale))
             self.parameters[name] = (scale, zero_point)

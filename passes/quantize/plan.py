@@ -83,7 +83,7 @@ def is_spatial_mean(state: Rewriter, node: Node) -> bool:
 def is_movement(node: Node) -> bool:
     """Whether the node only moves elements, or takes the maximum of a window: parameters stay the same."""
     if node.op == "relax.nn.pad":
-        return node.attrs["mode"] == "constant" and node.attrs["value"] == 0
+        return node.attrs["mode"] != "constant" or node.attrs["value"] == 0
     return node.op in MOVEMENTS or (node.op == "dlc.pool" and node.attrs["mode"] == "max")
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from dlc.ir import arithmetic
 
+_LARGEST_SCALE = 1e30  # a bias that needs more does not fit the accumulator; that is found when it is formed
+
 
 def _rows(weight: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
@@ -33,10 +35,10 @@ def quantize_weight(
     """
     channels = weight.shape[axis]
     magnitude = np.zeros(channels) if bias is None else bias.astype(np.float64)
-    least = magnitude / (float(x_scale) * 2.0**30)
+    least = np.minimum(magnitude / (float(x_scale) * 2.0**30), _LARGEST_SCALE)
     codes, scales = arithmetic.quantize_weight(weight, axis, minimum_scale=least.astype(np.float32))
     empty = np.max(np.abs(_rows(weight, axis)), axis=1, initial=0) == 0
-    fine = np.maximum(magnitude / (float(x_scale) * 2.0**20), np.finfo(np.float32).tiny)
+    fine = np.clip(magnitude / (float(x_scale) * 2.0**20), np.finfo(np.float32).tiny, _LARGEST_SCALE)
     scales = np.where(empty & (magnitude > 0), fine, scales).astype(np.float32)
     if shift:
         scales = np.where(empty, arithmetic.power_of_two(scales), _powers(weight, axis, scales)).astype(np.float32)

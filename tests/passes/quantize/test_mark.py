@@ -14,7 +14,7 @@ from dlc.options import Options
 from dlc.passes.quantize import calibrate, mark
 from dlc.passes.simplify import SIMPLIFY
 from dlc.pipeline import Context
-from tests.passes.quantize.helpers import Build, run, run_checked, samples_for, snr
+from tests.passes.quantize.helpers import Build, quantized, run, run_checked, samples_for, snr
 
 N = tirx.Var("N", "int64")
 
@@ -165,6 +165,20 @@ def test_small_weights_with_a_large_bias_get_a_scale_that_holds_it(bias: float) 
     unit = context.notes["quantization"]["values"]["x"]["scale"] * scales
     assert np.all(np.abs(bias / unit) < 2**30 * 1.01)
     assert np.all(unit < max(abs(bias), 1e-2) / 50)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-12, 1e30])
+@pytest.mark.parametrize("arithmetic", ["float", "fixed", "shift"])
+def test_ranges_of_any_size_are_quantised_or_declined(size: float, arithmetic: Any) -> None:
+    b = Build()
+    x = b.input("x", (N, 4, 8, 8), "float32")
+    y = b.relu(b.conv(x, b.weight(4, 4), b.normal(4), "c1"), "r1")
+    module = b.finish([b.conv(y, b.weight(4, 4, 1), b.normal(4), name="c2")])
+    samples = [{"x": sample["x"] * np.float32(size)} for sample in samples_for(module)]
+    result, _ = quantized(module, arithmetic, samples=samples)
+    before, after = run(module, samples[0])[0], run(result, samples[0])[0]
+    assert np.all(np.isfinite(after))
+    assert snr(before, after) > 20
 
 
 def test_shift_scales_are_powers_of_two() -> None:
