@@ -146,22 +146,26 @@ def tail_mask(count: Expr, lanes: int) -> Expr:
 def let(value: Expr) -> Expr:
     """Name a value: computed once, kept in a register.
 
-    Floats and vectors go through a stack slot, which LLVM turns into a register. TVM's analyser would substitute a
-    binding into every later one: compile time then grows exponentially with the depth of a vector computation (minutes
-    for one power function), and float algebra such as ``x - ((x + 1) - 1)`` is "simplified" to zero. Scalar integers
-    (indices) are bound, so that TVM can reason about them.
+    Scalar integers are bound, so that TVM can reason about indices; all else is held (see `hold`).
     """
-    if isinstance(value, tirx.IntImm):
-        return value
     if isinstance(value, int | float):
         return T.bind(value)
+    dtype = str(value.ty.dtype)
+    return T.bind(value) if "x" not in dtype and "float" not in dtype else hold(value)
+
+
+def hold(value: Expr) -> Expr:
+    """Name a value that TVM's analyser must not see through: it goes by a stack slot, which LLVM makes a register.
+
+    The analyser substitutes a binding into every later one: compile time then grows exponentially with the depth of a
+    computation (minutes for one power function), float algebra such as ``x - ((x + 1) - 1)`` is "simplified" to zero,
+    and long chains of selects make it fail.
+    """
     kind, _, lanes = str(value.ty.dtype).partition("x")
     count = int(lanes or 1)
-    if kind == "bool" and lanes:  # bytes in memory
-        one, zero = (T.broadcast(T.uint8(i), count) for i in (1, 0))
-        return T.NE(let(T.Select(value, one, zero)), zero)
-    if not lanes and "float" not in kind:
-        return T.bind(value)
+    if kind == "bool":  # bytes in memory
+        one, zero = (splat(T.uint8(i), count) for i in (1, 0))
+        return T.NE(hold(T.Select(value, one, zero)), zero)
     buffer, begin = _slot(kind, count)
     T.buffer_store(buffer, value, [positions(begin, count)])
     return buffer[positions(begin, count)]

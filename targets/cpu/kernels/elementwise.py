@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vecmath
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, let, unfused_add
+from dlc.targets.cpu.kernels.builder import Expr, hold, splat, stack, store, unfused_add
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 
@@ -51,15 +51,51 @@ def _unsigned(value: Expr) -> Expr:
     return v.reinterpret(value, f"u{kind}") if v.is_signed(kind) else value
 
 
-def wrapping(operation: Callable[..., Expr], *args: Expr) -> Expr:
-    """`operation` on integers modulo 2**bits."""
-    kind = v.element(args[0])
-    return v.reinterpret(operation(*(_unsigned(a) for a in args)), kind)
+class _Modular:
+    """An integer whose +, - and * wrap around.
+
+    TVM declares overflow of 32-bit and wider arithmetic impossible, of signed and of unsigned integers, and LLVM draws
+    conclusions from it (it dropped a relu behind an unsigned difference). The vector-predicated intrinsics carry no such
+    claim and become the plain instruction.
+    """
+
+    def __init__(self, value: Expr) -> None:
+        self.value = value
+
+    def _apply(self, operation: str, other: _Modular | Expr) -> _Modular:
+        a, b = self.value, other.value if isinstance(other, _Modular) else other
+        if v.width(v.element(a)) < 32:
+            return _Modular({"add": a + b, "sub": a - b, "mul": a * b}[operation])
+        lanes = v.lanes_of(a)
+        if lanes == 1:  # the intrinsics are for vectors; LLVM takes the one lane out again
+            pair = stack(v.element(a), 2)
+            store(pair, 0, _modular(operation, splat(a, 2), splat(b, 2)), 2)
+            return _Modular(hold(pair[0]))
+        return _Modular(_modular(operation, a, b))
+
+    def __add__(self, other: _Modular | Expr) -> _Modular:
+        return self._apply("add", other)
+
+    def __sub__(self, other: _Modular | Expr) -> _Modular:
+        return self._apply("sub", other)
+
+    def __mul__(self, other: _Modular | Expr) -> _Modular:
+        return self._apply("mul", other)
+
+
+def _modular(operation: str, a: Expr, b: Expr) -> Expr:
+    lanes = v.lanes_of(a)
+    return v.intrinsic(f"llvm.vp.{operation}", a, b, T.broadcast(T.bool(True), lanes), T.uint32(lanes))
+
+
+def wrapping(operation: Callable[..., _Modular], *args: Expr) -> Expr:
+    """`operation` (of +, - and *) on integers modulo 2**bits."""
+    return operation(*(_Modular(a) for a in args)).value
 
 
 def opposite(value: Expr) -> Expr:
-    """Minus an integer, wrapping. (TVM's simplifier turns an unsigned ``0 - x`` into zero.)"""
-    return wrapping(lambda x: v.invert(x) + v.like(1, x), value)
+    """Minus an integer, wrapping."""
+    return wrapping(lambda zero, x: zero - x, v.like(0, value), value)
 
 
 def _is_zero(value: Expr) -> Expr:
@@ -96,7 +132,7 @@ def _multiply(call: Call, args: Sequence[Expr]) -> Expr:
 def _quotient(a: Expr, b: Expr) -> Expr:
     """Integer division towards zero; zero for a zero divisor; the least value divided by -1 wraps."""
     kind = v.element(a)
-    bad = let(_is_zero(b))
+    bad = hold(_is_zero(b))
     if v.width(kind) <= 32:
         # Exact: the quotient of two 32-bit integers never rounds up to an integer in float64.
         safe = v.convert(v.select(bad, v.like(1, b), b), "float64")
@@ -104,21 +140,21 @@ def _quotient(a: Expr, b: Expr) -> Expr:
         result = v.convert(wide, kind)
     else:
         risky = v.either(bad, v.equal(b, v.like(-1, b))) if v.is_signed(kind) else bad
-        result = T.Div(a, let(v.select(risky, v.like(1, b), b)))
+        result = T.Div(a, hold(v.select(risky, v.like(1, b), b)))
         if v.is_signed(kind):
             result = v.select(v.equal(b, v.like(-1, b)), opposite(a), result)
-    return let(v.select(bad, v.like(0, a), let(result)))
+    return hold(v.select(bad, v.like(0, a), hold(result)))
 
 
 def _remainder(a: Expr, b: Expr) -> Expr:
     """a - quotient * b; zero for a zero divisor."""
     rest = wrapping(lambda x, q, y: x - q * y, a, _quotient(a, b), b)
-    return let(v.select(_is_zero(b), v.like(0, a), let(rest)))
+    return hold(v.select(_is_zero(b), v.like(0, a), hold(rest)))
 
 
 @_register("relax.divide")
 def _divide(call: Call, args: Sequence[Expr]) -> Expr:
-    a, b = (let(x) for x in args)
+    a, b = (hold(x) for x in args)
     return a / b if v.is_float(v.element(a)) else _quotient(a, b)
 
 
@@ -128,19 +164,19 @@ def _fmod(a: Expr, b: Expr) -> Expr:
 
 @_register("relax.mod")
 def _mod(call: Call, args: Sequence[Expr]) -> Expr:
-    a, b = (let(x) for x in args)
+    a, b = (hold(x) for x in args)
     return _fmod(a, b) if v.is_float(v.element(a)) else _remainder(a, b)
 
 
 def _opposed(rest: Expr, b: Expr) -> Expr:
     """The remainder is not zero and its sign is not the divisor's."""
     zero = v.like(0, b)
-    return let(v.both(v.unequal(rest, zero), v.differ(rest < zero, b < zero)))
+    return hold(v.both(v.unequal(rest, zero), v.differ(rest < zero, b < zero)))
 
 
 @_register("relax.floor_mod")
 def _floor_mod(call: Call, args: Sequence[Expr]) -> Expr:
-    a, b = (let(x) for x in args)
+    a, b = (hold(x) for x in args)
     if not v.is_float(v.element(a)):
         rest = _remainder(a, b)
         return v.select(_opposed(rest, b), wrapping(lambda x, y: x + y, rest, b), rest)
@@ -152,17 +188,17 @@ def _floor_mod(call: Call, args: Sequence[Expr]) -> Expr:
 
 @_register("relax.floor_divide")
 def _floor_divide(call: Call, args: Sequence[Expr]) -> Expr:
-    a, b = (let(x) for x in args)
+    a, b = (hold(x) for x in args)
     if not v.is_float(v.element(a)):
         quotient, rest = _quotient(a, b), _remainder(a, b)
         return v.select(_opposed(rest, b), wrapping(lambda q: q - v.like(1, q), quotient), quotient)
     # numpy's npy_floor_divide: divide what the exact remainder leaves, then snap to the nearest integer below.
     rest = _fmod(a, b)
-    exact = let((v.fence(a) - rest) / b)
-    exact = let(v.select(_opposed(rest, b), exact - v.like(1, a), exact))
-    low = let(v.floor(exact, call.isa))
-    low = let(v.select(exact - low > v.like(0.5, a), low + v.like(1, a), low))
-    low = let(v.select(_is_zero(exact), v.with_sign(v.like(0, a), a / b), low))
+    exact = hold((v.fence(a) - rest) / b)
+    exact = hold(v.select(_opposed(rest, b), exact - v.like(1, a), exact))
+    low = hold(v.floor(exact, call.isa))
+    low = hold(v.select(exact - low > v.like(0.5, a), low + v.like(1, a), low))
+    low = hold(v.select(_is_zero(exact), v.with_sign(v.like(0, a), a / b), low))
     return v.select(_is_zero(b), a / b, low)
 
 
@@ -178,7 +214,7 @@ def _minimum(call: Call, args: Sequence[Expr]) -> Expr:
 
 @_register("relax.power")
 def _power(call: Call, args: Sequence[Expr]) -> Expr:
-    a, b = (let(x) for x in args)
+    a, b = (hold(x) for x in args)
     kind = v.element(a)
     if call.scalars[1] == 2:
         return a * a if v.is_float(kind) else wrapping(lambda x: x * x, a)
@@ -189,8 +225,8 @@ def _power(call: Call, args: Sequence[Expr]) -> Expr:
     result, square = v.like(1, a), a
     for bit in range(v.width(kind) - v.is_signed(kind)):  # square and multiply; exponents are not negative
         taken = v.unequal(b & v.like(1 << bit, b), v.like(0, b))
-        result = let(v.select(taken, wrapping(lambda x, y: x * y, result, square), result))
-        square = let(wrapping(lambda x: x * x, square))
+        result = hold(v.select(taken, wrapping(lambda x, y: x * y, result, square), result))
+        square = hold(wrapping(lambda x: x * x, square))
     return result
 
 
@@ -210,7 +246,7 @@ def _abs(call: Call, args: Sequence[Expr]) -> Expr:
     (x,) = args
     if v.is_float(v.element(x)):
         return v.absolute(x)
-    x = let(x)
+    x = hold(x)
     return v.select(x < v.like(0, x), opposite(x), x) if v.is_signed(v.element(x)) else x
 
 
@@ -247,7 +283,7 @@ def _round(call: Call, args: Sequence[Expr]) -> Expr:
 
 @_register("relax.sign")
 def _sign(call: Call, args: Sequence[Expr]) -> Expr:
-    x = let(args[0])
+    x = hold(args[0])
     kind = v.element(x)
     zero, one = v.like(0, x), v.like(1, x)
     if not (v.is_float(kind) or v.is_signed(kind)):
@@ -311,21 +347,21 @@ EMIT |= {
 
 def _shift_count(b: Expr) -> tuple[Expr, Expr]:
     """(count within the width, whether it is); a count beyond shifts everything out."""
-    b = let(b)
-    small = let(_unsigned(b) < _unsigned(v.like(v.width(v.element(b)), b)))
-    return let(v.select(small, b, v.like(0, b))), small
+    b = hold(b)
+    small = hold(_unsigned(b) < _unsigned(v.like(v.width(v.element(b)), b)))
+    return hold(v.select(small, b, v.like(0, b))), small
 
 
 @_register("relax.left_shift")
 def _left_shift(call: Call, args: Sequence[Expr]) -> Expr:
     count, small = _shift_count(args[1])
-    return v.select(small, wrapping(lambda x, n: x << n, args[0], count), v.like(0, args[0]))
+    return v.select(small, v.reinterpret(_unsigned(args[0]) << _unsigned(count), v.element(args[0])), v.like(0, args[0]))
 
 
 @_register("relax.right_shift")
 def _right_shift(call: Call, args: Sequence[Expr]) -> Expr:
     count, small = _shift_count(args[1])
-    x = let(args[0])
+    x = hold(args[0])
     rest = x >> v.like(v.width(v.element(x)) - 1, x) if v.is_signed(v.element(x)) else v.like(0, x)
     return v.select(small, x >> count, rest)
 

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.graph import Graph, Node
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, simplify, splat
 from dlc.targets.cpu.kernels.elementwise import EMIT, Call
 from dlc.targets.cpu.kernels.quantized import EMIT_QUANTIZED, table_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, widen
@@ -61,7 +61,7 @@ def to_gather(at: At) -> At:
     last = T.ramp(as_int64(at.index[-1]), T.int64(1), at.lanes)
     if at.mask is not None:
         last = T.Select(at.mask, last, T.broadcast(T.int64(0), at.lanes))
-    return At((*at.index[:-1], let(last)), at.lanes, None, True)
+    return At((*at.index[:-1], hold(last)), at.lanes, None, True)
 
 
 def as_int64(value: Expr) -> Expr:
@@ -136,7 +136,7 @@ class Evaluator:
             return splat(self.at(name, At(at.index, 1)), at.lanes)
         found = self._memo.get(name, at)
         if found is None:
-            found = let(self._compute(name, at))
+            found = hold(self._compute(name, at))
             self._memo.put(name, at, found)
         return found
 
@@ -153,7 +153,7 @@ class Evaluator:
             return self._elementwise(node, at)
         if node.op == "dlc.table":
             index = table_index(self.broadcast(node.inputs[0], node.output.shape, at))
-            return self.at(node.inputs[1], At((let(index),), at.lanes, None, at.lanes > 1))
+            return self.at(node.inputs[1], At((hold(index),), at.lanes, None, at.lanes > 1))
         from dlc.targets.cpu.kernels.injective import INJECTIVE
 
         return INJECTIVE[node.op](self, node, at)

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Node
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, hold, simplify, splat
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator, as_int64, dense_strides, to_gather
 
 
@@ -54,7 +54,7 @@ def _clamp(component: Expr, extent: Expr) -> Expr:
     zero, last = (_lift(as_int64(bound), component) for bound in (0, simplify(extent - 1)))
     if _lanes(component) == 1:
         return T.max(T.min(component, last), zero)
-    return let(v.larger(let(v.smaller(component, last)), zero))
+    return hold(v.larger(hold(v.smaller(component, last)), zero))
 
 
 def _with(at: At, axis: int, component: Expr) -> At:
@@ -94,7 +94,7 @@ def reshape(ev: Evaluator, node: Node, at: At) -> Expr:
     for axis, stride in enumerate(dense_strides(own)):
         part = T.floordiv(flat, _lift(stride, flat)) if not (isinstance(stride, int) and stride == 1) else flat
         part = T.floormod(part, _lift(own[axis], flat)) if axis else part
-        index.append(simplify(part) if _lanes(part) == 1 else let(part))
+        index.append(simplify(part) if _lanes(part) == 1 else hold(part))
     return ev.at(node.inputs[0], replace(at, index=tuple(index)))
 
 
@@ -132,11 +132,11 @@ def _piece(ev: Evaluator, name: str, at: At, axis: int, begin: Expr, extent: Exp
     """(value, validity) of a tensor that covers [begin, begin + extent) of an axis, at any place."""
     local = _add(at.index[axis], simplify(0 - begin))
     if _contiguous_axis(at, axis):
-        inside = let(_between(T.ramp(as_int64(local), T.int64(1), at.lanes), 0, extent))
-        mask = inside if at.mask is None else let(v.both(inside, at.mask))
+        inside = hold(_between(T.ramp(as_int64(local), T.int64(1), at.lanes), 0, extent))
+        mask = inside if at.mask is None else hold(v.both(inside, at.mask))
         return ev.at(name, replace(_with(at, axis, local), mask=mask)), inside
     inside = _spread(_between(local, 0, extent), at.lanes)
-    return ev.at(name, _with(at, axis, _clamp(local, extent))), let(inside)
+    return ev.at(name, _with(at, axis, _clamp(local, extent))), hold(inside)
 
 
 def concat(ev: Evaluator, node: Node, at: At) -> Expr:
@@ -150,7 +150,7 @@ def concat(ev: Evaluator, node: Node, at: At) -> Expr:
             return ev.at(name, _with(at, axis, _add(at.index[axis], simplify(0 - begin))))
         if not (isinstance(extent, int) and extent == 0) and node.output.name not in ev.pieces:
             value, inside = _piece(ev, name, at, axis, begin, extent)
-            result = value if result is None else let(v.select_any(inside, value, result))
+            result = value if result is None else hold(v.select_any(inside, value, result))
         begin = simplify(begin + extent)
     return result
 
@@ -171,13 +171,13 @@ def pad(ev: Evaluator, node: Node, at: At) -> Expr:
     for axis in padded:
         local = _add(at.index[axis], -int(widths[2 * axis]))
         if _contiguous_axis(at, axis):
-            inside = let(_between(T.ramp(as_int64(local), T.int64(1), at.lanes), 0, extents[axis]))
-            at = replace(at, mask=inside if at.mask is None else let(v.both(inside, at.mask)))
+            inside = hold(_between(T.ramp(as_int64(local), T.int64(1), at.lanes), 0, extents[axis]))
+            at = replace(at, mask=inside if at.mask is None else hold(v.both(inside, at.mask)))
         else:
-            inside = let(_spread(_between(local, 0, extents[axis]), at.lanes))
+            inside = hold(_spread(_between(local, 0, extents[axis]), at.lanes))
             local = _clamp(local, extents[axis])
         at = _with(at, axis, local)
-        valid = inside if valid is None else let(v.both(valid, inside))
+        valid = inside if valid is None else hold(v.both(valid, inside))
     value = ev.at(name, at)
     return value if valid is None else v.select_any(valid, value, v.like(node.attrs["value"], value))
 
@@ -185,7 +185,7 @@ def pad(ev: Evaluator, node: Node, at: At) -> Expr:
 def _modulo(component: Expr, period: Expr) -> Expr:
     component = as_int64(component)
     rest = T.floormod(component, _lift(period, component))
-    return rest if _lanes(rest) == 1 else let(rest)
+    return rest if _lanes(rest) == 1 else hold(rest)
 
 
 def _reflect(component: Expr, extent: Expr) -> Expr:
@@ -200,7 +200,7 @@ def _reflect(component: Expr, extent: Expr) -> Expr:
 def _symmetric(component: Expr, extent: Expr) -> Expr:
     rest = _modulo(component, simplify(2 * extent))
     other = _lift(simplify(2 * extent - 1), rest) - rest
-    return v.smaller(rest, let(other)) if _lanes(rest) > 1 else T.min(rest, other)
+    return v.smaller(rest, hold(other)) if _lanes(rest) > 1 else T.min(rest, other)
 
 
 _FOLDS: dict[str, Callable[[Expr, Expr], Expr]] = {
@@ -211,10 +211,10 @@ PAD_MODES = frozenset({"constant", *_FOLDS})
 
 def _wrapped(position: Expr, extent: Expr) -> Expr:
     """A given position: negative ones count from the end; what lies outside is pulled in, not read."""
-    position = as_int64(position) if _lanes(position) == 1 else let(v.convert(position, "int64"))
+    position = as_int64(position) if _lanes(position) == 1 else hold(v.convert(position, "int64"))
     size = _lift(as_int64(extent), position)
     wrapped = T.Select(position < v.like(0, position), position + size, position)
-    return _clamp(wrapped if _lanes(wrapped) == 1 else let(wrapped), extent)
+    return _clamp(wrapped if _lanes(wrapped) == 1 else hold(wrapped), extent)
 
 
 def take(ev: Evaluator, node: Node, at: At) -> Expr:

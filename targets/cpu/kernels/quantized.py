@@ -1,4 +1,7 @@
-"""The quantisation operators on vectors, equal to `dlc.ir.arithmetic` bit for bit (see docs/arithmetic.md)."""
+"""The quantisation operators on vectors, equal to `dlc.ir.arithmetic` bit for bit (see docs/arithmetic.md).
+
+Nothing here overflows, as that document proves, so plain signed arithmetic is exact.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import numpy as np
 
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, let, unfused_add
-from dlc.targets.cpu.kernels.elementwise import Call, wrapping
+from dlc.targets.cpu.kernels.builder import Expr, hold, unfused_add
+from dlc.targets.cpu.kernels.elementwise import Call
 
 
 def round_to_int(x: Expr, isa: Isa) -> Expr:
@@ -20,21 +23,13 @@ def round_to_int(x: Expr, isa: Isa) -> Expr:
     return v.nearest_small(x)[1]
 
 
-def _difference(a: Expr, b: Expr) -> Expr:
-    return wrapping(lambda x, y: x - y, a, b)
-
-
-def _sum(a: Expr, b: Expr) -> Expr:
-    return wrapping(lambda x, y: x + y, a, b)
-
-
 def saturate(real: Expr, low: Expr, high: Expr, zero_point: Expr, out: str, isa: Isa) -> Expr:
     """clamp(real) to [low, high] in float32, round half to even, add the int32 zero point, as `out`.
 
     NaN becomes `low`. `low` and `high` are float32 and within +-2**17, so nothing overflows.
     """
-    clamped = let(v.smaller(let(v.larger(let(real), low)), high))
-    return v.convert(_sum(round_to_int(clamped, isa), zero_point), out)
+    clamped = hold(v.smaller(hold(v.larger(hold(real), low)), high))
+    return v.convert(round_to_int(clamped, isa) + zero_point, out)
 
 
 def quantize(call: Call, args: Sequence[Expr]) -> Expr:
@@ -45,8 +40,8 @@ def quantize(call: Call, args: Sequence[Expr]) -> Expr:
         ratio = x * v.like(1 / float(constant), x)  # by a power of two the product is the quotient
     else:
         ratio = x / scale
-    info, zero = np.iinfo(call.out), let(v.convert(args[2], "int32"))
-    low, high = (let(v.convert(v.like(int(b), zero) - zero, "float32")) for b in (info.min, info.max))
+    info, zero = np.iinfo(call.out), hold(v.convert(args[2], "int32"))
+    low, high = (hold(v.convert(v.like(int(b), zero) - zero, "float32")) for b in (info.min, info.max))
     return saturate(ratio, low, high, zero, call.out, call.isa)
 
 
@@ -67,13 +62,13 @@ def requantize(call: Call, args: Sequence[Expr]) -> Expr:
     terms = []
     for term, zero in zip(args[:count], call.attrs["term_zero_points"], strict=True):
         wide = v.convert(term, "int32")
-        terms.append(_difference(wide, v.like(int(zero), wide)) if zero else wide)
+        terms.append(wide - v.like(int(zero), wide) if zero else wide)
     if call.attrs["mode"] == "fixed":
         return _requantize_fixed(call, terms, args[count : 2 * count], args[2 * count])
     total: Expr = None
     for term, multiplier in zip(terms, args[count : 2 * count], strict=True):
         product = v.convert(term, "float32") * v.convert(multiplier, "float32")
-        total = product if total is None else let(unfused_add(total, product))
+        total = product if total is None else hold(unfused_add(total, product))
     zero = int(call.attrs["zero_point"])
     low, high = (v.like(int(call.attrs[key]) - zero, total) for key in ("lo", "hi"))
     return saturate(total, low, high, v.constant(zero, "int32", v.lanes_of(total)), call.out, call.isa)
@@ -83,13 +78,13 @@ def _requantize_fixed(call: Call, terms: Sequence[Expr], multipliers: Sequence[E
     """``clamp(((sum t * m + 2**(s-1)) >> s) + z, lo, hi)`` in 64-bit lanes."""
     total: Expr = None
     for term, multiplier in zip(terms, multipliers, strict=True):
-        product = v.convert(let(term), "int64") * v.convert(multiplier, "int64")
-        total = product if total is None else _sum(total, product)
-    total, shift = let(total), let(v.convert(shift, "int64"))
+        product = v.convert(hold(term), "int64") * v.convert(multiplier, "int64")
+        total = product if total is None else total + product
+    total, shift = hold(total), hold(v.convert(shift, "int64"))
     half = (v.like(1, shift) << shift) >> v.like(1, shift)  # zero at shift 0
-    rounded = let(_sum(let(_sum(total, let(half))) >> shift, v.like(int(call.attrs["zero_point"]), total)))
+    rounded = hold((hold(total + hold(half)) >> shift) + v.like(int(call.attrs["zero_point"]), total))
     low, high = (v.like(int(call.attrs[key]), total) for key in ("lo", "hi"))
-    return v.convert(let(v.smaller(let(v.larger(rounded, low)), high)), call.out)
+    return v.convert(hold(v.smaller(hold(v.larger(rounded, low)), high)), call.out)
 
 
 def table_index(q: Expr) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.kernels.builder import STORAGE, Expr, let
+from dlc.targets.cpu.kernels.builder import STORAGE, Expr, hold
 from dlc.targets.cpu.kernels.vector import constant, convert, element, lanes_of, like, reinterpret, select, unbits
 
 
@@ -35,41 +35,41 @@ def narrow(value: Expr, dtype: str) -> Expr:
 
 def round_trip(value: Expr, dtype: str) -> Expr:
     """A float32 rounded to `dtype`, as a float32."""
-    return widen(let(narrow(value, dtype)), dtype)
+    return widen(hold(narrow(value, dtype)), dtype)
 
 
 def _to_bfloat16(value: Expr) -> Expr:
-    value = let(value)
-    raw = let(reinterpret(value, "uint32"))
+    value = hold(value)
+    raw = hold(reinterpret(value, "uint32"))
     odd = (raw >> like(16, raw)) & like(1, raw)
     rounded = (raw + like(0x7FFF, raw) + odd) >> like(16, raw)
     nan = (raw & like(0x7FFFFFFF, raw)) > like(0x7F800000, raw)
     quiet = (raw >> like(16, raw)) | like(0x40, raw)
-    return convert(let(select(nan, quiet, rounded)), "uint16")
+    return convert(hold(select(nan, quiet, rounded)), "uint16")
 
 
 def _from_half(stored: Expr) -> Expr:
     """By integer steps and one product, which every instruction set has (F. Giesen's method: shift, then rebias)."""
-    raw = let(convert(stored, "uint32"))
-    magnitude = let((raw & like(0x7FFF, raw)) << like(13, raw))
+    raw = hold(convert(stored, "uint32"))
+    magnitude = hold((raw & like(0x7FFF, raw)) << like(13, raw))
     # 2**112 moves the bias from 15 to 127 and normalises denormals; infinities and NaN need the top exponent.
-    scaled = let(reinterpret(unbits(magnitude) * constant(2.0**112, "float32", lanes_of(raw)), "uint32"))
+    scaled = hold(reinterpret(unbits(magnitude) * constant(2.0**112, "float32", lanes_of(raw)), "uint32"))
     special = (raw & like(0x7FFF, raw)) >= like(0x7C00, raw)
     scaled = select(special, magnitude | like(0x7F800000, raw), scaled)
-    return unbits(let(scaled | ((raw & like(0x8000, raw)) << like(16, raw))))
+    return unbits(hold(scaled | ((raw & like(0x8000, raw)) << like(16, raw))))
 
 
 def _to_half(value: Expr) -> Expr:
-    raw = let(reinterpret(let(value), "uint32"))
+    raw = hold(reinterpret(hold(value), "uint32"))
     sign = (raw >> like(16, raw)) & like(0x8000, raw)
-    size = let(raw & like(0x7FFFFFFF, raw))
+    size = hold(raw & like(0x7FFFFFFF, raw))
     # Normal results: rebias the exponent by subtracting 112 << 23, round half to even at bit 13.
     odd = (size >> like(13, raw)) & like(1, raw)
     normal = (size + like((0xFFF - (112 << 23)) % 2**32, raw) + odd) >> like(13, raw)
     # Denormal results: adding 1/2 leaves the rounded multiple of 2**-24 in the low bits.
     tiny = reinterpret(unbits(size) + constant(0.5, "float32", lanes_of(raw)), "uint32") - like(0x3F000000, raw)
-    result = let(select(size < like(113 << 23, raw), let(tiny), let(normal)))
+    result = hold(select(size < like(113 << 23, raw), hold(tiny), hold(normal)))
     # 65520 and above round to infinity; NaN keeps a set bit.
-    result = let(select(size >= like(0x477FF000, raw), like(0x7C00, raw), result))
+    result = hold(select(size >= like(0x477FF000, raw), like(0x7C00, raw), result))
     result = select(size > like(0x7F800000, raw), like(0x7E00, raw), result)
-    return convert(let(result | sign), "uint16")
+    return convert(hold(result | sign), "uint16")

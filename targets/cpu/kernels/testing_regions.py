@@ -43,6 +43,8 @@ class Body:
         """Add a node (``relax.`` may be left out); returns the name of its output."""
         name = f"v{len(self.nodes)}"
         op = op if op.startswith("dlc.") else f"relax.{op}"
+        if op == "relax.astype":
+            attrs["dtype"] = dtype
         self.nodes.append(Node(op, tuple(inputs), (Value(name, tuple(shape), dtype),), attrs))
         return name
 
@@ -134,11 +136,11 @@ def check(
     results = run_region(emit, body, arrays, isa, **options)
     for result, right in zip(results, expected, strict=True):
         assert result.shape == right.shape and result.dtype == right.dtype, (result.shape, right.shape, result.dtype)
+        wide = [x if x.dtype.kind in "biu" or x.dtype == "float64" else x.astype("float32") for x in (result, right)]
         if rtol or atol:
-            a, b = (x.astype("float64") if x.dtype.kind not in "biu" else x for x in (result, right))
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+            np.testing.assert_allclose(*wide, rtol=rtol, atol=atol)
         else:
-            np.testing.assert_array_equal(result, right)
+            np.testing.assert_array_equal(*wide)
 
 
 def random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarray:

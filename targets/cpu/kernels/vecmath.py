@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, let
+from dlc.targets.cpu.kernels.builder import Expr, hold
 from dlc.targets.cpu.kernels.vector import (
     absolute,
     bits,
@@ -106,114 +106,114 @@ def _clamp(x: Expr, low: float, high: float) -> Expr:
 
 def exp(x: Expr, isa: Isa, doublings: int = 0) -> Expr:
     """e**x * 2**doublings; `doublings` in [-4, 4] moves the limits of overflow and underflow."""
-    x = let(_clamp(x, -108.0, 92.0))
+    x = hold(_clamp(x, -108.0, 92.0))
     n, count = nearest_small(x * like(_LOG2E, x))
-    r = let(fma(n, like(-_LN2_LO, x), fma(n, like(-_LN2_HI, x), x, isa), isa))
-    p = let(fma(r * r, polynomial(r, _EXP, isa), r, isa) + like(1, x))
+    r = hold(fma(n, like(-_LN2_LO, x), fma(n, like(-_LN2_HI, x), x, isa), isa))
+    p = hold(fma(r * r, polynomial(r, _EXP, isa), r, isa) + like(1, x))
     if isa.vector_bits == 512 and lanes_of(x) == 16 and not doublings:
         mask, mode = constant(-1, "int16"), constant(4, "int32")
-        return let(intrinsic("llvm.x86.avx512.mask.scalef.ps.512", p, n, p, mask, mode))
-    biased = let(count + like(254 + doublings, count))
-    half = let(biased >> like(1, biased))
+        return hold(intrinsic("llvm.x86.avx512.mask.scalef.ps.512", p, n, p, mask, mode))
+    biased = hold(count + like(254 + doublings, count))
+    half = hold(biased >> like(1, biased))
     shift = like(23, half)
-    return let(p * unbits(half << shift) * unbits((biased - half) << shift))
+    return hold(p * unbits(half << shift) * unbits((biased - half) << shift))
 
 
 def _log_parts(x: Expr) -> tuple[Expr, Expr]:
     """(n, m) of a positive x = 2**n * m with m in [sqrt(1/2), sqrt(2)); n as float32. Garbage for other x."""
-    small = let(x < like(2.0**-126, x))
+    small = hold(x < like(2.0**-126, x))
     raw = bits(select(small, x * like(2.0**23, x), x))
-    raw = let(raw - like(0x3F3504F3, raw))
+    raw = hold(raw - like(0x3F3504F3, raw))
     exponent = convert(raw >> like(23, raw), "float32") - select(small, like(23, x), like(0, x))
-    return let(exponent), let(unbits((raw & like(0x7FFFFF, raw)) + like(0x3F3504F3, raw)))
+    return hold(exponent), hold(unbits((raw & like(0x7FFFFF, raw)) + like(0x3F3504F3, raw)))
 
 
 def _log_special(x: Expr, result: Expr, at_zero: float = -math.inf) -> Expr:
     """log's values outside (0, inf)."""
     positive = select(x < like(math.inf, x), result, x)
-    return let(select(x > like(0, x), positive, select(equal(x, like(0, x)), like(at_zero, x), like(math.nan, x))))
+    return hold(select(x > like(0, x), positive, select(equal(x, like(0, x)), like(at_zero, x), like(math.nan, x))))
 
 
 def _log_finite(x: Expr, isa: Isa, correction: Expr | None = None) -> Expr:
     n, m = _log_parts(x)
-    f = let(m - like(1, x))
-    z = let(f * f)
-    tail = let(fma(n, like(_LN2_LO, x), f * z * polynomial(f, _LOG, isa), isa))
+    f = hold(m - like(1, x))
+    z = hold(f * f)
+    tail = hold(fma(n, like(_LN2_LO, x), f * z * polynomial(f, _LOG, isa), isa))
     if correction is not None:
-        tail = let(tail + correction)
-    return let(fma(n, like(_LN2_HI, x), f + fma(z, like(-0.5, x), tail, isa), isa))
+        tail = hold(tail + correction)
+    return hold(fma(n, like(_LN2_HI, x), f + fma(z, like(-0.5, x), tail, isa), isa))
 
 
 def log(x: Expr, isa: Isa) -> Expr:
     """Natural logarithm: -inf at zero, NaN below."""
-    x = let(x)
+    x = hold(x)
     return _log_special(x, _log_finite(x, isa))
 
 
 def log1p(x: Expr, isa: Isa) -> Expr:
     """log(1 + x) for x > -1, accurate near zero (what 1 + x rounds away comes back as a correction)."""
-    x = let(x)
-    w = let(fence(x + like(1, x)))  # TVM's simplifier would find x - (w - 1) to be zero
+    x = hold(x)
+    w = hold(fence(x + like(1, x)))  # TVM's simplifier would find x - (w - 1) to be zero
     # Above 2**24 the 1 no longer matters; there w - 1 could even be infinite.
     lost = select(x < like(2.0**24, x), (x - (w - like(1, x))) / w, like(0, x))
-    return select(absolute(x) < like(2.0**-24, x), x, _log_special(w, _log_finite(w, isa, let(lost))))
+    return select(absolute(x) < like(2.0**-24, x), x, _log_special(w, _log_finite(w, isa, hold(lost))))
 
 
 def tanh(x: Expr, isa: Isa) -> Expr:
     """Hyperbolic tangent."""
-    x = let(x)
-    a = let(absolute(x))
-    z = let(a * a)
+    x = hold(x)
+    a = hold(absolute(x))
+    z = hold(a * a)
     small = fma(a * z, polynomial(z, _TANH, isa), a, isa)
     large = like(1, x) - like(2, x) / (exp(a + a, isa) + like(1, x))
-    return let(with_sign(absolute(select(a < like(0.625, x), small, large)), x))
+    return hold(with_sign(absolute(select(a < like(0.625, x), small, large)), x))
 
 
 def sigmoid(x: Expr, isa: Isa) -> Expr:
     """1 / (1 + e**-x)."""
-    x = let(x)
+    x = hold(x)
     e = exp(negated(absolute(x)), isa)
-    return let(select(x >= like(0, x), like(1, x), e) / (like(1, x) + e))
+    return hold(select(x >= like(0, x), like(1, x), e) / (like(1, x) + e))
 
 
 def erf(x: Expr, isa: Isa) -> Expr:
     """The error function."""
-    x = let(x)
-    a = let(absolute(x))
-    small = fma(a, polynomial(let(a * a), _ERF_SMALL, isa), a, isa)
-    t = let(smaller(like(4, x), a))
+    x = hold(x)
+    a = hold(absolute(x))
+    small = fma(a, polynomial(hold(a * a), _ERF_SMALL, isa), a, isa)
+    t = hold(smaller(like(4, x), a))
     large = like(1, x) - exp(negated(fma(t, polynomial(t, _ERF_LARGE, isa), t, isa)), isa)
-    return let(with_sign(absolute(select(a < like(0.92, x), small, large)), x))
+    return hold(with_sign(absolute(select(a < like(0.92, x), small, large)), x))
 
 
 def _quadrant(x: Expr) -> tuple[Expr, Expr]:
     """(r, q) with x = q * pi/2 + r, |r| <= pi/4, for |x| < 2**30; q int32, r float32."""
-    wide = let(convert(x, "float64"))
+    wide = hold(convert(x, "float64"))
     n, count = nearest_small(wide * like(2 / math.pi, wide))
     for part in _PI_2:
-        wide = let(wide - n * like(part, wide))
-    return let(convert(wide, "float32")), let(convert(count, "int32"))
+        wide = hold(wide - n * like(part, wide))
+    return hold(convert(wide, "float32")), hold(convert(count, "int32"))
 
 
 def _sin_cos(r: Expr, isa: Isa) -> tuple[Expr, Expr]:
-    z = let(r * r)
-    sine = let(fma(r * z, polynomial(z, _SIN, isa), r, isa))
-    cosine = let(fma(z * z, polynomial(z, _COS, isa), fma(z, like(-0.5, z), like(1, z), isa), isa))
+    z = hold(r * r)
+    sine = hold(fma(r * z, polynomial(z, _SIN, isa), r, isa))
+    cosine = hold(fma(z * z, polynomial(z, _COS, isa), fma(z, like(-0.5, z), like(1, z), isa), isa))
     return sine, cosine
 
 
 def _sine(x: Expr, isa: Isa, quarter: int, name: str) -> Expr:
-    x = let(x)
-    huge = let(absolute(x) >= like(2.0**30, x))
+    x = hold(x)
+    huge = hold(absolute(x) >= like(2.0**30, x))
     r, q = _quadrant(select(huge, like(0, x), x))
-    q = let(q + like(quarter, q))
+    q = hold(q + like(quarter, q))
     sine, cosine = _sin_cos(r, isa)
     value = select(equal(q & like(1, q), like(0, q)), sine, cosine)
     sign = (q & like(2, q)) << like(30, q)
     result = unbits(bits(value) ^ sign)
     if not quarter:
         result = select(equal(x, like(0, x)), x, result)  # the sum above loses the sign of -0
-    return libm(name, x, keep=(huge, let(result)))
+    return libm(name, x, keep=(huge, hold(result)))
 
 
 def sin(x: Expr, isa: Isa) -> Expr:
@@ -228,145 +228,145 @@ def cos(x: Expr, isa: Isa) -> Expr:
 
 def tan(x: Expr, isa: Isa) -> Expr:
     """Tangent; libm lane by lane from 2**30 on."""
-    x = let(x)
-    huge = let(absolute(x) >= like(2.0**30, x))
+    x = hold(x)
+    huge = hold(absolute(x) >= like(2.0**30, x))
     r, q = _quadrant(select(huge, like(0, x), x))
     sine, cosine = _sin_cos(r, isa)
-    even = let(equal(q & like(1, q), like(0, q)))
+    even = hold(equal(q & like(1, q), like(0, q)))
     quotient = select(even, sine, negated(cosine)) / select(even, cosine, sine)
-    return libm("tanf", x, keep=(huge, let(select(equal(x, like(0, x)), x, quotient))))
+    return libm("tanf", x, keep=(huge, hold(select(equal(x, like(0, x)), x, quotient))))
 
 
 def atan(x: Expr, isa: Isa) -> Expr:
     """Arc tangent."""
-    x = let(x)
-    a = let(absolute(x))
-    above = let(a > like(1, x))
-    t = let(select(above, like(1, x) / a, a))
-    z = let(t * t)
-    p = let(t * z * polynomial(z, _ATAN, isa))
+    x = hold(x)
+    a = hold(absolute(x))
+    above = hold(a > like(1, x))
+    t = hold(select(above, like(1, x) / a, a))
+    z = hold(t * t)
+    p = hold(t * z * polynomial(z, _ATAN, isa))
     # pi/2 in two parts, so that the subtraction does not lose the second half.
     high, low = like(1.57079637050628662109375, x), like(-4.37113900018624283e-8, x)
-    return let(with_sign(absolute(select(above, high - (t - (low - p)), t + p)), x))
+    return hold(with_sign(absolute(select(above, high - (t - (low - p)), t + p)), x))
 
 
 def _asin_tail(a: Expr, isa: Isa) -> tuple[Expr, Expr, Expr]:
     """(a > 1/2, t, asin(t) - t) with t = a or sqrt((1 - a) / 2); NaN above 1."""
-    above = let(a > like(0.5, a))
-    z = let(select(above, (like(1, a) - a) * like(0.5, a), a * a))
-    t = let(select(above, intrinsic("llvm.sqrt", z), a))
-    return above, t, let(t * z * polynomial(z, _ASIN, isa))
+    above = hold(a > like(0.5, a))
+    z = hold(select(above, (like(1, a) - a) * like(0.5, a), a * a))
+    t = hold(select(above, intrinsic("llvm.sqrt", z), a))
+    return above, t, hold(t * z * polynomial(z, _ASIN, isa))
 
 
 def asin(x: Expr, isa: Isa) -> Expr:
     """Arc sine; NaN outside [-1, 1]."""
-    x = let(x)
-    above, t, tail = _asin_tail(let(absolute(x)), isa)
+    x = hold(x)
+    above, t, tail = _asin_tail(hold(absolute(x)), isa)
     high, low = like(1.57079637050628662109375, x), like(-4.37113900018624283e-8, x)
     large = high - (like(2, x) * (t + tail) - low)
-    return let(with_sign(absolute(select(above, large, t + tail)), x))
+    return hold(with_sign(absolute(select(above, large, t + tail)), x))
 
 
 def acos(x: Expr, isa: Isa) -> Expr:
     """Arc cosine; NaN outside [-1, 1]."""
-    x = let(x)
-    above, t, tail = _asin_tail(let(absolute(x)), isa)
-    negative = let(x < like(0, x))
-    double = let(like(2, x) * (t + tail))
+    x = hold(x)
+    above, t, tail = _asin_tail(hold(absolute(x)), isa)
+    negative = hold(x < like(0, x))
+    double = hold(like(2, x) * (t + tail))
     high, low = like(1.57079637050628662109375, x), like(-4.37113900018624283e-8, x)
     middle = high - (with_sign(t, x) - (low - with_sign(tail, x)))
     outer = select(negative, like(2, x) * high - (double - like(2, x) * low), double)
-    return let(select(above, outer, middle))
+    return hold(select(above, outer, middle))
 
 
 def sinh(x: Expr, isa: Isa) -> Expr:
     """Hyperbolic sine."""
-    x = let(x)
-    a = let(absolute(x))
-    z = let(a * a)
+    x = hold(x)
+    a = hold(absolute(x))
+    z = hold(a * a)
     small = fma(a * z, polynomial(z, _SINH, isa), a, isa)
     half = exp(a, isa, doublings=-1)
     large = half - like(0.25, x) / half
-    return let(with_sign(absolute(select(a < like(1, x), small, large)), x))
+    return hold(with_sign(absolute(select(a < like(1, x), small, large)), x))
 
 
 def cosh(x: Expr, isa: Isa) -> Expr:
     """Hyperbolic cosine."""
     half = exp(absolute(x), isa, doublings=-1)
-    return let(half + like(0.25, half) / half)
+    return hold(half + like(0.25, half) / half)
 
 
 def asinh(x: Expr, isa: Isa) -> Expr:
     """Inverse hyperbolic sine."""
-    x = let(x)
-    a = let(absolute(x))
+    x = hold(x)
+    a = hold(absolute(x))
     one = like(1, x)
-    large = let(a > like(2.0**12, x))  # there asinh is log(2 a), and a*a may overflow later on
-    square = let(a * a)
-    inner = let(select(large, a - one, a + square / (one + intrinsic("llvm.sqrt", square + one))))
+    large = hold(a > like(2.0**12, x))  # there asinh is log(2 a), and a*a may overflow later on
+    square = hold(a * a)
+    inner = hold(select(large, a - one, a + square / (one + intrinsic("llvm.sqrt", square + one))))
     result = log1p(inner, isa)
-    return let(with_sign(absolute(result + select(large, like(math.log(2), x), like(0, x))), x))
+    return hold(with_sign(absolute(result + select(large, like(math.log(2), x), like(0, x))), x))
 
 
 def acosh(x: Expr, isa: Isa) -> Expr:
     """Inverse hyperbolic cosine; NaN below 1."""
-    x = let(x)
-    t = let(x - like(1, x))
-    large = let(x > like(2.0**12, x))
-    inner = let(select(large, t, t + intrinsic("llvm.sqrt", t * t + t + t)))
+    x = hold(x)
+    t = hold(x - like(1, x))
+    large = hold(x > like(2.0**12, x))
+    inner = hold(select(large, t, t + intrinsic("llvm.sqrt", t * t + t + t)))
     result = log1p(inner, isa) + select(large, like(math.log(2), x), like(0, x))
-    return let(select(x < like(1, x), like(math.nan, x), result))
+    return hold(select(x < like(1, x), like(math.nan, x), result))
 
 
 def atanh(x: Expr, isa: Isa) -> Expr:
     """Inverse hyperbolic tangent; infinite at 1, NaN outside [-1, 1]."""
-    x = let(x)
-    a = let(absolute(x))
+    x = hold(x)
+    a = hold(absolute(x))
     result = like(0.5, x) * log1p((a + a) / (like(1, x) - a), isa)
     result = select(a > like(1, x), like(math.nan, x), result)
-    return let(with_sign(absolute(result), x))
+    return hold(with_sign(absolute(result), x))
 
 
 def _log2_wide(x: Expr, isa: Isa) -> Expr:
     """log2 of positive finite float32 values as float64, relative error about 1e-13."""
     n, m = _log_parts(x)
-    m = let(convert(m, "float64"))
-    s = let((m - like(1, m)) / (m + like(1, m)))
-    z = let(s * s)
+    m = hold(convert(m, "float64"))
+    s = hold((m - like(1, m)) / (m + like(1, m)))
+    z = hold(s * s)
     atanh_s = fma(s * z, polynomial(z, _LOG2_64, isa), s, isa)
-    return let(fma(atanh_s, like(2 * _LOG2E, m), convert(n, "float64"), isa))
+    return hold(fma(atanh_s, like(2 * _LOG2E, m), convert(n, "float64"), isa))
 
 
 def _exp2_wide(x: Expr, isa: Isa) -> Expr:
     """2**x of float64 values, as float32: overflows to infinity, underflows through denormals."""
-    x = let(_clamp(x, -300.0, 300.0))
+    x = hold(_clamp(x, -300.0, 300.0))
     n, count = nearest_small(x)
-    r = let(x - n)
+    r = hold(x - n)
     p = fma(r, polynomial(r, _EXP2_64, isa), like(1, x), isa)
     scale = unbits((count + like(1023, count)) << like(52, count))
-    return let(convert(p * scale, "float32"))
+    return hold(convert(p * scale, "float32"))
 
 
 def power(x: Expr, y: Expr, isa: Isa) -> Expr:
     """x**y with C's special cases (pow): negative bases with integer exponents, zeros, infinities, 1 and NaN."""
-    x, y = let(x), let(y)
+    x, y = hold(x), hold(y)
     zero, one, inf = like(0, x), like(1, x), like(math.inf, x)
-    a, size = let(absolute(x)), let(absolute(y))
-    result = let(_exp2_wide(convert(y, "float64") * _log2_wide(a, isa), isa))
+    a, size = hold(absolute(x)), hold(absolute(y))
+    result = hold(_exp2_wide(convert(y, "float64") * _log2_wide(a, isa), isa))
     # |x| of 0 or infinity, and an infinite y: the direction decides between 0, 1 and infinity.
-    shrinks = let(either(both(a < one, y > zero), both(a >= one, y < zero)))
-    edge = let(select(equal(a, one), one, select(shrinks, zero, inf)))
-    result = let(select(either(either(equal(a, zero), equal(a, inf)), equal(size, inf)), edge, result))
-    whole = let(equal(let(truncate(y, isa)), y))
+    shrinks = hold(either(both(a < one, y > zero), both(a >= one, y < zero)))
+    edge = hold(select(equal(a, one), one, select(shrinks, zero, inf)))
+    result = hold(select(either(either(equal(a, zero), equal(a, inf)), equal(size, inf)), edge, result))
+    whole = hold(equal(hold(truncate(y, isa)), y))
     # Odd: an integer below 2**24 whose half is none.
-    half = let(y * like(0.5, y))
-    odd = let(both(both(whole, size < like(2.0**24, x)), unequal(let(rint(half, isa)), half)))
-    result = let(select(odd, with_sign(absolute(result), x), result))
+    half = hold(y * like(0.5, y))
+    odd = hold(both(both(whole, size < like(2.0**24, x)), unequal(hold(rint(half, isa)), half)))
+    result = hold(select(odd, with_sign(absolute(result), x), result))
     # A finite negative base has no real power unless the exponent is an integer.
-    unreal = let(both(both(x < zero, x > like(-math.inf, x)), invert(whole)))
-    result = let(select(unreal, like(math.nan, x), result))
-    result = let(select(either(is_nan(x), is_nan(y)), let(x + y), result))
-    return let(select(either(equal(x, one), equal(y, zero)), one, result))
+    unreal = hold(both(both(x < zero, x > like(-math.inf, x)), invert(whole)))
+    result = hold(select(unreal, like(math.nan, x), result))
+    result = hold(select(either(is_nan(x), is_nan(y)), hold(x + y), result))
+    return hold(select(either(equal(x, one), equal(y, zero)), one, result))
 
 
 FLOAT32 = {
@@ -389,7 +389,7 @@ def unary(name: str, x: Expr, isa: Isa) -> Expr:
     if element(x) == "float32":
         return FLOAT32[name](x, isa)
     if name == "sigmoid":
-        x = let(x)
+        x = hold(x)
         e = libm("exp", negated(absolute(x)))
-        return let(select(x >= like(0, x), like(1, x), e) / (like(1, x) + e))
+        return hold(select(x >= like(0, x), like(1, x), e) / (like(1, x) + e))
     return libm(LANE_BY_LANE[name], x)

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, let, positions, stack, vector_type
+from dlc.targets.cpu.kernels.builder import Expr, hold, positions, stack, vector_type
 
 _BITS = {"float32": "int32", "float64": "int64", "float16": "int16"}
 # Adding it rounds to an integer, half to even, and leaves that integer in the low bits: for |x| < 2**22 (2**51).
@@ -179,7 +179,7 @@ def named(value: Expr) -> Expr:
     """`value` under a name if it is not one already: for expressions that are used twice."""
     plain = isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm | tvm.ir.expr.TensorLoad)
     plain = plain or (isinstance(value, tirx.Broadcast) and isinstance(value.value, tirx.IntImm | tirx.FloatImm))
-    return value if plain else let(value)
+    return value if plain else hold(value)
 
 
 def larger(a: Expr, b: Expr) -> Expr:
@@ -235,8 +235,8 @@ def nearest_small(x: Expr) -> tuple[Expr, Expr]:
     Two additions and one subtraction on every instruction set; no undefined conversion of a NaN.
     """
     magic = like(_MAGIC[element(x)], x)
-    shifted = let(fence(x + magic))
-    return let(shifted - magic), let(bits(shifted) - bits(magic))
+    shifted = hold(fence(x + magic))
+    return hold(shifted - magic), hold(bits(shifted) - bits(magic))
 
 
 def fence(value: Expr) -> Expr:
@@ -248,10 +248,10 @@ def rint(x: Expr, isa: Isa) -> Expr:
     """Round to an integer, half to even, over the whole range, signed zeros kept."""
     if _native_rounding(isa):
         return intrinsic("llvm.rint", x)
-    x = let(x)
-    size = let(absolute(x))
+    x = hold(x)
+    size = hold(absolute(x))
     half = like(_EXACT[element(x)] / 2, x)
-    rounded = let(with_sign(nearest_small(smaller(size, half))[0], x))
+    rounded = hold(with_sign(nearest_small(smaller(size, half))[0], x))
     # Between 2**22 and 2**23 (2**51, 2**52) halves exist: adding the least value without any rounds them away.
     exact = like(_EXACT[element(x)], x)
     upper = with_sign(fence(size + exact) - exact, x)
@@ -263,8 +263,8 @@ def floor(x: Expr, isa: Isa) -> Expr:
     """Round towards minus infinity."""
     if _native_rounding(isa):
         return intrinsic("llvm.floor", x)
-    x = let(x)
-    near = let(rint(x, isa))
+    x = hold(x)
+    near = hold(rint(x, isa))
     return with_sign(absolute(select(near > x, near - like(1, x), near)), x)
 
 
@@ -279,7 +279,7 @@ def truncate(x: Expr, isa: Isa) -> Expr:
     """Round towards zero."""
     if _native_rounding(isa):
         return intrinsic("llvm.trunc", x)
-    x = let(x)
+    x = hold(x)
     return with_sign(floor(absolute(x), isa), x)
 
 
@@ -321,4 +321,4 @@ def libm(name: str, *args: Expr, keep: tuple[Expr, Expr] | None = None) -> Expr:
             chosen = stack("uint8", lanes)
             T.buffer_store(chosen, convert(mask, "uint8"), whole)
             each(chosen)
-    return let(result[positions(0, lanes)])
+    return hold(result[positions(0, lanes)])
