@@ -107,6 +107,11 @@ def quantizable_models(draw: st.DrawFn) -> tuple[onnx.ModelProto, int]:
         out = draw(st.sampled_from([1, 5, 10, 16, 40]))
         x = m.add("Gemm", [x, m.weight(out, shape[0]), m.constant(m.rng.normal(0, 1, out))], transB=1)
         out_shape = [batch, out]
+    else:
+        # The last contraction gives float straight from its accumulator: bits that the arithmetic specifies, which
+        # a float sigmoid behind it would not be.
+        x = m.add("Conv", [x, m.weight(6, shape[0], 1, 1)], kernel_shape=[1, 1])
+        out_shape = [batch, 6, *shape[1:]]
     m.nodes[-1].output[0] = "y"
     graph = helper.make_graph(
         m.nodes,

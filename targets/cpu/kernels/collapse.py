@@ -52,34 +52,38 @@ class _Collapse:
         own = self.values[name].shape
         return [1] * (self.rank - len(own)) + list(own)
 
-    def joins(self, axis: int) -> bool:
-        """Whether dimensions `axis` and `axis` + 1 can be one."""
+    def joins(self, axis: int, inner: int) -> bool:
+        """Whether dimensions `axis` and `inner` can be one; between them are only extents of one."""
         for name in self.values:
             if self.along.get(name, (0, 0))[0] == -1:
                 continue
             shape = self.padded(name)
-            if is_one(self.shape[axis]) or is_one(self.shape[axis + 1]):
-                pass
-            elif is_one(shape[axis]) != is_one(shape[axis + 1]):
+            if is_one(shape[axis]) != is_one(shape[inner]):
                 return False
             layout = self.layouts.get(name)
             if layout is None or is_one(shape[axis]) or name in self.along:
                 if layout is not None and name in self.along and not is_one(shape[axis]):
                     return False
                 continue
-            own = axis - (self.rank - len(layout.shape))
-            if simplify(layout.strides[own] - layout.strides[own + 1] * shape[axis + 1]) != 0:
+            shift = self.rank - len(layout.shape)
+            if simplify(layout.strides[axis - shift] - layout.strides[inner - shift] * shape[inner]) != 0:
                 return False
         return True
 
     def groups(self) -> list[list[int]]:
+        """Dimensions that become one. An extent of one joins anything, and says nothing about its neighbours."""
         found = [[0]]
-        for axis in range(self.rank - 1):
-            if self.joins(axis):
-                found[-1].append(axis + 1)
+        for axis in range(1, self.rank):
+            last = self.last_long(found[-1])
+            if last is None or is_one(self.shape[axis]) or self.joins(last, axis):
+                found[-1].append(axis)
             else:
-                found.append([axis + 1])
+                found.append([axis])
         return found
+
+    def last_long(self, group: Sequence[int]) -> int | None:
+        """The innermost dimension of a group whose extent is not one."""
+        return next((axis for axis in reversed(group) if not is_one(self.shape[axis])), None)
 
     def shape_of(self, name: str, groups: Sequence[Sequence[int]]) -> tuple[Expr, ...]:
         full = self.padded(name)
@@ -106,7 +110,8 @@ class _Collapse:
             if name in self.along:
                 continue
             shift = self.rank - len(layout.shape)
-            strides = [layout.strides[g[-1] - shift] if g[-1] >= shift else 0 for g in groups]
+            steps = [g[-1] if (long := self.last_long(g)) is None else long for g in groups]
+            strides = [layout.strides[axis - shift] if axis >= shift else 0 for axis in steps]
             halo = [(0, 0) if len(g) > 1 or g[0] < shift else layout.halo[g[0] - shift] for g in groups]
             layouts[name] = replace(layout, shape=self.shape_of(name, groups), strides=tuple(strides), halo=tuple(halo))
         body = replace(
