@@ -55,8 +55,8 @@ class _Modular:
     """An integer whose +, - and * wrap around.
 
     TVM declares overflow of 32-bit and wider arithmetic impossible, of signed and of unsigned integers, and LLVM draws
-    conclusions from it (it dropped a relu behind an unsigned difference). The vector-predicated intrinsics carry no such
-    claim and become the plain instruction.
+    conclusions from it (it dropped a relu behind an unsigned difference). The vector-predicated intrinsics carry no
+    such claim and become the plain instruction.
     """
 
     def __init__(self, value: Expr) -> None:
@@ -191,7 +191,7 @@ def _floor_divide(call: Call, args: Sequence[Expr]) -> Expr:
     a, b = (hold(x) for x in args)
     if not v.is_float(v.element(a)):
         quotient, rest = _quotient(a, b), _remainder(a, b)
-        return v.select(_opposed(rest, b), wrapping(lambda q: q - v.like(1, q), quotient), quotient)
+        return v.select(_opposed(rest, b), wrapping(lambda q, one: q - one, quotient, v.like(1, quotient)), quotient)
     # numpy's npy_floor_divide: divide what the exact remainder leaves, then snap to the nearest integer below.
     rest = _fmod(a, b)
     exact = hold((v.fence(a) - rest) / b)
@@ -355,7 +355,9 @@ def _shift_count(b: Expr) -> tuple[Expr, Expr]:
 @_register("relax.left_shift")
 def _left_shift(call: Call, args: Sequence[Expr]) -> Expr:
     count, small = _shift_count(args[1])
-    return v.select(small, v.reinterpret(_unsigned(args[0]) << _unsigned(count), v.element(args[0])), v.like(0, args[0]))
+    return v.select(
+        small, v.reinterpret(_unsigned(args[0]) << _unsigned(count), v.element(args[0])), v.like(0, args[0])
+    )
 
 
 @_register("relax.right_shift")
