@@ -46,7 +46,8 @@ def samples_of(calibration: Any, module: Any) -> Iterable[Mapping[str, np.ndarra
     """The samples of any form of calibration data.
 
     Args:
-        calibration: a path, ``zoo:NAME``, ``random[:SEED]``, a dict of arrays with a leading sample axis, or an iterable of dicts.
+        calibration: a path, ``zoo:NAME``, ``random[:SEED]``, a dict of arrays with a leading
+            sample axis, or an iterable of dicts.
         module: the IRModule, for the inputs' names, extents and dtypes.
 
     Raises:

@@ -1,6 +1,6 @@
 """Run mypy over the project under its installed names.
 
-The folders passes/, frontends/, ... are installed below `dlc`, so mypy has to see them there: it runs in a tree of links.
+The folders passes/, frontends/, ... are installed below `dlc`, so mypy has to see them there, in a tree of links.
 """
 
 from __future__ import annotations

@@ -140,10 +140,14 @@ _BUILD: dict[str, Build] = {
     "relax.argmax": lambda x, a: relax.op.argmax(x[0], a["axis"], bool(a["keepdims"])),
     "relax.argmin": lambda x, a: relax.op.argmin(x[0], a["axis"], bool(a["keepdims"])),
 }
+
+
+def _build_reduction(function: Callable[..., Any]) -> Build:
+    return lambda x, a: function(x[0], list(a["axes"]), bool(a["keepdims"]))
+
+
 for _reduction in ("sum", "mean", "max", "min", "prod"):
-    _BUILD[f"relax.{_reduction}"] = lambda x, a, f=getattr(relax.op, _reduction): f(
-        x[0], list(a["axes"]), bool(a["keepdims"])
-    )
+    _BUILD[f"relax.{_reduction}"] = _build_reduction(getattr(relax.op, _reduction))
 
 
 def _read_axes(call: Any) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def _relax_function(name: str) -> Callable[..., Any]:
     target: Any = relax.op
     for part in name.removeprefix("relax.").split("."):
         target = getattr(target, part)
-    return target  # type: ignore[no-any-return]
+    return target
 
 
 # --- Relax -> Graph ---
@@ -278,12 +282,14 @@ def tvm_ffi_address(obj: Any) -> Any:
 
 # Arrays that were read from a Relax constant, by id: writing one back gives that constant, not a copy. A pass reads and
 # writes every weight of the model, so this is most of the time and memory that passes take on large ones.
-_SHARED = frozenset(["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"])
+_SHARED = frozenset(
+    ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+)
 _READ_FROM: dict[int, tuple[weakref.ref[np.ndarray], Any]] = {}
 
 
 def constant_array(const: Any) -> np.ndarray:
-    """A Relax constant's value (bfloat16 and small floats as ml_dtypes), read-only; not a copy where numpy can share."""
+    """A Relax constant's value (small floats as ml_dtypes), read-only; not a copy where numpy can share."""
     shared = str(const.value.dtype) in _SHARED
     array: np.ndarray = np.from_dlpack(const.value) if shared else const.value.numpy()
     array.setflags(write=False)

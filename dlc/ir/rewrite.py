@@ -40,9 +40,7 @@ class Rewriter:
     def __init__(self, module: Any) -> None:
         full = view(module)
         self.nodes_before = len(full.nodes)
-        self.graph = Graph(
-            full.name, full.inputs, full.outputs, tuple(live_nodes(full)), full.constants, full.attrs
-        )
+        self.graph = Graph(full.name, full.inputs, full.outputs, tuple(live_nodes(full)), full.constants, full.attrs)
         self.module = module
         self.producers = self.graph.producers()
         self.consumers = self.graph.consumers()

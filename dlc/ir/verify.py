@@ -8,11 +8,10 @@ from dlc.ir.convert import view
 from dlc.ir.graph import Graph
 from dlc.ir.ops import OPS
 
-DTYPES = frozenset(
-    ("bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-    + ("float16", "bfloat16", "float32", "float64")
-    + ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
-)
+INTEGERS = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+SMALL_FLOATS = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+DTYPES = frozenset(("bool", *INTEGERS, *FLOATS, *SMALL_FLOATS))
 
 
 class IrError(AssertionError):

@@ -2,7 +2,7 @@
 
 A region is an anchor (a contraction, a window, a reduction) with the elementwise nodes that can ride on its store
 and, for reductions, on its load; or a group of elementwise nodes alone; or one data movement. Reshapes stay in
-``main``: they are other names for the same memory. Constants of more than one element are passed to a region as arguments.
+``main``: they are other names for the same memory. Larger constants are passed as arguments.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
+
+from dlc.hardware import Machine
+from dlc.ir.graph import Graph, Node, Value
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, Layout, kernel, simplify
@@ -18,9 +21,6 @@ from dlc.targets.cpu.kernels.contract import Contraction
 from dlc.targets.cpu.kernels.depthwise import Depthwise
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
-
-from dlc.hardware import Machine
-from dlc.ir.graph import Graph, Node, Value
 
 Constants = Mapping[str, np.ndarray]
 
@@ -125,7 +125,9 @@ class ContractionRegion:
     def _is_whole(self, value: Value) -> bool:
         """Whether a value has an element for each of the accumulators."""
         full = self.acc.shape
-        return len(value.shape) == len(full) and all(simplify(a - b) == 0 for a, b in zip(value.shape, full, strict=True))
+        return len(value.shape) == len(full) and all(
+            simplify(a - b) == 0 for a, b in zip(value.shape, full, strict=True)
+        )
 
     def _flat_view(self) -> tuple[Graph, dict[str, Layout]]:
         """The body and its layouts with all leading dimensions joined into rows."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlc.targets.cpu.isa import Isa
-
 from dlc.ir.graph import Node
+from dlc.targets.cpu.isa import Isa
 
 _BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
 
@@ -26,7 +25,13 @@ def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     return f"{schedule['mr']}x{schedule['nr'] * isa.lanes()}{outer}, {schedule['hot']} hot"
 
 
-def explanation(node: Node, symbol: str, isa: Isa, why: str) -> dict[str, Any]:
+def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
+    # Where the tiles of AMX do not fit a problem, the same instruction set's vectors take it.
+    unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else "avx512_vnni"
+    return f"{_BY_ANCHOR.get(anchor, node.attrs['dlc.kind'])} {unit}"
+
+
+def explanation(node: Node, symbol: str, isa: Isa) -> dict[str, Any]:
     """The row as JSON."""
     assert node.body is not None
     schedule = node.attrs.get("dlc.schedule", {})
@@ -38,9 +43,9 @@ def explanation(node: Node, symbol: str, isa: Isa, why: str) -> dict[str, Any]:
         "channels_last": node.origin.channels_last,
         "fused": [n.op.removeprefix("relax.").removeprefix("dlc.") for n in node.body.nodes],
         "precision": _precision(node),
-        "kernel": f"{_BY_ANCHOR.get(anchor, node.attrs['dlc.kind'])} {isa.name}",
+        "kernel": _kernel(node, anchor, schedule, isa),
         "symbol": symbol,
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
-        "why_not_better": why,
+        "why_not_better": schedule.get("note", ""),
     }

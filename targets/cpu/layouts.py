@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dlc.targets.cpu.kernels.builder import Layout
-
 from dlc.ir.graph import Graph, Node
+from dlc.targets.cpu.kernels.builder import Layout
 
 
 def output_layout(node: Node) -> Layout:

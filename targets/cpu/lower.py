@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 import tvm
+
+from dlc.errors import DlcError
+from dlc.ir.convert import view
+from dlc.ir.dims import Symbols, symbols
+from dlc.ir.graph import Graph, Node
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
@@ -19,11 +24,6 @@ from dlc.targets.cpu.kernels.builder import Layout, simplify
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.cpu.program import Call, Program, Ref
 from dlc.targets.cpu.schedule import region_constants
-
-from dlc.errors import DlcError
-from dlc.ir.convert import view
-from dlc.ir.dims import Symbols, symbols
-from dlc.ir.graph import Graph, Node
 
 VIEW = "relax.reshape"
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
@@ -72,27 +72,28 @@ class Lowering:
         self.graph, self.isa = table.graph(view(module)), isa
         self.values, self.layouts = self.graph.values(), value_layouts(self.graph)
         dims = [d for v in self.graph.inputs for d in v.shape]
-        self.program = Program(
-            self.graph.inputs, tuple(self.values[n] for n in self.graph.outputs), symbols(dims)
-        )
+        self.program = Program(self.graph.inputs, tuple(self.values[n] for n in self.graph.outputs), symbols(dims))
         self.roots: dict[str, str] = {}
-        self.known: dict[str, tuple[str, bool]] = {}  # digest -> symbol, whether it starts with an accumulator value
+        self.known: dict[str, str] = {}  # digest -> symbol
         self.constant_index: dict[str, int] = {}
 
     # --- places ---
 
     def root(self, name: str) -> str:
+        """The value whose memory `name` is."""
         return self.roots.get(name, name)
 
     def constant(self, array: np.ndarray) -> Ref:
+        """The place of a constant; equal ones share it."""
         array = np.ascontiguousarray(array)
-        key = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest() + str(array.dtype)
+        key = hashlib.sha256(memoryview(array.reshape(-1).view(np.uint8))).hexdigest() + str(array.dtype)
         if key not in self.constant_index:
             self.constant_index[key] = len(self.program.constants)
             self.program.constants.append(array)
         return Ref("constant", self.constant_index[key])
 
     def place(self, name: str) -> Ref:
+        """Where a value of ``main`` lies."""
         name = self.root(name)
         if name in self.graph.constants:
             return self.constant(self.graph.constants[name])
@@ -107,6 +108,7 @@ class Lowering:
     # --- kernels ---
 
     def region(self, node: Node) -> None:
+        """Generate the kernel of one region call, unless an equal one exists, and call it."""
         assert node.body is not None
         kind = node.attrs["dlc.kind"]
         constants = region_constants(self.graph, node)
@@ -117,26 +119,24 @@ class Lowering:
         constants = {names[n]: a for n, a in constants.items()}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
         if kind == "contraction":
-            refs, symbol, why = self._contraction(node, renamed, layouts, constants, fill)
+            refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
         else:
-            refs, symbol, why = self._generated(node, kind, renamed, layouts, constants, fill)
+            refs, symbol = self._generated(node, kind, renamed, layouts, constants, fill)
         output = self.place(node.output.name)
         layout = self.layouts[node.output.name]
         if output.kind == "workspace":
             bits = tvm.DataType(node.output.dtype).bits
             self.program.buffers[output.name] = simplify(layout.size * max(1, bits // 8))
-        row = explanation(node, symbol, self.isa, why)
+        row = explanation(node, symbol, self.isa)
         dims = self._dims(layouts)
-        self.program.calls.append(
-            Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row)
-        )
+        self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
 
     def _dims(self, layouts: dict[str, Layout]) -> list[Any]:
         return symbols(d for layout in layouts.values() for d in (*layout.shape, layout.size))
 
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
-    ) -> tuple[list[Ref], str, str]:
+    ) -> tuple[list[Ref], str]:
         reason = contraction_region.declines(body, constants)
         if reason is not None:
             raise DlcError(f"node {node.origin}: target cpu has no kernel: {reason}")
@@ -147,16 +147,16 @@ class Lowering:
         if digest not in self.known:
             assert node.body is not None
             func = region.emit(node.body.name, schedule, operands, self._dims(layouts), fill)
-            self.known[digest] = (self._add(func), region.init is not None)
+            self.known[digest] = self._add(func)
         # A constant is placed as the kernel reads it, packed; placing the node's own input would keep it twice.
         sources = {f"i{i}": name for i, name in enumerate(node.inputs)}
         refs = [self.constant(array) if array is not None else self.place(sources[name]) for name, array in operands]
-        return refs, self.known[digest][0], ""
+        return refs, self.known[digest]
 
     def _generated(
         self, node: Node, kind: str, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any],
         fill: float | None,
-    ) -> tuple[list[Ref], str, str]:  # fmt: skip
+    ) -> tuple[list[Ref], str]:  # fmt: skip
         family, reasons = self._family(kind, body)
         if family is None:
             raise DlcError(f"node {node.origin}: target cpu has no kernel: {'; '.join(reasons)}")
@@ -165,8 +165,8 @@ class Lowering:
             assert node.body is not None
             halo_fill = {} if fill is None else {body.outputs[0]: fill}
             func = family.emit(node.body.name, body, layouts, self.isa, self._dims(layouts), halo_fill)
-            self.known[digest] = (self._add(func), False)
-        return [self.place(name) for name in node.inputs], self.known[digest][0], ""
+            self.known[digest] = self._add(func)
+        return [self.place(name) for name in node.inputs], self.known[digest]
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:
@@ -184,6 +184,7 @@ class Lowering:
         return symbol
 
     def run(self) -> Program:
+        """Lower every call of ``main``."""
         for node in self.graph.nodes:
             if node.op == VIEW:
                 self.roots[node.output.name] = self.root(node.inputs[0])

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dlc.targets.cpu.kernels.builder import simplify
-from dlc.targets.cpu.program import Program
 from tvm import tirx
 
 from dlc.ir.dims import substitute, symbols
+from dlc.targets.cpu.kernels.builder import simplify
+from dlc.targets.cpu.program import Program
 
 ALIGNMENT = 64
 # Extent assumed for a symbolic dimension when values are matched to slots; any value gives a correct plan.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from dlc.targets.cpu.kernels.builder import Layout
 
 from dlc.ir.graph import Origin, Value
+from dlc.targets.cpu.kernels.builder import Layout
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dlc import explain
 from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
+from dlc.targets.cpu.amx_permission import request_amx
 
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
@@ -44,6 +45,10 @@ class CpuExecutable:
         import tvm_ffi_orcjit
 
         build = package.manifest["build"]
+        if build["isa"] == "amx" and not request_amx():
+            raise DlcError(
+                f"{package.name}: the operating system does not grant AMX tiles; compile for cpu:avx512_vnni"
+            )
         self._package = package  # the constants are mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
@@ -118,9 +123,7 @@ class CpuExecutable:
         self._reserved = state
         return self._main, state.argument
 
-    def trace(
-        self, inputs: list[np.ndarray], sizes: Mapping[str, int]
-    ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""
         outputs = self._outputs(sizes)
         state = self._state(sizes)

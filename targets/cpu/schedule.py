@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dlc.targets.cpu.contraction_region import ContractionRegion, declines
-from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.layouts import body_layouts, value_layouts
-
 from dlc.hardware import Machine
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols
 from dlc.ir.graph import Graph, Node
 from dlc.pipeline import Context, Pass
+from dlc.targets.cpu.contraction_region import ContractionRegion, declines
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.layouts import body_layouts, value_layouts
 
 
 def region_constants(graph: Graph, node: Node) -> dict[str, Any]:

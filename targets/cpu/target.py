@@ -6,9 +6,15 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
+
+from dlc.hardware import this_machine
+from dlc.options import Options
+from dlc.package import safetensors_bytes
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+from dlc.pipeline import Context, Pass
 from dlc.targets.base import Build, Target, Variant
+from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
 from dlc.targets.cpu.lower import lower
@@ -16,10 +22,10 @@ from dlc.targets.cpu.plan import plan
 from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
 
-from dlc.hardware import this_machine
-from dlc.options import Options
-from dlc.package import safetensors_bytes
-from dlc.pipeline import Context, Pass
+
+def best_level() -> Isa:
+    """The best instruction set that this machine has and that its operating system lets a process use."""
+    return next(isa for isa in levels_of(this_machine()) if isa.name != "amx" or request_amx())
 
 
 class CpuTarget(Target):
@@ -35,7 +41,7 @@ class CpuTarget(Target):
     def parse(cls, spec: str) -> CpuTarget:
         """``cpu`` or ``cpu:<level>``; DlcError for an unknown level."""
         _, _, level = spec.partition(":")
-        return cls(isa_by_name(level) if level else levels_of(this_machine())[0], spec)
+        return cls(isa_by_name(level) if level else best_level(), spec)
 
     @property
     def spec(self) -> str:

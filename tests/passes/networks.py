@@ -30,7 +30,9 @@ class Net:
         """Random float32."""
         return (self.rng.standard_normal(shape) * scale).astype(np.float32)
 
-    def conv(self, x: Any, channels: int, out: int, kernel: int = 3, stride: int = 1, pad: int = 1, name: str = "") -> Any:
+    def conv(
+        self, x: Any, channels: int, out: int, kernel: int = 3, stride: int = 1, pad: int = 1, name: str = ""
+    ) -> Any:
         """Convolution and bias."""
         weight = self.normal(out, channels, kernel, kernel, scale=(2 / (channels * kernel**2)) ** 0.5)
         y = self.emit(

@@ -19,9 +19,7 @@ GRAPHS = int(os.environ.get("DLC_GRAPHS", "30"))  # a release is tested with 200
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ["float", "fixed", "shift"])
-@settings(
-    max_examples=GRAPHS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=GRAPHS, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(drawn=quantizable_models())
 def test_cpu_equals_reference_on_every_instruction_set(arithmetic: str, drawn: tuple) -> None:
     model, seed = drawn

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from dlc.zoo.vision import data, evaluate
 
 from dlc import zoo as models
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
+from dlc.zoo.vision import data, evaluate
 
 
 def full_set_missing() -> bool:

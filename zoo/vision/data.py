@@ -184,7 +184,6 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return body.reshape(shape)
 
 
-
 def samples(part: Literal["test", "calibration"]) -> dict[str, NDArray[np.float32]]:
     """Return the embedded images of `part` (``calibration`` or ``test``) by the model's input name."""
     return {"image": load_inputs(part)[0]}

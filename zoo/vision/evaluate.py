@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from dlc.zoo.vision import data
 from numpy.typing import NDArray
 from safetensors import safe_open
 
 from dlc import zoo
 from dlc.errors import DlcError
+from dlc.zoo.vision import data
 
 #: Maps model inputs float32 (n, 1, 28, 28), any n, to logits float32 (n, 10).
 Predictor = Callable[[NDArray[np.float32]], NDArray[np.float32]]

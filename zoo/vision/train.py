@@ -16,8 +16,6 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from dlc.zoo.vision import data
-from dlc.zoo.vision.model import VisionNet
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
@@ -25,6 +23,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from dlc.errors import DlcError
+from dlc.zoo.vision import data
+from dlc.zoo.vision.model import VisionNet
 
 HELD_OUT = 5_000
 

@@ -61,9 +61,7 @@ def _infer_requantize(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[
 
 def _requantize(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:
     count = attrs["terms"]
-    terms = [
-        t.astype(np.int32) - np.int32(z) for t, z in zip(inputs[:count], attrs["term_zero_points"], strict=True)
-    ]
+    terms = [t.astype(np.int32) - np.int32(z) for t, z in zip(inputs[:count], attrs["term_zero_points"], strict=True)]
     multipliers = inputs[count : 2 * count]
     bounds = (attrs["zero_point"], attrs["lo"], attrs["hi"], attrs["out_dtype"])
     if attrs["mode"] == "float":

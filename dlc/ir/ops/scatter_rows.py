@@ -23,9 +23,7 @@ def _infer(types: Sequence[tuple[tuple[Any, ...], str]], attrs: Mapping[str, Any
         raise ValueError(f"positions must be a vector of integers, got {index}{list(positions)}")
     if update != dtype:
         raise ValueError(f"updates of {update} for data of {dtype}")
-    if len(updates) != len(data) or not all(
-        same(a, b) for a, b in zip(updates, (*positions, *data[1:]), strict=True)
-    ):
+    if len(updates) != len(data) or not all(same(a, b) for a, b in zip(updates, (*positions, *data[1:]), strict=True)):
         raise ValueError(f"updates {list(updates)} do not fit {list(positions)} rows of {list(data)}")
     return data, dtype
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd, prod
 
+import numpy as np
+
+from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
-
-import numpy as np
-
-from dlc.hardware import Machine
 
 _GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
 _HERTZ = 3e9  # only ratios matter

@@ -16,11 +16,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from dlc.errors import DlcError
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Layout, simplify
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
-
-from dlc.errors import DlcError
 
 
 class Axis(NamedTuple):

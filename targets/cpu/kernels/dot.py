@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, splat, vector_type
 from tvm.script.ir_builder import tirx as T
 
 from dlc.errors import DlcError
+from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import Expr, splat, vector_type
 
 
 @dataclass(frozen=True)

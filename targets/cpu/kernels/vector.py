@@ -91,7 +91,7 @@ def convert(value: Expr, dtype: str) -> Expr:
     source, lanes = element(value), lanes_of(value)
     if source == dtype:
         return value
-    if isinstance(value, tirx.IntImm) and not source == "bool" and not is_float(dtype) and dtype != "bool":
+    if isinstance(value, tirx.IntImm) and source != "bool" and not is_float(dtype) and dtype != "bool":
         # Folded here, because TVM substitutes a constant only later, where `reinterpret` would meet it unprepared.
         return constant(_wrapped(int(value.value), dtype), dtype)
     if source == "bool":
