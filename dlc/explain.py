@@ -20,6 +20,7 @@ _COLUMNS = {
     "kernel": "kernel",
     "tile": "tile",
     "predicted_us": "predicted us",
+    "predicted_for": "for",
     "why_not_better": "why not better",
 }
 

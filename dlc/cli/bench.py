@@ -15,7 +15,7 @@ from dlc.errors import DlcError
 @click.argument("package", type=common.PATH)
 @click.option("--model", metavar="MODEL.onnx", help="What other runtimes are given: an .onnx file or zoo:NAME.")
 @click.option("--against", default="", metavar="A,B", help="onnxruntime, openvino: timed in turns.")
-@click.option("--inputs", type=common.PATH, help="An .npz with an array for each input (default: random).")
+@click.option("--inputs", type=common.PATH, help="An .npz with an array for each input, zoo:NAME (default: random).")
 @common.seed_option
 @common.shape_option
 @click.option("--iterations", type=click.IntRange(1), help="Runs of each (default: about two seconds' worth).")

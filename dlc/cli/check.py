@@ -14,7 +14,9 @@ from dlc.cli import common
 @click.command(short_help="Compare a package with another implementation of its model.")
 @click.argument("package", type=common.PATH)
 @click.option("--against", required=True, metavar="MODEL.onnx", help="The model: an .onnx file or zoo:NAME.")
-@click.option("--inputs", type=common.PATH, help="An .npz with an array for each input, or a folder (default: random).")
+@click.option(
+    "--inputs", type=common.PATH, help="An .npz with an array for each input, zoo:NAME, or a folder (default: random)."
+)
 @common.seed_option
 @common.shape_option
 @click.option("--atol", type=click.FloatRange(0), default=ATOL, show_default=True, help="Absolute tolerance.")

@@ -78,7 +78,11 @@ shape_option = click.option(
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; DlcError where it is not one."""
+    """The arrays of an .npz file, or ``zoo:NAME``'s test inputs; DlcError where it is neither."""
+    if str(path).startswith("zoo:"):
+        from dlc.zoo import samples
+
+        return samples(str(path).removeprefix("zoo:"), "test")
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):

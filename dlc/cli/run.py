@@ -15,7 +15,7 @@ from dlc.errors import DlcError
 
 @click.command(short_help="Run a package.")
 @click.argument("package", type=common.PATH)
-@click.option("--inputs", type=common.PATH, help="An .npz with an array for each input, or a folder of them.")
+@click.option("--inputs", type=common.PATH, help="An .npz with an array for each input, zoo:NAME, or a folder of them.")
 @click.option("--random", is_flag=True, help="Random inputs instead.")
 @common.seed_option
 @common.shape_option

@@ -1,8 +1,8 @@
 """Copy what a convolution cannot read in place, so that every padded input has a producer that can pad it.
 
 A convolution reads its input from memory that already holds the padding (a halo, written by the producer). Graph
-inputs, constants and values that others need dense (a reshape, a matmul, a graph output) have none: they are copied once, by a
-cast to their own dtype, which becomes a kernel like any other.
+inputs, constants and values that others need dense (a reshape, a matmul, a graph output) have none: they are copied
+once, by a cast to their own dtype, which becomes a kernel like any other.
 """
 
 from __future__ import annotations

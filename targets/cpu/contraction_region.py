@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from dlc.hardware import Machine
+from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, Layout, kernel, simplify
 from dlc.targets.cpu.kernels.contract import Contraction
+from dlc.targets.cpu.kernels.contract_cost import GUESS
 from dlc.targets.cpu.kernels.depthwise import Depthwise
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
@@ -209,7 +211,8 @@ class ContractionRegion:
             return depthwise.choose_depthwise(self.problem, self.isa, machine).to_json()
         best = contract.choose(self.problem, self.isa, machine)
         seconds = contract.predicted_seconds(self.problem, best, self.isa, machine)
-        return {**best.to_json(), "predicted_us": round(seconds * 1e6, 3)}
+        symbolic = ", ".join(f"{var.name}={GUESS}" for var in symbols(self.layouts[self.a].shape))
+        return {**best.to_json(), "predicted_us": round(seconds * 1e6, 3), "predicted_for": symbolic}
 
     def packed_weight(self, schedule: Mapping[str, Any]) -> np.ndarray:
         """The constant weight as the kernel reads it."""
@@ -295,4 +298,4 @@ class ContractionRegion:
 
 
 def _schedule(values: Mapping[str, Any]) -> contract.Schedule:
-    return contract.Schedule.from_json({k: v for k, v in values.items() if k != "predicted_us"})
+    return contract.Schedule.from_json({k: v for k, v in values.items() if not k.startswith("predicted")})

@@ -47,5 +47,6 @@ def explanation(node: Node, symbol: str, isa: Isa) -> dict[str, Any]:
         "symbol": symbol,
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
+        "predicted_for": schedule.get("predicted_for", ""),
         "why_not_better": schedule.get("note", ""),
     }

@@ -86,7 +86,7 @@ class Lowering:
     def constant(self, array: np.ndarray) -> Ref:
         """The place of a constant; equal ones share it."""
         array = np.ascontiguousarray(array)
-        key = hashlib.sha256(memoryview(array.reshape(-1).view(np.uint8))).hexdigest() + str(array.dtype)
+        key = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() + str(array.dtype)
         if key not in self.constant_index:
             self.constant_index[key] = len(self.program.constants)
             self.program.constants.append(array)

@@ -86,7 +86,7 @@ class CpuTarget(Target):
         machine = this_machine()
         levels = [isa.name for isa in levels_of(machine)]
         found = {k: v for k, v in asdict(machine).items() if k != "features"}
-        return {"available": True, **found, "levels": levels}
+        return {"available": True, "description": f"{machine.model}: {', '.join(levels)}", **found, "levels": levels}
 
 
 def _call_json(call: Call) -> dict[str, Any]:

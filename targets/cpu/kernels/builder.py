@@ -127,7 +127,10 @@ def load(buffer: Any, dtype: str, base: Expr, lanes: int = 1, mask: Expr = None)
     """Load consecutive elements of a flat buffer; masked lanes read nothing and give zero."""
     if mask is None:
         return buffer[positions(base, lanes)]
-    return T.masked_load(vector_type(dtype, lanes), buffer, positions(base, lanes), mask)
+    loaded = T.masked_load(vector_type(dtype, lanes), buffer, positions(base, lanes), mask)
+    # TVM leaves the other lanes undefined (LLVM's poison spreads through logic and sums); the selection costs nothing.
+    zero = tirx.FloatImm(dtype, 0.0) if "float" in dtype else tirx.IntImm(dtype, 0)
+    return T.Select(mask, loaded, splat(zero, lanes))
 
 
 def store(buffer: Any, base: Expr, value: Expr, lanes: int = 1, mask: Expr = None) -> None:

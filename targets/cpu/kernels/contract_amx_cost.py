@@ -12,10 +12,9 @@ from dlc.targets.cpu.kernels.amx import GROUP, LANES, ROW_BYTES, ROWS
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_amx import PARTIAL_BLOCKS
 from dlc.targets.cpu.kernels.contract_amx_plan import flat_rows, rows_of, step_bytes, steps_of, tile_rows
-from dlc.targets.cpu.kernels.contract_cost import core_of
+from dlc.targets.cpu.kernels.contract_cost import GUESS, core_of
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
 
-_GUESS = 64  # extent assumed for a symbolic dimension
 _HERTZ = 3e9  # as for vectors: only ratios matter
 _LATENCY = 52  # cycles from one multiply-add to the next on the same accumulator tile
 _LOADS = 2  # rows of tiles loaded per cycle
@@ -28,7 +27,7 @@ SHAPES = ((2, 2), (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1))  # til
 
 
 def _int(extent: Expr) -> int:
-    return extent if isinstance(extent, int) else _GUESS
+    return extent if isinstance(extent, int) else GUESS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 
-_GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
+GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
 _HERTZ = 3e9  # only ratios matter
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
 _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
@@ -56,7 +56,7 @@ def core_of(isa: Isa, machine: Machine) -> Core:
 
 
 def _int(extent: Expr) -> int:
-    return extent if isinstance(extent, int) else _GUESS
+    return extent if isinstance(extent, int) else GUESS
 
 
 def _bytes(dtype: str) -> int:

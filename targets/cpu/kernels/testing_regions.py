@@ -39,7 +39,9 @@ class Body:
         self.constants[name] = np.full(shape, value, dtype)
         return name
 
-    def node(self, op: str, inputs: Sequence[str], shape: Sequence[Any], dtype: str = "float32", **attrs: Any) -> str:
+    def node(
+        self, op: str, inputs: Sequence[str], shape: Sequence[Any], /, dtype: str = "float32", **attrs: Any
+    ) -> str:
         """Add a node (``relax.`` may be left out); returns the name of its output."""
         name = f"v{len(self.nodes)}"
         op = op if op.startswith("dlc.") else f"relax.{op}"
@@ -60,8 +62,8 @@ def concrete(shape: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def _buffer(layout: Layout, array: np.ndarray, full: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     """A padded buffer that holds `array`, and where; the halo holds what must not matter."""
-    buffer = np.zeros(full, array.dtype)
-    buffer.view("uint8").reshape(-1)[:] = 0x5B if array.dtype != bool else 1
+    junk = 1 if array.dtype == bool else 0x5B
+    buffer = np.full(int(np.prod(full, dtype=int)) * array.itemsize, junk, "uint8").view(array.dtype).reshape(full)
     inner = tuple(slice(b, b + n) for (b, _), n in zip(layout.halo, array.shape, strict=True))
     buffer[inner] = array
     return buffer, inner
@@ -105,13 +107,15 @@ def run_region(
     for before, after in zip(buffers[:count], results[:count], strict=True):
         assert before.tobytes() == after.tobytes(), "an input was written"
     found = []
-    for label, result, inner in zip(body.outputs, results[count:], inners[count:], strict=True):
+    for label, before, result, inner in zip(
+        body.outputs, buffers[count:], results[count:], inners[count:], strict=True
+    ):
         outside = np.ones(result.shape, bool)
         outside[inner] = False
         if label in fill:
             assert np.all(result[outside] == np.asarray(fill[label], result.dtype)), "halo not filled"
         else:
-            assert np.all(result[outside].view("uint8") == 0x5B), "halo written"
+            assert result[outside].tobytes() == before[outside].tobytes(), "halo written"
         found.append(result[inner])
     return found
 
@@ -136,11 +140,12 @@ def check(
     results = run_region(emit, body, arrays, isa, **options)
     for result, right in zip(results, expected, strict=True):
         assert result.shape == right.shape and result.dtype == right.dtype, (result.shape, right.shape, result.dtype)
-        wide = [x if x.dtype.kind in "biu" or x.dtype == "float64" else x.astype("float32") for x in (result, right)]
+        exact = result.dtype.kind in "biu" or result.dtype == "float64"
+        actual, wanted = (result, right) if exact else (result.astype("float32"), right.astype("float32"))
         if rtol or atol:
-            np.testing.assert_allclose(*wide, rtol=rtol, atol=atol)
+            np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=atol)
         else:
-            np.testing.assert_array_equal(*wide)
+            np.testing.assert_array_equal(actual, wanted)
 
 
 def random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarray:
