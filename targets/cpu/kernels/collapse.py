@@ -79,7 +79,20 @@ class _Collapse:
                 found[-1].append(axis)
             else:
                 found.append([axis])
+        last = self.last_long(found[-1])
+        if last is not None and last != self.rank - 1 and not self.contiguous(last):
+            # Kernels step along the last dimension by one element: here that is a dimension of extent one.
+            found[-1].pop()
+            found.append([self.rank - 1])
         return found
+
+    def contiguous(self, axis: int) -> bool:
+        """Whether every operand that has dimension `axis` steps along it by one element."""
+        for name, layout in self.layouts.items():
+            own = axis - (self.rank - len(layout.shape))
+            if name not in self.along and own >= 0 and not is_one(layout.shape[own]) and layout.strides[own] != 1:
+                return False
+        return True
 
     def last_long(self, group: Sequence[int]) -> int | None:
         """The innermost dimension of a group whose extent is not one."""
