@@ -18,7 +18,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=24"
-	$(BIN)/pip install --quiet -e ".[dev,bench]"
+	$(BIN)/pip install --quiet -e ".[dev,bench]" 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
 
 demo: setup
@@ -34,7 +34,9 @@ lint: setup
 	$(BIN)/python scripts/typecheck.py
 
 bench: setup
-	@$(BIN)/python bench/cpu.py
+	@$(BIN)/python bench/demo.py
+	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/contract_kernels.py
 
 docs: setup
 	@$(BIN)/python scripts/make_docs.py
