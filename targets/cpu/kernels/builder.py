@@ -138,7 +138,20 @@ def store(buffer: Any, base: Expr, value: Expr, lanes: int = 1, mask: Expr = Non
     if mask is None:
         T.buffer_store(buffer, value, [positions(base, lanes)])
     else:
-        T.evaluate(T.masked_store(buffer, value, positions(base, lanes), mask))
+        T.evaluate(T.masked_store(buffer, _settled(value, lanes), positions(base, lanes), mask))
+
+
+def _settled(value: Expr, lanes: int) -> Expr:
+    """`value` as it is, with LLVM kept from merging a narrowing into the masked store of it.
+
+    LLVM 22 turns a masked store whose mask is known to have one lane into a store of that element, and forgets the
+    narrowing: an int32 narrowed to uint8 is written with all four bytes. A fence, no instruction, ends the pattern.
+    """
+    dtype = str(value.ty.dtype)
+    size = tvm.DataType(dtype.partition("x")[0]).bits
+    if lanes == 1 or size > 16 or lanes * size % 32:
+        return value
+    return T.reinterpret(dtype, _fenced(T.reinterpret(vector_type("float32", lanes * size // 32), value)))
 
 
 def tail_mask(count: Expr, lanes: int) -> Expr:

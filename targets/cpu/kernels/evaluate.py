@@ -19,6 +19,7 @@ from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, simplify, splat
 from dlc.targets.cpu.kernels.elementwise import EMIT, Call
+from dlc.targets.cpu.kernels.lookup import bytes_at, in_registers
 from dlc.targets.cpu.kernels.quantized import EMIT_QUANTIZED, table_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, widen
 
@@ -116,6 +117,11 @@ class Evaluator:
         self._bound[name] = vector
         self._memo = _Memo()
 
+    def unbind(self, name: str) -> None:
+        """Compute the value again."""
+        self._bound.pop(name, None)
+        self._memo = _Memo()
+
     def value(self, name: str, index: Sequence[Expr], lanes: int = 1, mask: Expr = None) -> Expr:
         """`lanes` elements of value `name` from the logical `index` on, along its last dimension.
 
@@ -152,8 +158,7 @@ class Evaluator:
         if node.op in ELEMENTWISE:
             return self._elementwise(node, at)
         if node.op == "dlc.table":
-            index = table_index(self.broadcast(node.inputs[0], node.output.shape, at))
-            return self.at(node.inputs[1], At((hold(index),), at.lanes, None, at.lanes > 1))
+            return self._lookup(node, at)
         from dlc.targets.cpu.kernels.injective import INJECTIVE
 
         return INJECTIVE[node.op](self, node, at)
@@ -165,6 +170,18 @@ class Evaluator:
         for component, stride in zip(at.index, operand.layout.strides, strict=True):
             flat = flat + as_int64(component) * as_int64(stride)
         return widen(operand.buffer[flat], operand.dtype)
+
+    def _lookup(self, node: Node, at: At) -> Expr:
+        codes = self.broadcast(node.inputs[0], node.output.shape, at)
+        table = self.operands.get(node.inputs[1])
+        if table is not None and in_registers(table, at.lanes, self.isa):
+            codes = (
+                v.reinterpret(codes, "uint8") ^ v.constant(128, "uint8", at.lanes)
+                if v.element(codes) == "int8"
+                else codes
+            )
+            return bytes_at(table, hold(codes))
+        return self.at(node.inputs[1], At((hold(table_index(codes)),), at.lanes, None, at.lanes > 1))
 
     def _elementwise(self, node: Node, at: At) -> Expr:
         shape = node.output.shape

@@ -13,6 +13,7 @@ from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_wid
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
 from dlc.targets.cpu.kernels.loops import has_masks, nest, vectors
+from dlc.targets.cpu.kernels.transpose import fill, join, turned
 from dlc.targets.cpu.kernels.vector import width
 
 UNROLL = 4
@@ -66,7 +67,7 @@ def emit(
         outputs = dict(zip(body.outputs, k.operands[count:], strict=True))
         for output, number in (halo_fill or {}).items():
             fill_halo(outputs[output], number)
-        small, small_layouts = collapse(body, layouts)
+        small, small_layouts = join(*collapse(body, layouts))
         inputs = {
             v.name: _relaid(operand, small_layouts[v.name])
             for v, operand in zip(body.inputs, k.operands[:count], strict=True)
@@ -81,9 +82,13 @@ def _relaid(operand: Operand, layout: Layout) -> Operand:
 
 
 def _fill(body: Graph, inputs: Mapping[str, Operand], outputs: Mapping[str, Operand], isa: Isa) -> None:
+    masked = has_masks(isa, memory_bits([*inputs.values(), *outputs.values()]))
+    transpose = turned(body)
+    if transpose is not None:
+        fill(body, inputs, outputs, isa, transpose, masked)
+        return
     evaluator = Evaluator(body, inputs, isa)
     lanes = isa.lanes(compute_width(body))
-    masked = has_masks(isa, memory_bits([*inputs.values(), *outputs.values()]))
     values = body.values()
     by_shape: dict[str, list[str]] = {}
     for name in body.outputs:

@@ -253,6 +253,17 @@ def test_table(isa: Isa, dtype: str, out: str) -> None:
     check(pointwise.emit, body.graph(found), [random(rng, (5, 67), dtype), random(rng, (256,), out)], isa)
 
 
+@every_level
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("wide", ["float32", "int16"])
+def test_table_among_wider_types(isa: Isa, dtype: str, wide: str) -> None:
+    rng = np.random.default_rng(10)
+    body = Body()
+    q, table = body.input((5, 67), dtype), body.input((256,), "int8")
+    found = body.node("astype", [body.node("dlc.table", [q, table], (5, 67), "int8")], (5, 67), wide)
+    check(pointwise.emit, body.graph(found), [random(rng, (5, 67), dtype), random(rng, (256,), "int8")], isa)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_chains_are_equal_to_numpy(data: st.DataObject) -> None:

@@ -1,6 +1,7 @@
 """Pointwise kernels over shapes, remainders, halos, types, broadcasts, symbolic extents; data movement; halos alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -153,6 +154,40 @@ def test_transpose(data: st.DataObject) -> None:
     shape = data.draw(shapes)
     axes = data.draw(st.permutations(range(len(shape))))
     _moving(data, shape, [shape[a] for a in axes], "permute_dims", axes=list(axes))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_transpose_among_operators(data: st.DataObject) -> None:
+    """Channels first in, quantised channels last with a halo out; a bias a channel, a table, a symbolic extent."""
+    rng, isa = _rng(data), data.draw(levels)
+    n, c, h, w = (data.draw(st.integers(1, k)) for k in (2, 36, 6, 20))
+    batch, wide = (symbolic("n"), symbolic("w")) if data.draw(st.booleans()) else (n, w)
+    body = Body()
+    x, bias, table = body.input((batch, c, h, wide)), body.input((c,)), body.input((256,), "uint8")
+    scale, zero = body.constant(0.125), body.constant(100, "uint8")
+    before = body.node("nn.relu", [x], (batch, c, h, wide))
+    out = (batch, h, wide, c)
+    turned = body.node("permute_dims", [before], out, axes=[0, 2, 3, 1])
+    added = body.node("add", [turned, bias], out)
+    q = body.node("dlc.quantize", [added, scale, zero], out, "uint8", axis=0, out_dtype="uint8")
+    result = body.node("dlc.table", [q, table], out, "uint8")
+    outputs = [result, body.node("less", [turned, bias], out, "bool")] if data.draw(st.booleans()) else [result]
+    arrays = [random(rng, (n, c, h, w), "float32"), random(rng, (c,), "float32"), random(rng, (256,), "uint8")]
+    check(pointwise.emit, body.graph(*outputs), arrays, isa, halos={result: _halo(data, 4)})
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16", "int16", "float64"])
+@every_level
+def test_transposed_types(isa: Isa, dtype: str) -> None:
+    body = Body()
+    out = body.node("permute_dims", [body.input((37, 3, 18), dtype)], (18, 37, 3), dtype, axes=[2, 0, 1])
+    other = body.node("permute_dims", [body.inputs[0].name], (18, 3, 37), dtype, axes=[2, 1, 0])
+    arrays = [random(np.random.default_rng(0), (37, 3, 18), dtype)]
+    for result in (out, other):
+        graph = body.graph(result)
+        graph = replace(graph, nodes=tuple(n for n in graph.nodes if n.output.name == result))
+        check(pointwise.emit, graph, arrays, isa)
 
 
 @settings(max_examples=25, deadline=None)
