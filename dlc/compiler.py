@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,12 @@ def compile_model(model: Any, options: Options, calibration: Any = None, progres
         progress(FRONTEND, 0, 1)
     module = import_source(model, options)
     context = _context(module, options, target, calibration, progress)
-    return compile_module(run_passes(module, passes_of(options, target), context), context)
+    try:
+        return compile_module(run_passes(module, passes_of(options, target), context), context)
+    except DlcError as error:
+        # A pass or a target names the node; only here the file is known.
+        where = f"{os.fspath(model)}: " if isinstance(model, str | os.PathLike) else ""
+        raise DlcError(f"{where}{error}") from error
 
 
 def compile_module(module: Any, context: Context) -> Package:
