@@ -7,7 +7,7 @@ range), over every finite float32, on every instruction set; NaN propagates, inf
 |---|---|---|
 | exp | 1.0 | 2**n * e**r, \\|r\\| <= ln(2)/2, degree 6; the scale in two factors, so that denormals round once |
 | log | 0.8 | x = 2**n * m, m in [sqrt(1/2), sqrt(2)); f - f**2/2 + f**3 P(f), degree 11 |
-| tanh | 1.3 | x + x**3 P(x**2) below 0.625, else 1 - 2 / (e**2x + 1) |
+| tanh | 2.5 | m / (m + 2) with m = e**2x - 1, kept exact near zero by 2**n (e**r - 1) + (2**n - 1) |
 | sigmoid | 2.0 | e / (1 + e) or 1 / (1 + e) with e = e**-\\|x\\| |
 | erf | 1.1 | x + x P(x**2) below 0.92, else 1 - e**-(x + x P(x)) |
 | sin, cos | 1.5 | reduced by pi/2 in three parts in float64; above 2**30 libm lane by lane |
@@ -67,7 +67,6 @@ _LOG = (
     0.3333331346511841, -0.25000008940696716, 0.20002076029777527, -0.16667991876602173, 0.14220206439495087,
     -0.12406040728092194, 0.11884818971157074, -0.11672208458185196, 0.06748715788125992,
 )  # fmt: skip
-_TANH = (-0.3333328068256378, 0.13331405818462372, -0.05373651534318924, 0.02062816731631756, -0.0056922961957752705)
 _ERF_SMALL = (
     0.12837915122509003, -0.37612488865852356, 0.11281730979681015, -0.026762966066598892, 0.0049873520620167255,
     -0.000595957855693996,
@@ -162,11 +161,13 @@ def log1p(x: Expr, isa: Isa) -> Expr:
 def tanh(x: Expr, isa: Isa) -> Expr:
     """Hyperbolic tangent."""
     x = hold(x)
-    a = hold(absolute(x))
-    z = hold(a * a)
-    small = fma(a * z, polynomial(z, _TANH, isa), a, isa)
-    large = like(1, x) - like(2, x) / (exp(a + a, isa) + like(1, x))
-    return hold(with_sign(absolute(select(a < like(0.625, x), small, large)), x))
+    double = hold(smaller(like(18.4, x), absolute(x) * like(2, x)))  # from here on the quotient is 1
+    n, count = nearest_small(double * like(_LOG2E, x))
+    r = hold(fma(n, like(-_LN2_LO, x), fma(n, like(-_LN2_HI, x), double, isa), isa))
+    p = hold(fma(r * r, polynomial(r, _EXP, isa), r, isa))  # e**r - 1
+    scale = hold(unbits((count + like(127, count)) << like(23, count)))
+    m = hold(fma(scale, p, scale - like(1, x), isa))
+    return hold(with_sign(absolute(m / (m + like(2, x))), x))
 
 
 def sigmoid(x: Expr, isa: Isa) -> Expr:

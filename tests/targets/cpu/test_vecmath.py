@@ -72,7 +72,7 @@ def _exact(name: str, x: np.ndarray) -> np.ndarray:
 
 
 BOUNDS = {
-    "exp": 1.0, "log": 0.8, "tanh": 1.3, "sigmoid": 2.0, "erf": 1.1, "sin": 1.5, "cos": 1.5, "tan": 3.2, "atan": 1.2,
+    "exp": 1.0, "log": 0.8, "tanh": 2.5, "sigmoid": 2.0, "erf": 1.1, "sin": 1.5, "cos": 1.5, "tan": 3.2, "atan": 1.2,
     "asin": 2.2, "acos": 2.2, "sinh": 1.5, "cosh": 1.5, "asinh": 1.8, "acosh": 1.8, "atanh": 1.8,
 }  # fmt: skip
 
