@@ -10,12 +10,12 @@ from dlc.ir.ops import OPS
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 HEAD = """# Operators
 
-Written by `make docs` from the code. `dlc inspect MODEL.onnx --supported` says which nodes of one model are not supported.
+Written by `make docs` from the code. `dlc inspect MODEL.onnx --supported` says which nodes of a model are not supported.
 
 ## What the ONNX importer takes
 
-An operator that ONNX defines by a function body and that is not listed is expanded from that body. Versions are those from
-which a converter holds.
+An operator that ONNX defines by a function body and that is not listed is expanded from that body. Versions are those
+from which a converter holds.
 
 | domain | operator | since versions |
 |---|---|---|

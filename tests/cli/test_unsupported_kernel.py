@@ -21,5 +21,7 @@ def test_file_node_and_operator_are_named(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     result = CliRunner().invoke(main, ["compile", str(path), "-o", str(tmp_path / "out.dlc")])
     assert result.exit_code == 2
-    assert f"{path}: node MatMulInteger 'product': target cpu has no kernel: integer contraction of two" in result.output
+    assert (
+        f"{path}: node MatMulInteger 'product': target cpu has no kernel: integer contraction of two" in result.output
+    )
     assert not (tmp_path / "out.dlc").exists()
