@@ -10,7 +10,7 @@ from dlc.ir.ops import OPS
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 HEAD = """# Operators
 
-Written by `make docs` from the code. `dlc inspect MODEL.onnx --supported` says which nodes of a model are not supported.
+Written by `make docs` from the code. `dlc inspect MODEL.onnx --supported` says which nodes of a model are not.
 
 ## What the ONNX importer takes
 
