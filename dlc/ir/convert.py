@@ -215,7 +215,6 @@ class _Viewer:
 
     def name_of(self, expr: Any) -> str:
         if isinstance(expr, tvm.ir.GenericConst):
-            key = expr.value.handle if hasattr(expr.value, "handle") else id(expr)
             key = tvm_ffi_address(expr)
             if key not in self.names:
                 self.names[key] = self._fresh_constant()
