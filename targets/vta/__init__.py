@@ -1,0 +1,1 @@
+"""The VTA target: a simulated tensor accelerator with its own instruction set."""
