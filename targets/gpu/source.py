@@ -193,9 +193,9 @@ class Writer:
         self.line("}")
 
     def fresh(self, prefix: str) -> str:
-        """A new name."""
+        """A new name; the underscore keeps it apart from types such as i32."""
         self.counter += 1
-        return f"{prefix}{self.counter}"
+        return f"{prefix}_{self.counter}"
 
     def let(self, ctype: str, expression: str, prefix: str = "v") -> str:
         """Name a value; names and numbers stay as they are."""

@@ -63,7 +63,8 @@ class _Gemm:
         self.w = Writer(output.name, output.dtype)
         self.ev = Evaluator(self.w, body, INJECTIVE)
         p = self.problem
-        self.tile = choose(*(guess(d) for d in (prod(p.rows, start=1), p.n, p.k)), guess(prod(p.batch, start=1)))
+        m, n, k, batch = (guess(d) for d in (prod(p.rows, start=1), p.n, p.k, prod(p.batch, start=1)))
+        self.tile = choose(m, n, -(-k // 4) if p.words else k, batch)
         self.staged = c_type(p.staged)
         self.accumulator = "i32" if p.integer else self.staged
 
@@ -125,7 +126,7 @@ class _Gemm:
 
     def _multiply(self) -> None:
         w, p, tile = self.w, self.problem, self.tile
-        w.line("#pragma unroll")
+        # Not unrolled by name: nvcc does so by itself, and it would double the time that PoCL takes to compile.
         with self.ev.block(f"for (int kk = 0; kk < {tile.depth}; ++kk)"):
             w.line(f"{self.staged} x[{tile.rows}], y[{tile.columns}];")
             w.line("#pragma unroll")
