@@ -20,7 +20,7 @@ from tests.targets.gpu.region import check
 
 # Every example is compiled: a failing one is reported as it is, not shrunk.
 FEW = settings(
-    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+    max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],
 )  # fmt: skip
 _BITS = ("bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift")
