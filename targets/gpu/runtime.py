@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ EXACT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 _POSITIONS = 2**31
 NO_PYOPENCL = "pyopencl is not installed: pip install 'dlc[gpu]'"
 NO_DEVICE = "no OpenCL device: install a driver, or PoCL with scripts/install-system-packages.sh"
-NO_CUDA = "running CUDA code is not supported by this version: compile for gpu:opencl, or load kernels.cubin yourself"
+NO_DRIVER = "its kernels are for CUDA, and this machine has no CUDA driver (libcuda.so.1): compile for gpu:opencl"
+NO_LAUNCH = "its kernels are for CUDA, which this version compiles and does not launch: compile for gpu:opencl"
 
 
 def _import_opencl() -> Any:
@@ -30,6 +32,15 @@ def _import_opencl() -> Any:
     except ImportError:
         raise DlcError(NO_PYOPENCL) from None
     return pyopencl
+
+
+def has_cuda_driver() -> bool:
+    """Whether the CUDA driver is installed."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def opencl_devices() -> tuple[list[Any], str]:
@@ -196,5 +207,5 @@ def load(package: Package, threads: int) -> OpenCLExecutable:
     if threads != 1:
         raise DlcError(f"target gpu is driven by one thread, not {threads}")
     if package.manifest["build"]["language"] == "cuda":
-        raise DlcError(f"{package.name}: {NO_CUDA}")
+        raise DlcError(f"{package.name}: {NO_LAUNCH if has_cuda_driver() else NO_DRIVER}")
     return OpenCLExecutable(package)
