@@ -86,6 +86,6 @@ def compile_cuda(text: str, arch: str) -> tuple[bytes, bytes, dict[str, Resource
     with tempfile.TemporaryDirectory() as folder:
         source, cubin, ptx = (str(Path(folder) / name) for name in ("kernels.cu", "kernels.cubin", "kernels.ptx"))
         Path(source).write_text(text)
-        report = _run([nvcc, *FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-cubin", source, "-o", cubin])
         _run([nvcc, *FLAGS, f"-arch={arch}", "-ptx", source, "-o", ptx])
+        report = _run([nvcc, *FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-cubin", ptx, "-o", cubin])
         return Path(cubin).read_bytes(), Path(ptx).read_bytes(), parse_resources(report)

@@ -104,7 +104,9 @@ class OpenCLExecutable:
             return cl.Program(self._context, text).build(options)
         except cl.RuntimeError as error:
             first = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error)[:200])
-            raise DlcError(f"{self._package.name}: device '{device.name.strip()}' refuses the kernels: {first}") from error
+            raise DlcError(
+                f"{self._package.name}: device '{device.name.strip()}' refuses the kernels: {first}"
+            ) from error
 
     def _upload(self, array: np.ndarray) -> Any:
         flags = self._cl.mem_flags

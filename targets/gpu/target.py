@@ -61,9 +61,7 @@ class GpuTarget(Target):
         program = lower(module)
         memory = plan(program)
         kernels = "\n".join(kernel.text(symbol) for symbol, kernel in program.kernels.items())
-        members = {
-            "constants.safetensors": safetensors_bytes({f"c{i}": a for i, a in enumerate(program.constants)})
-        }
+        members = {"constants.safetensors": safetensors_bytes({f"c{i}": a for i, a in enumerate(program.constants)})}
         rows = [call.row for call in program.calls]
         if self.arch:
             text = f"{CUDA_PRELUDE}\n{kernels}"

@@ -157,9 +157,7 @@ class ConvProblem(Problem):
         channel = ev.w.let("int", f"{k} % {depth}", "c") if depth > 1 else "0"
         place = ev.w.let("int", f"{k} / {depth}", "t") if depth > 1 else k
         taps = ev.unflatten(place, self.kernel)
-        steps = [
-            ev.w.let("int", multiply(t, str(d)), "s") for t, d in zip(taps, self.attrs["dilations"], strict=True)
-        ]
+        steps = [ev.w.let("int", multiply(t, str(d)), "s") for t, d in zip(taps, self.attrs["dilations"], strict=True)]
         scale = self.channels // depth
         offset = ev.flat(("0", *steps, "0"), self.a.shape)
         offset = ev.w.let("int", add(offset, multiply(channel, str(scale))), "f")

@@ -61,9 +61,7 @@ def _requantize_fixed(call: Call, terms: Sequence[str], multipliers: Sequence[st
     total = call.let(" + ".join(products), "int64")
     places = call.let(f"(i32){shift}", "int32")
     half = call.let(f"((i64)1 << {places}) >> 1", "int64")  # zero at shift 0
-    rounded = call.let(
-        f"(({total} + {half}) >> {places}) + {literal(int(call.attrs['zero_point']), 'int64')}", "int64"
-    )
+    rounded = call.let(f"(({total} + {half}) >> {places}) + {literal(int(call.attrs['zero_point']), 'int64')}", "int64")
     low, high = (literal(int(call.attrs[key]), "int64") for key in ("lo", "hi"))
     above = call.let(f"{rounded} > {low} ? {rounded} : {low}", "int64")
     return f"({c_type(call.out)})({above} < {high} ? {above} : {high})"

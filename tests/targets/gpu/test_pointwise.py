@@ -257,5 +257,5 @@ def test_reasons_for_declining() -> None:
     assert declines(body.graph(y)) == "elements of float16"
     body = Body()
     y = body.node("dlc.resize", [body.input((3,))], (6,), mode="nearest")
-    with pytest.raises(DlcError, match="operator dlc.resize"):
+    with pytest.raises(DlcError, match=r"operator dlc\.resize"):
         generate("pointwise", body.graph(y), {})
