@@ -161,8 +161,8 @@ def extreme(dtype: str, a: str, b: str, comparison: str) -> str:
 
 
 EMIT |= {
-    "relax.maximum": lambda call, args: extreme(call.dtype, *args, ">"),
-    "relax.minimum": lambda call, args: extreme(call.dtype, *args, "<"),
+    "relax.maximum": lambda call, args: extreme(call.dtype, args[0], args[1], ">"),
+    "relax.minimum": lambda call, args: extreme(call.dtype, args[0], args[1], "<"),
 }
 
 
