@@ -57,8 +57,11 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
         return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
     before = c.symbols.names()
     blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
-    pairs = zip(*(block.outputs for block in blocks), strict=True)
-    types = [_joined(c, *(_outside(c, t, before) for t in pair), f"output {index}") for index, pair in enumerate(pairs)]
+    pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
+    types = [
+        _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")
+        for index, (a, b) in enumerate(pairs)
+    ]
     captured = list({id(t): t for block in blocks for t in block.captured()}.values())
     for block in blocks:
         block.take(captured)

@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx.reference import ReferenceEvaluator, ops
+from onnx.reference.ops import aionnx_preview_training, aionnxml
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.symbols import Symbols
-from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor, object_tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor, object_tensor, type_proto
 from dlc.ir.ops.host import ONNX
 
-DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
+_LOADERS: dict[str, Callable[..., Any]] = {
+    "": ops.load_op,
+    "ai.onnx.ml": aionnxml.load_op,
+    "ai.onnx.preview.training": aionnx_preview_training.load_op,
+}
 _SMALL = 1024  # constants up to this size help the inference; larger ones are never shapes
 Find = Callable[[str], Tensor]
 
@@ -37,12 +41,10 @@ class Surroundings:
 
 def runs_on_host(op_type: str, domain: str, version: int) -> bool:
     """Whether onnx's reference implementation knows the operator."""
-    if domain not in DOMAINS or not onnx.defs.has(op_type, version, domain):
+    if domain not in _LOADERS or not onnx.defs.has(op_type, version, domain):
         return False
-    from onnx.reference.ops import load_op
-
     try:
-        load_op(domain, op_type, version)
+        _LOADERS[domain](domain, op_type, version)
     except Exception:  # it raises several types, some of its own
         return False
     return True
@@ -59,15 +61,13 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
         raise ConversionError(reason)
     operands = {n: t for n, t in zip(node.input, inputs, strict=True) if n and t is not None}
     operands |= {name: find(name) for name in _free_names(node) if name not in operands}
-    literals = [t.literal for t in operands.values() if t.literal is not None]
     passed = {name: t for name, t in operands.items() if t.literal is None}
-    model = _model(node, {name: _type_proto(t) for name, t in passed.items()}, around)
+    model = _model(node, {name: type_proto(t) for name, t in passed.items()}, around)
     for name, tensor in operands.items():
         if tensor.literal is not None:
             model.graph.initializer.add().CopyFrom(tensor.literal)
             model.graph.initializer[-1].name = name
     types = _infer(model, passed, c.symbols)
-    del literals
     ReferenceEvaluator(model)  # says now that it lacks something, not when running
     data = base64.b64encode(model.SerializeToString(deterministic=True)).decode()
     attrs = {"model": data, "op_type": node.op_type, "node": c.onnx_node or c.node.label, "reason": reason}
@@ -109,21 +109,6 @@ def _free_in_graph(graph: onnx.GraphProto) -> Iterable[str]:
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
-
-
-def _type_proto(tensor: Tensor) -> onnx.TypeProto:
-    if tensor.type is not None:
-        return tensor.type
-    proto = onnx.TypeProto()
-    proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    proto.tensor_type.shape.SetInParent()
-    for dim in tensor.shape:
-        entry = proto.tensor_type.shape.dim.add()
-        if isinstance(dim, int):
-            entry.dim_value = dim
-        else:
-            entry.dim_param = str(dim)
-    return proto
 
 
 def _infer(model: onnx.ModelProto, passed: Mapping[str, Tensor], symbols: Symbols) -> list[Tensor]:

@@ -16,13 +16,15 @@ _FORMS = {
     AttributeProto.FLOAT: lambda a: float(a.f),
     AttributeProto.INT: lambda a: int(a.i),
     AttributeProto.STRING: lambda a: a.s.decode("utf-8", "replace"),
-    AttributeProto.TENSOR: lambda a: tensor_array(a.t),
+    AttributeProto.TENSOR: lambda a: a.t if a.t.data_type == onnx.TensorProto.STRING else tensor_array(a.t),
     AttributeProto.GRAPH: lambda a: a.g,
     AttributeProto.FLOATS: lambda a: [float(v) for v in a.floats],
     AttributeProto.INTS: lambda a: [int(v) for v in a.ints],
     AttributeProto.STRINGS: lambda a: [v.decode("utf-8", "replace") for v in a.strings],
     AttributeProto.TENSORS: lambda a: [tensor_array(t) for t in a.tensors],
     AttributeProto.GRAPHS: lambda a: list(a.graphs),
+    AttributeProto.TYPE_PROTO: lambda a: a.tp,
+    AttributeProto.SPARSE_TENSOR: lambda a: a.sparse_tensor,
 }
 
 

@@ -118,9 +118,25 @@ def string_constant(proto: onnx.TensorProto) -> Tensor:
     return Tensor((), f"{OBJECT}: string", type=kind, literal=proto)
 
 
-def object_tensor(type_proto: onnx.TypeProto) -> Tensor:
+def type_proto(tensor: Tensor) -> onnx.TypeProto:
+    """The ONNX type of a tensor; a symbolic extent becomes a named one."""
+    if tensor.type is not None:
+        return tensor.type
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    proto.tensor_type.shape.SetInParent()
+    for dim in tensor.shape:
+        entry = proto.tensor_type.shape.dim.add()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        else:
+            entry.dim_param = str(dim)
+    return proto
+
+
+def object_tensor(proto: onnx.TypeProto) -> Tensor:
     """A value that is no tensor of numbers of known rank."""
-    return Tensor((), f"{OBJECT}: {_type_text(type_proto)}", type=type_proto)
+    return Tensor((), f"{OBJECT}: {_type_text(proto)}", type=proto)
 
 
 def _type_text(proto: onnx.TypeProto) -> str:

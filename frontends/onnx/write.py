@@ -10,7 +10,7 @@ import numpy as np
 from dlc.errors import DlcError
 from dlc.frontends.onnx.tensor import Call, Tensor
 from dlc.ir.convert import FunctionBuilder, IrTypeError
-from dlc.ir.graph import Origin
+from dlc.ir.graph import Origin, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM
 
@@ -18,14 +18,24 @@ _NARROW = ("int4", "uint4", "int2", "uint2")
 
 
 def _needed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Call]:
-    """The calls that outputs depend on, in order."""
+    """The calls that outputs depend on, in order: for their elements, or for an extent that only data tell."""
     wanted = {id(t.call) for t in outputs if t.call is not None}
+    symbols: set[str] = set()
     kept = []
     for call in reversed(calls):
-        if id(call) in wanted:
+        if id(call) in wanted or (call.op == ITEM and symbols & symbol_names(call.output.shape)):
             kept.append(call)
             wanted |= {id(t.call) for t in call.inputs if t.call is not None}
+            symbols |= _symbols(call)
     return kept[::-1]
+
+
+def _symbols(call: Call) -> set[str]:
+    """The symbols that running a call needs."""
+    found = symbol_names([call.output.shape, [v for v in call.attrs.values() if not isinstance(v, str)]])
+    for block in call.blocks:
+        found |= {name for inner in block.calls for name in _symbols(inner)}
+    return found
 
 
 def _blocks(calls: Sequence[Call], model: str, functions: dict[str, Any], names: dict[int, str]) -> None:
