@@ -19,6 +19,7 @@ from dlc.targets.cpu.kernels import (
     contract_cost,
     contract_emit,
     contract_problem,
+    contract_winograd,
 )
 from dlc.targets.cpu.kernels.builder import Operand
 from dlc.targets.cpu.kernels.contract_emit import Store
@@ -53,6 +54,8 @@ __all__ = [
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
     """All schedules that make sense, on every unit that takes the problem."""
     vectors = contract_cost.candidates(problem, isa, machine)
+    if contract_winograd.declines(problem, isa) is None:
+        vectors += contract_winograd.candidates(problem, isa, machine)
     if isa.dot != "amx":
         return vectors
     reason = contract_amx_plan.declines(problem)
@@ -66,6 +69,8 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     """The time that the cost model of the schedule's unit expects."""
     if schedule.unit == "amx":
         return contract_amx_cost.amx_predicted_seconds(problem, schedule, isa, machine)
+    if schedule.unit == "winograd":
+        return contract_winograd.predicted_seconds(problem, schedule, isa, machine)
     return contract_cost.predicted_seconds(problem, schedule, isa, machine)
 
 
@@ -79,6 +84,8 @@ def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
     """Elements of the packed weights."""
     if schedule.unit == "amx":
         return contract_amx_plan.packed_bytes(problem)
+    if schedule.unit == "winograd":
+        return contract_winograd.packed_size(problem, isa)
     return contract_problem.packed_size(problem, isa)
 
 
@@ -86,6 +93,8 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
     """W (groups, total k in run order, n) as the schedule's kernel reads it."""
     if schedule.unit == "amx":
         return contract_amx_plan.pack_tiles(problem, weight)
+    if schedule.unit == "winograd":
+        return contract_winograd.pack(problem, schedule, isa, weight)
     return contract_problem.pack(problem, schedule, isa, weight)
 
 
@@ -99,5 +108,5 @@ def emit(
     store: Store,
 ) -> None:
     """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit`."""
-    emitter = contract_amx.emit_tiles if schedule.unit == "amx" else contract_emit.emit
-    emitter(problem, schedule, isa, a, w, init, store)
+    emitters = {"amx": contract_amx.emit_tiles, "winograd": contract_winograd.emit, "vector": contract_emit.emit}
+    emitters[schedule.unit](problem, schedule, isa, a, w, init, store)

@@ -22,7 +22,7 @@ _WAY = 4096  # bytes of one way of L1
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
 _CROWD = 10  # registers that straight-line code wants besides those of the tile
 _FRICTION = 0.05  # cycles that a load costs although there would be a port for it
-_STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
+STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Core:
     """What one core does per cycle with the vectors of one instruction set.
 
     Attributes:
-        multiplies: vector multiply-adds.
+        multiplies: vector multiplications or multiply-adds.
+        vectors: vector arithmetic of any kind; the multipliers are some of these ports.
         loads: vector loads; a broadcast of a scalar counts as one.
         issue: instructions of any kind.
         latency: cycles from one multiply-add to the next on the same accumulator.
@@ -39,6 +40,7 @@ class Core:
     """
 
     multiplies: float
+    vectors: float
     loads: float
     issue: float
     latency: float
@@ -51,8 +53,10 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
     rate = 1.0 if halves else 2.0
+    # Intel closes one of its three vector ports while 512-bit instructions run; AMD has four, of 256 bits.
+    vectors = 2.0 if isa.vector_bits == 512 else 4.0 if "AMD" in machine.model else 3.0
     l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
-    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
+    return Core(rate, vectors, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
 
 
 def _int(extent: Expr) -> int:
@@ -98,7 +102,7 @@ class _Sizes:
 def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
     """Vector registers that a tile keeps alive."""
     phases = len(dot.phases)
-    temporary = 0 if dot.multiply_cost == 1 else 1
+    temporary = 0 if dot.fused else 1
     if rows == 1 and dot.widen_cost == 0:
         return vectors + 1 + temporary  # weights are memory operands
     # One more than counted: LLVM loads the next operand before the last one is used up.
@@ -125,14 +129,16 @@ def _tiles(sizes: _Sizes, schedule: Schedule) -> Iterator[tuple[int, int, int]]:
 def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, unroll: int) -> float:
     """Cycles that one group of k of one tile takes when all operands are in L1."""
     dot = sizes.dot
-    multiplies = rows * vectors * dot.multiply_cost + rows * dot.spread_cost + vectors * dot.widen_cost
+    multiplies = rows * vectors * dot.multiplies
+    others = rows * vectors * dot.additions + rows * dot.spread_cost + vectors * dot.widen_cost
     loads = rows + vectors * len(dot.phases)
     # LLVM unrolls short runs and keeps the activations that overlapping rows share, until it runs out of registers.
     crowd = _CROWD if sizes.overlapping and sizes.run_steps <= _STRAIGHT and rows > 1 else 0
     spilled = max(0, registers_needed(dot, rows, vectors) + crowd - isa.registers)
-    instructions = multiplies + loads + 3 / unroll + 2 * spilled
+    instructions = multiplies + others + loads + 3 / unroll + 2 * spilled
     busy = max(
-        multiplies / core.multiplies,
+        # Schedulers give the other instructions to all ports alike, those of the multipliers too.
+        multiplies / core.multiplies + others / core.vectors,
         (loads + 2 * spilled) / core.loads,
         instructions / core.issue,
         core.latency * len(dot.phases),
@@ -205,11 +211,16 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     compute = 0.0
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
-        compute += count * (sizes.steps * step + _TILE_OVERHEAD + _STORE_COST * rows * vectors)
+        compute += count * (sizes.steps * step + _TILE_OVERHEAD + STORE_COST * rows * vectors)
     traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
     # Loads overlap with arithmetic, but never entirely.
     cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
-    return problem.groups * cycles / _HERTZ
+    return seconds(problem.groups * cycles)
+
+
+def seconds(cycles: float) -> float:
+    """Cycles as time."""
+    return cycles / _HERTZ
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
