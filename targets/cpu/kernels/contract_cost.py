@@ -21,7 +21,8 @@ _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline an
 _WAY = 4096  # bytes of one way of L1
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
 _CROWD = 10  # registers that straight-line code wants besides those of the tile
-_FRICTION = 0.05  # cycles that a load costs although there would be a port for it
+_FRICTION = 0.05  # cycles that a load costs although there would be a port for it,
+_CROWDED_FRICTION = 0.25  # and where products and sums go through ports of their own, all of which are busy
 STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
 
 
@@ -143,7 +144,8 @@ def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, u
         instructions / core.issue,
         core.latency * len(dot.phases),
     )
-    return busy + _FRICTION * (loads + 2 * spilled) + _conflicts(sizes, core, rows)
+    friction = _FRICTION if dot.fused else _CROWDED_FRICTION
+    return busy + friction * (loads + 2 * spilled) + _conflicts(sizes, core, rows)
 
 
 def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
@@ -158,7 +160,7 @@ def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
     return 64 * rows / core.bandwidth[1]
 
 
-def _level(size: float, machine: Machine) -> int:
+def level_of(size: float, machine: Machine) -> int:
     """Where data of `size` bytes that are used again and again stay: 0 for L1 to 3 for memory."""
     # Not all of a cache is ours: outputs, stacks and what streams through it take their part.
     for level, capacity in enumerate((machine.l1, machine.l2, machine.l3)):
@@ -188,7 +190,7 @@ def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, cor
     w_panel, w_total = w_vector * schedule.nr, w_vector * sizes.vectors
 
     def cycles(volume: float, resident: float) -> float:
-        level = _level(resident, machine)
+        level = level_of(resident, machine)
         return 0.0 if level == 0 else volume / core.bandwidth[level]
 
     everything = w_total * problem.groups + a_total

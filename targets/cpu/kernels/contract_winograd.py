@@ -117,6 +117,13 @@ def _m_stride(problem: Contraction, isa: Isa) -> int:
     return _POINTS * _vectors(problem, isa) * isa.lanes() + _LINE // 4
 
 
+def _tile_bytes(problem: Contraction, isa: Isa) -> int:
+    """Scratch of one tile."""
+    image = _image(problem)
+    assert image is not None
+    return 2 * _v_stride(image) + 4 * _m_stride(problem, isa)
+
+
 def _product(problem: Contraction, isa: Isa, tiles: int) -> Contraction:
     """The contractions of all points over `tiles` tiles: one group a point."""
     image = _image(problem)
@@ -146,7 +153,7 @@ def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedul
     image = _image(problem)
     assert image is not None
     (lines, columns), result = image.tiles, []
-    each_tile = 2 * _v_stride(image) + 4 * _m_stride(problem, isa)
+    each_tile = _tile_bytes(problem, isa)
     # Blocks of about equal size: so many that all lines are in the first, half of them, a third, ...
     for size in sorted({-(-lines // blocks) for blocks in range(1, lines + 1)}):
         if each_tile * size * columns <= min(machine.l2 // 2, _MOST_SCRATCH) or size == 1:
@@ -161,17 +168,22 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     assert image is not None
     lines, columns = image.tiles
     full, rest = divmod(lines, schedule.mo)
-    seconds = 0.0
+    total = 0.0
     for count, size in ((full, schedule.mo), (1, rest)):
         if count and size:
             inner = _product(problem, isa, size * columns)
-            seconds += count * contract_cost.predicted_seconds(inner, _inner(schedule), isa, machine)
+            total += count * contract_cost.predicted_seconds(inner, _inner(schedule), isa, machine)
     # Loads (widened), sums and stores of 16 points; then loads, sums, shifts and the epilogues of four outputs.
+    vectors = _vectors(problem, isa)
     forward = (3 * _POINTS + 2 * _POINTS) * image.channels / isa.lanes(16)
-    backward = (_POINTS + 24 + 8) * _vectors(problem, isa)
-    cycles = (forward + backward) / core.vectors + 4 * contract_cost.STORE_COST * _vectors(problem, isa)
+    backward = (_POINTS + 24 + 8) * vectors
+    cycles = (forward + backward) / core.vectors + 4 * contract_cost.STORE_COST * vectors
+    # What a block writes to scratch and reads again.
+    tile = _tile_bytes(problem, isa)
+    level = contract_cost.level_of(tile * columns * schedule.mo, machine)
+    cycles += 0.0 if level == 0 else 2 * tile / core.bandwidth[level]
     images = prod(axis.extent if isinstance(axis.extent, int) else contract_cost.GUESS for axis in problem.outer[:-1])
-    return images * (seconds + contract_cost.seconds(cycles * lines * columns))
+    return images * (total + contract_cost.seconds(cycles * lines * columns))
 
 
 def transform_weights(weight: np.ndarray) -> np.ndarray:
