@@ -27,10 +27,8 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
-from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.builder import (
     Expr,
-    Layout,
     Operand,
     let,
     load,
@@ -40,8 +38,9 @@ from dlc.targets.cpu.kernels.builder import (
     vector_type,
 )
 from dlc.targets.cpu.kernels.contract_emit import Store
-from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule
+from dlc.targets.cpu.kernels.contract_wide import block_sizes, scratch
 
 _TAPS, _OUT, _SIDE = 3, 2, 4
 _POINTS = _SIDE * _SIDE
@@ -49,7 +48,6 @@ _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
 _WEIGHT = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))  # 2 G
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
 _LINE = 64
-_MOST_SCRATCH = 512 << 10  # bytes: it lies on the stack
 
 
 @dataclass(frozen=True)
@@ -142,24 +140,21 @@ def _product(problem: Contraction, isa: Isa, tiles: int) -> Contraction:
 
 
 def _inner(schedule: Schedule) -> Schedule:
-    return replace(schedule, mo=1, unit="vector")
+    return replace(schedule, unit="vector")
 
 
 # Choice ---------------------------------------------------------------------------------------------------------------
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
-    """Schedules: `mr`, `nr`, `hot`, `unroll` of the contractions and, as `mo`, the lines of tiles in a block."""
+    """Schedules: `mr`, `nr`, `hot`, `unroll` of the contractions and, as `block`, the lines of tiles in a block."""
     image = _image(problem)
     assert image is not None
     (lines, columns), result = image.tiles, []
-    each_tile = _tile_bytes(problem, isa)
-    # Blocks of about equal size: so many that all lines are in the first, half of them, a third, ...
-    for size in sorted({-(-lines // blocks) for blocks in range(1, lines + 1)}):
-        if each_tile * size * columns <= min(machine.l2 // 2, _MOST_SCRATCH) or size == 1:
-            inner = contract_cost.candidates(_product(problem, isa, size * columns), isa, machine)
-            result += [replace(schedule, mo=size, unit="winograd") for schedule in inner]
-    return result if each_tile * columns <= _MOST_SCRATCH else []
+    for size in block_sizes(lines, _tile_bytes(problem, isa) * columns, machine):
+        inner = contract_cost.candidates(_product(problem, isa, size * columns), isa, machine)
+        result += [replace(schedule, unit="winograd", block=size) for schedule in inner]
+    return result
 
 
 def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
@@ -167,9 +162,9 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     image, core = _image(problem), contract_cost.core_of(isa, machine)
     assert image is not None
     lines, columns = image.tiles
-    full, rest = divmod(lines, schedule.mo)
+    full, rest = divmod(lines, schedule.block)
     total = 0.0
-    for count, size in ((full, schedule.mo), (1, rest)):
+    for count, size in ((full, schedule.block), (1, rest)):
         if count and size:
             inner = _product(problem, isa, size * columns)
             total += count * contract_cost.predicted_seconds(inner, _inner(schedule), isa, machine)
@@ -180,7 +175,7 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     cycles = (forward + backward) / core.vectors + 4 * contract_cost.STORE_COST * vectors
     # What a block writes to scratch and reads again.
     tile = _tile_bytes(problem, isa)
-    level = contract_cost.level_of(tile * columns * schedule.mo, machine)
+    level = contract_cost.level_of(tile * columns * schedule.block, machine)
     cycles += 0.0 if level == 0 else 2 * tile / core.bandwidth[level]
     images = prod(axis.extent if isinstance(axis.extent, int) else contract_cost.GUESS for axis in problem.outer[:-1])
     return images * (total + contract_cost.seconds(cycles * lines * columns))
@@ -259,25 +254,15 @@ class _Emitter:
 
     def run(self) -> None:
         lines, columns = self.image.tiles
-        most = self.schedule.mo * columns
-        self.v = self._scratch("v", "int16", most * self.v_stride)
-        self.m = self._scratch("m", "int32", most * self.m_stride)
-        parts = cut(lines, self.schedule.mo)
+        most = self.schedule.block * columns
+        self.v = scratch("v", "int16", most * self.v_stride)
+        self.m = scratch("m", "int32", most * self.m_stride)
+        parts = cut(lines, self.schedule.block)
 
-        def images(index: tuple[Expr, ...]) -> None:
-            if len(index) < len(self.problem.outer) - 1:
-                with loop(self.problem.outer[len(index)].extent) as i:
-                    images((*index, i))
-                return
+        with loops([axis.extent for axis in self.problem.outer[:-1]]) as index:
             for part in parts:
                 with each(part) as first:
                     self._block(index, first, part.size)
-
-        images(())
-
-    @staticmethod
-    def _scratch(name: str, dtype: str, count: int) -> Operand:
-        return Operand(name, dtype, Layout.dense((count,)), aligned_stack(dtype, count))
 
     def _block(self, index: tuple[Expr, ...], first: Expr, lines: int) -> None:
         columns = self.image.tiles[1]

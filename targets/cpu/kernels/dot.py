@@ -201,6 +201,7 @@ def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
     if dot.group == 1:
         return T.cast(buffer[base], dot.acc_dtype)
     if dot is PAIRS:
+        assert not shift
         return T.reinterpret("int32", buffer[T.ramp(base, 1, 2)])
     word = T.reinterpret("uint32", buffer[T.ramp(base, 1, 4)])
     if shift:
