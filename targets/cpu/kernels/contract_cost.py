@@ -106,8 +106,10 @@ def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
     temporary = 0 if dot.fused else 1
     if rows == 1 and dot.widen_cost == 0:
         return vectors + 1 + temporary  # weights are memory operands
-    # One more than counted: LLVM loads the next operand before the last one is used up.
-    return rows * vectors + vectors + phases + temporary + 1
+    # LLVM loads the next operand before the last one is used up, where that is soon: a row's activation used once, or
+    # a product that waits for its sum.
+    ahead = 1 if vectors == 1 or temporary else 0
+    return rows * vectors + vectors + phases + temporary + ahead
 
 
 def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
