@@ -8,6 +8,7 @@ from dlc.ir.graph import Node
 from dlc.targets.cpu.isa import Isa
 
 _BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
+_BY_UNIT = {"winograd": "Winograd GEMM"}
 
 
 def _precision(node: Node) -> str:
@@ -28,7 +29,8 @@ def _tile(schedule: dict[str, Any], isa: Isa) -> str:
 def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
     # Where the tiles of AMX do not fit a problem, the same instruction set's vectors take it.
     unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else "avx512_vnni"
-    return f"{_BY_ANCHOR.get(anchor, node.attrs['dlc.kind'])} {unit}"
+    name = _BY_UNIT.get(schedule.get("unit", ""), _BY_ANCHOR.get(anchor, node.attrs["dlc.kind"]))
+    return f"{name} {unit}"
 
 
 def explanation(node: Node, symbol: str, isa: Isa) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
-    loops,
     masked,
     region_kernel,
     sweep,
@@ -39,6 +38,7 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, load, simplify, splat, stack, store
+from dlc.targets.cpu.kernels.contract_loops import loops
 
 _SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM = "relax.nn.softmax", "relax.nn.log_softmax", "relax.nn.layer_norm"
 _OPERATORS = (_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM)

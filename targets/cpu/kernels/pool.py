@@ -28,7 +28,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    loops,
     region_kernel,
     sweep,
     tree,
@@ -36,6 +35,7 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
+from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _POOL = "dlc.pool"

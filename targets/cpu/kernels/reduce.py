@@ -38,7 +38,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
-    loops,
     masked,
     region_kernel,
     sweep,
@@ -48,7 +47,7 @@ from dlc.targets.cpu.kernels.anchored import (
     wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, positions, simplify, splat
-from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _ARG = ("relax.argmax", "relax.argmin")
