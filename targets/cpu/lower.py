@@ -19,7 +19,7 @@ from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels import normalise, pointwise, pool, reduce
+from dlc.targets.cpu.kernels import contract_plain, normalise, pointwise, pool, reduce
 from dlc.targets.cpu.kernels.builder import Layout, simplify
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.cpu.program import Call, Program, Ref
@@ -27,6 +27,7 @@ from dlc.targets.cpu.schedule import region_constants
 
 VIEW = "relax.reshape"
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
+    "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
     "pointwise": (pointwise,),
@@ -118,7 +119,7 @@ class Lowering:
         layouts = {names[n]: layout for n, layout in body_layouts(node, self.layouts).items()}
         constants = {names[n]: a for n, a in constants.items()}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
-        if kind == "contraction":
+        if kind == "contraction" and contraction_region.declines(renamed, constants) is None:
             refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
         else:
             refs, symbol = self._generated(node, kind, renamed, layouts, constants, fill)
@@ -137,9 +138,6 @@ class Lowering:
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
     ) -> tuple[list[Ref], str]:
-        reason = contraction_region.declines(body, constants)
-        if reason is not None:
-            raise DlcError(f"node {node.origin}: target cpu has no kernel: {reason}")
         region = ContractionRegion(body, layouts, constants, self.isa)
         schedule = node.attrs.get("dlc.schedule", {})
         operands = region.operands(schedule)
