@@ -19,7 +19,18 @@ from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels import contract_plain, normalise, pointwise, pool, reduce
+from dlc.targets.cpu.kernels import (
+    contract_plain,
+    normalise,
+    order,
+    pointwise,
+    pool,
+    reduce,
+    resample,
+    scan,
+    scatter,
+    sources,
+)
 from dlc.targets.cpu.kernels.builder import Layout, simplify
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.cpu.program import Call, Program, Ref
@@ -30,6 +41,7 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
+    "opaque": (resample, order, scan, scatter, sources),
     "pointwise": (pointwise,),
 }
 
