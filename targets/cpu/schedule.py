@@ -37,7 +37,7 @@ def schedule_pass(isa: Isa, machine: Machine) -> Pass:
                 region = ContractionRegion(node.body, body_layouts(node, layouts), constants, isa)
                 choice = json.dumps(region.choose(machine))
             else:
-                choice = json.dumps({"note": f"plain loops: {reason}"})
+                choice = json.dumps({"unit": "plain", "note": reason})
             module[node.body.name] = module[node.body.name].with_attr("dlc.schedule", choice)
         return module
 

@@ -10,7 +10,7 @@ import numpy as np
 from dlc.hardware import this_machine
 from dlc.options import Options
 from dlc.package import safetensors_bytes
-from dlc.passes.legalize import widen
+from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass
@@ -52,6 +52,7 @@ class CpuTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
         return [
+            matrices.PASS,
             widen.PASS,
             channels_last.PASS,
             stage_outputs.PASS,
