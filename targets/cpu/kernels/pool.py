@@ -229,6 +229,6 @@ class _Pool:
             known = isinstance(counted, int)
             size = v.constant(counted, kind, self.lanes) if known else splat(let(T.cast(counted, kind)), self.lanes)
             total = v.convert(let(total), kind) / size
-        if dtype in ("float16", "bfloat16") and self.mode != "max":
+        if self.mode != "max":
             total = round_trip(total, dtype)
         self.region.finish((*out, piece.base), total, self.lanes, piece.mask)

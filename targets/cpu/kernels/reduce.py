@@ -193,7 +193,7 @@ class _Reduction:
             kind = self.rule.dtype
             size = v.constant(count, kind) if isinstance(count, int) else T.cast(count, kind)
             result = v.convert(let(result / let(splat(size, lanes))), compute_dtype(dtype))
-        if dtype in ("float16", "bfloat16") and not self.is_arg:
+        if not self.is_arg:
             result = round_trip(result, dtype)
         self.region.finish(self._out_index(where), result, lanes, mask)
 
