@@ -7,6 +7,7 @@ terminal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -189,10 +190,8 @@ class Crew:
 
     def _kill(self, no_restart: bool) -> None:
         for actor in self._actors:
-            try:
+            with contextlib.suppress(Exception):  # Ray may be gone already, and its processes with it
                 self._ray.kill(actor, no_restart=no_restart)
-            except Exception:  # noqa: S110  # Ray is gone already, and its processes with it
-                pass
 
 
 def _first(error: BaseException) -> str:

@@ -8,7 +8,7 @@ away. Extents that are symbols count as `SYMBOL`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +29,13 @@ def extent(dim: Dim) -> int:
     text = extent_text(dim)
     if isinstance(text, int):
         return text
-    return max(1, evaluate_dim(text, {name: SYMBOL for name in _NAME.findall(text) if name not in ("max", "min")}))
+    return max(1, evaluate_dim(text, dict.fromkeys(symbol_names([dim]), SYMBOL)))
+
+
+def symbol_names(dims: Iterable[Dim]) -> set[str]:
+    """The symbols in some extents."""
+    texts = [text for text in map(extent_text, dims) if isinstance(text, str)]
+    return {name for text in texts for name in _NAME.findall(text)} - {"max", "min"}
 
 
 def nbytes(value: Value) -> int:
@@ -61,6 +67,7 @@ class Stage:
         weights: bytes of the constants that they read.
         activations: the most bytes of other values that live at one time.
         received: bytes that come over the link.
+        unbound: symbols that no extent of what it receives tells.
     """
 
     begin: int
@@ -69,6 +76,7 @@ class Stage:
     weights: int
     activations: int
     received: int
+    unbound: frozenset[str] = frozenset()
 
     @property
     def memory(self) -> int:
@@ -85,7 +93,12 @@ class Costs:
         self._producers = graph.producers()
         self._weights = [[n for n in dict.fromkeys(node.inputs) if n in graph.constants] for node in self.nodes]
         self.seconds = [self._node_seconds(node) for node in self.nodes]
+        self._symbols = [self._node_symbols(node) for node in self.nodes]
         self._live(graph)
+
+    def _node_symbols(self, node: Node) -> set[str]:
+        tensors = [*(self._values[name] for name in node.inputs), *node.outputs]
+        return symbol_names(d for value in tensors for d in value.shape)
 
     def _node_seconds(self, node: Node) -> float:
         if is_fused(node, self._producers):
@@ -131,11 +144,29 @@ class Costs:
         """Every stage that begins in front of node `begin`, shortest first."""
         seconds, weights, activations = self._edge(begin), 0, 0
         seen: set[str] = set()
+        made: set[str] = set()
+        used: set[str] = set()
+        told: set[str] = set()
         for end in range(begin + 1, len(self.nodes) + 1):
+            node = self.nodes[end - 1]
+            for name in node.inputs:
+                if name not in made:
+                    texts = [extent_text(d) for d in self._values[name].shape]
+                    told |= {text for text in texts if isinstance(text, str) and text.isidentifier()}
+            made |= {v.name for v in node.outputs}
+            used |= self._symbols[end - 1]
             seconds += self.seconds[end - 1]
             activations = max(activations, self.peak[end - 1])
             for name in self._weights[end - 1]:
                 if name not in seen:
                     seen.add(name)
                     weights += nbytes(self._values[name])
-            yield Stage(begin, end, seconds + self._edge(end), weights, activations, self.crossing[begin])
+            yield Stage(
+                begin,
+                end,
+                seconds + self._edge(end),
+                weights,
+                activations,
+                self.crossing[begin],
+                frozenset(used - told),
+            )

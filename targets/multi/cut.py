@@ -67,13 +67,14 @@ def cut(costs: Costs, count: int, label: str) -> list[Stage]:
         raise DlcError(f"{label}: the model has {size} operators, too few for {count} stages")
 
     def fitting(stage: Stage) -> tuple[float, int] | None:
-        return (stage.seconds, stage.received) if stage.memory <= memory else None
+        return None if stage.unbound or stage.memory > memory else (stage.seconds, stage.received)
 
     stages = best_cut(costs, count, fitting)
     if stages is not None:
         return stages
-    least = best_cut(costs, count, lambda stage: (stage.memory, stage.received))
-    assert least is not None
+    least = best_cut(costs, count, lambda stage: None if stage.unbound else (stage.memory, stage.received))
+    if least is None:
+        raise DlcError(f"{label}: no cut into {count} stages where the values that cross it tell every symbolic extent")
     worst = max(least, key=lambda stage: stage.memory)
     raise DlcError(
         f"{label}: no cut into {count} stages fits: at best, stage {least.index(worst)} needs "

@@ -7,7 +7,7 @@ different inputs overlap, and ranks that exchange values may all send first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
@@ -118,6 +118,22 @@ class Plan:
             tuple(tuple(Step.from_json(s) for s in program) for program in record["programs"]),
             tuple(record["stages"]),
         )
+
+
+@dataclass(frozen=True)
+class Division:
+    """A model in parts.
+
+    Attributes:
+        modules: the IRModule of each nested package, by name.
+        plan: who runs which, and sends what to whom.
+        explain: (nested package, row of its explanation) -> what the row says besides, such as the stage and its
+            predicted time; None where the row only repeats that of another worker.
+    """
+
+    modules: Mapping[str, Any]
+    plan: Plan
+    explain: Callable[[str, Mapping[str, Any]], dict[str, Any] | None]
 
 
 def sends_and_receives(
