@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from dlc.ir.graph import Dim, Graph, Node, Value
+from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor
 from dlc.ir.interpret import evaluate_dim
 from dlc.ir.ops import OPS
 from dlc.ir.serial import extent_text
@@ -39,7 +39,9 @@ def symbol_names(dims: Iterable[Dim]) -> set[str]:
 
 
 def nbytes(value: Value) -> int:
-    """A value's size in bytes."""
+    """A value's size in bytes; 0 for what is no tensor, which stays on one device."""
+    if not is_tensor(value.dtype):
+        return 0
     return prod(extent(d) for d in value.shape) * np.dtype(value.dtype).itemsize
 
 
@@ -67,7 +69,7 @@ class Stage:
         weights: bytes of the constants that they read.
         activations: the most bytes of other values that live at one time.
         received: bytes that come over the link.
-        unbound: symbols that no extent of what it receives tells.
+        possible: whether what it receives can be sent, and tells the size of every symbol.
     """
 
     begin: int
@@ -76,7 +78,7 @@ class Stage:
     weights: int
     activations: int
     received: int
-    unbound: frozenset[str] = frozenset()
+    possible: bool = True
 
     @property
     def memory(self) -> int:
@@ -93,7 +95,8 @@ class Costs:
         self._producers = graph.producers()
         self._weights = [[n for n in dict.fromkeys(node.inputs) if n in graph.constants] for node in self.nodes]
         self.seconds = [self._node_seconds(node) for node in self.nodes]
-        self._symbols = [self._node_symbols(node) for node in self.nodes]
+        self._known = symbol_names(d for value in graph.inputs for d in value.shape)
+        self._symbols = [self._node_symbols(node) & self._known for node in self.nodes]
         self._live(graph)
 
     def _node_symbols(self, node: Node) -> set[str]:
@@ -111,7 +114,8 @@ class Costs:
 
     def _live(self, graph: Graph) -> None:
         """`crossing`: bytes of the values alive between nodes k - 1 and k; `peak`: during node k; `broken`: seconds
-        that a cut in front of node k adds on either side because elementwise nodes lose their place in registers.
+        that a cut in front of node k adds on either side because elementwise nodes lose their place in registers;
+        `open`: whether all that would cross the cut has a size that is known before.
         """
         count = len(self.nodes)
         made = {v.name: k + 1 for k, node in enumerate(self.nodes) for v in node.outputs}
@@ -120,10 +124,15 @@ class Costs:
         for k, node in reversed(list(enumerate(self.nodes))):
             for name in node.inputs:
                 last.setdefault(name, k)
-        crossing = np.zeros(count + 2, np.int64)
+        crossing, closed = np.zeros(count + 2, np.int64), np.zeros(count + 2, np.int64)
         for name, begin in made.items():
-            crossing[begin] += nbytes(self._values[name])
-            crossing[last.get(name, begin) + 1] -= nbytes(self._values[name])
+            value, end = self._values[name], last.get(name, begin) + 1
+            crossing[begin] += nbytes(value)
+            crossing[end] -= nbytes(value)
+            unknown = not is_tensor(value.dtype) or bool(symbol_names(value.shape) - self._known)
+            closed[begin] += unknown
+            closed[end] -= unknown
+        self.open = (np.cumsum(closed) == 0)[: count + 1].tolist()
         self.crossing = np.cumsum(crossing)[: count + 1].tolist()
         made_now = [sum(nbytes(v) for v in node.outputs) for node in self.nodes]
         self.peak = [alive + fresh for alive, fresh in zip(self.crossing, made_now, strict=False)]

@@ -67,14 +67,15 @@ def cut(costs: Costs, count: int, label: str) -> list[Stage]:
         raise DlcError(f"{label}: the model has {size} operators, too few for {count} stages")
 
     def fitting(stage: Stage) -> tuple[float, int] | None:
-        return None if stage.unbound or stage.memory > memory else (stage.seconds, stage.received)
+        return (stage.seconds, stage.received) if stage.possible and stage.memory <= memory else None
 
     stages = best_cut(costs, count, fitting)
     if stages is not None:
         return stages
-    least = best_cut(costs, count, lambda stage: None if stage.unbound else (stage.memory, stage.received))
+    least = best_cut(costs, count, lambda stage: (stage.memory, stage.received) if stage.possible else None)
     if least is None:
-        raise DlcError(f"{label}: no cut into {count} stages where the values that cross it tell every symbolic extent")
+        text = "where the size of all that crosses it is known, and tells every symbolic extent"
+        raise DlcError(f"{label}: there is no cut into {count} stages {text}")
     worst = max(least, key=lambda stage: stage.memory)
     raise DlcError(
         f"{label}: no cut into {count} stages fits: at best, stage {least.index(worst)} needs "

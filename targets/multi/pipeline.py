@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.dims import Symbols
-from dlc.ir.graph import Graph, Value
+from dlc.errors import DlcError
+from dlc.ir.convert import view
+from dlc.ir.graph import Graph, Value, is_tensor
 from dlc.ir.rewrite import live_nodes
 from dlc.ir.serial import extent_text
+from dlc.passes.partition.segments import graph_module
 from dlc.pipeline import Context
 from dlc.targets.multi.cost import Costs, Stage, symbol_names
 from dlc.targets.multi.cut import cut, reasons
@@ -24,15 +25,15 @@ def divide(module: Any, context: Context, count: int, device: Device, link: Link
     """Cut a module into `count` balanced stages.
 
     Raises:
-        DlcError: there is no cut of which every stage fits its device.
+        DlcError: there is no cut of which every stage fits its device, or the extents of an output depend on the data.
     """
-    graph = Symbols().graph(view(module))
-    graph = replace(graph, nodes=tuple(live_nodes(graph)))
+    graph = live_graph(module)
+    check_outputs(graph, label)
     costs = Costs(graph, device, link)
     stages = cut(costs, count, label)
     for origin, text in reasons(costs, stages):
         context.decline("multi", origin, text)
-    modules, plan = pipeline(graph, stages)
+    modules, plan = pipeline(module, graph, stages)
     predictions = [
         {"predicted_us": round(s.seconds * 1e6, 1), "weights": s.weights, "activations": s.activations} for s in stages
     ]
@@ -55,13 +56,28 @@ def model_symbols(graph: Graph) -> tuple[str, ...]:
     return tuple(sorted(symbol_names(d for value in graph.inputs for d in value.shape)))
 
 
+def live_graph(module: Any) -> Graph:
+    """The graph of a module without dead nodes."""
+    graph = view(module)
+    return replace(graph, nodes=tuple(live_nodes(graph)))
+
+
+def check_outputs(graph: Graph, label: str) -> None:
+    """DlcError for an output that the driver could not receive, not knowing its size before."""
+    values, known = graph.values(), set(model_symbols(graph))
+    names = graph.attrs.get("dlc.outputs") or graph.outputs
+    for name, shown in zip(graph.outputs, names, strict=True):
+        if not is_tensor(values[name].dtype) or symbol_names(values[name].shape) - known:
+            raise DlcError(f"{label}: output '{shown}' has a size that depends on the data, so it cannot be sent")
+
+
 def stage_name(number: int) -> str:
     """What a stage's nested package is called."""
     return f"stage{number}"
 
 
-def pipeline(graph: Graph, stages: Sequence[Stage]) -> tuple[Modules, Plan]:
-    """Cut `graph` into `stages`: a module each, and the plan without its predictions."""
+def pipeline(module: Any, graph: Graph, stages: Sequence[Stage]) -> tuple[Modules, Plan]:
+    """Cut `graph`, the live nodes of `module`, into `stages`: a module each, and the plan without its predictions."""
     values = graph.values()
     rank_of = {v.name: DRIVER for v in graph.inputs}
     for number, stage in enumerate(stages):
@@ -86,7 +102,9 @@ def pipeline(graph: Graph, stages: Sequence[Stage]) -> tuple[Modules, Plan]:
         takes = [n for n, rank in travelling.items() if rank != number + 1 and number + 1 in readers[n]]
         gives = [n for n, rank in travelling.items() if rank == number + 1]
         name = stage_name(number)
-        modules[name] = stage_module(graph, stage, takes, gives)
+        part = graph.nodes[stage.begin : stage.end]
+        inputs = tuple(values[n] for n in takes)
+        modules[name] = graph_module(module, Graph("main", inputs, tuple(gives), part, graph.constants))
         receives, sends = sends_and_receives(travelling, reading, number + 1)
         programs.append([*receives, Step("run", package=name, inputs=tuple(takes), outputs=tuple(gives)), *sends])
     plan = Plan(
@@ -98,20 +116,3 @@ def pipeline(graph: Graph, stages: Sequence[Stage]) -> tuple[Modules, Plan]:
         tuple(tuple(program) for program in programs),
     )
     return modules, plan
-
-
-def stage_module(graph: Graph, stage: Stage, takes: Sequence[str], gives: Sequence[str]) -> Any:
-    """The nodes of a stage as a module that takes and gives these values."""
-    values = graph.values()
-    builder = FunctionBuilder()
-    env = {name: builder.input(name, values[name].shape, values[name].dtype) for name in takes}
-
-    def get(name: str) -> Any:
-        if name not in env:
-            env[name] = builder.constant(graph.constants[name])
-        return env[name]
-
-    for node in graph.nodes[stage.begin : stage.end]:
-        inputs = [get(name) for name in node.inputs]
-        env[node.output.name] = builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
-    return builder.finish([get(name) for name in gives], {"inputs": list(takes), "outputs": list(gives)})

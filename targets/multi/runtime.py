@@ -296,18 +296,6 @@ class MultiExecutable:
         self._finalizer()
 
 
-def nested(package: Package) -> dict[str, Package]:
-    """The packages inside a multi package, by name."""
-    found = {}
-    for name in sorted(m for m in package.members if m.endswith("/manifest.json")):
-        prefix = name.removesuffix("manifest.json")
-        members = {m.removeprefix(prefix): package.member(m) for m in package.members if m.startswith(prefix)}
-        del members["manifest.json"]
-        label = prefix.rstrip("/")
-        found[label] = Package(package.json(name), members, f"{package.name}: {label}")
-    return found
-
-
 def load(package: Package, threads: int) -> MultiExecutable:
     """Start the workers of a package, each with `threads` threads.
 
@@ -319,4 +307,5 @@ def load(package: Package, threads: int) -> MultiExecutable:
         plan = Plan.from_json(package.manifest["build"])
     except (KeyError, TypeError, ValueError) as error:
         raise DlcError(f"{package.name}: the manifest holds no plan of target multi: {error!r}") from error
-    return MultiExecutable(package, plan, nested(package), threads)
+    names = {name for rank in range(1, plan.workers + 1) for name in plan.packages(rank)}
+    return MultiExecutable(package, plan, {name: package.nested(name) for name in sorted(names)}, threads)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
 from dlc.options import Options
-from dlc.package import Package
-from dlc.pipeline import Context, Pass, run_passes
+from dlc.pipeline import Context, Pass
 from dlc.targets.base import Build, Target, find_target
 from dlc.targets.multi.devices import LOOPBACK, this_device
 
@@ -32,6 +29,7 @@ class MultiTarget(Target):
 
     name: ClassVar[str] = "multi"
     runtime: ClassVar[str] = "dlc.targets.multi.runtime"
+    runs_host: ClassVar[bool] = True  # as part of a stage, which its inner target composes
 
     def __init__(self, count: int, inner: Target, tensor: bool, memory: int | None, spec: str) -> None:
         self.count, self.inner, self.tensor, self.memory, self._spec = count, inner, tensor, memory, spec
@@ -69,30 +67,22 @@ class MultiTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Cut, compile each part for the inner target, and write down who sends what to whom."""
+        from dlc.compiler import part_package
         from dlc.targets.multi import pipeline, tensor
 
         divide = tensor.divide if self.tensor else pipeline.divide
         parts = divide(module, context, self.count, this_device(self.memory), LOOPBACK, f"target {self.spec}")
-        members: dict[str, bytes] = {}
+        members: dict[str, bytes | memoryview] = {}
         rows: list[dict[str, Any]] = []
         for number, (name, part) in enumerate(parts.modules.items()):
             context.progress(name, number, len(parts.modules))
-            package = self._compile(part, context)
-            members[f"{name}/manifest.json"] = json.dumps(package.manifest, sort_keys=True).encode()
-            members |= {f"{name}/{member}": bytes(package.member(member)) for member in package.members}
-            for row in package.json("explain.json")["nodes"]:
+            package, built = part_package(part, self.inner, context)
+            members |= package.nested_members(name)
+            for row in built.explanation:
                 added = parts.explain(name, row)
                 if added is not None:
                     rows.append({**row, **added})
         return Build(members, parts.plan.as_json(), rows)
-
-    def _compile(self, part: Any, context: Context) -> Package:
-        from dlc.compiler import compile_module
-
-        options = replace(context.options, target=self.inner.spec)
-        notes = {key: context.notes[key] for key in ("quantization",) if key in context.notes}
-        inner = Context(options, target=self.inner, declined=context.declined, notes=notes)
-        return compile_module(run_passes(part, self.inner.passes(options), inner), inner)
 
     def describe(self) -> dict[str, Any]:
         """Whether Ray and torch are installed, and the cores that workers can have."""

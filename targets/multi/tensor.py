@@ -15,15 +15,13 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.dims import Symbols
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.ops import OPS
-from dlc.ir.rewrite import live_nodes
 from dlc.pipeline import Context
 from dlc.targets.multi.cost import Costs, nbytes
 from dlc.targets.multi.cut import megabytes
 from dlc.targets.multi.devices import Device, Link
-from dlc.targets.multi.pipeline import model_symbols, tensor
+from dlc.targets.multi.pipeline import check_outputs, live_graph, model_symbols, tensor
 from dlc.targets.multi.program import DRIVER, Division, Plan, Step
 
 LEAST = 16  # output channels a worker, below which a part is too thin for vectors to be worth a message
@@ -147,10 +145,15 @@ def divide(module: Any, context: Context, count: int, device: Device, link: Link
     """Split a module's contractions over `count` workers.
 
     Raises:
-        DlcError: none can be split, or a worker's part does not fit its device.
+        DlcError: none can be split, a worker's part does not fit its device, or a node runs on the host.
     """
-    graph = Symbols().graph(view(module))
-    graph = replace(graph, nodes=tuple(live_nodes(graph)))
+    graph = live_graph(module)
+    check_outputs(graph, label)
+    for node in graph.nodes:
+        if OPS[node.op].kind == "host":
+            raise DlcError(
+                f"{label}: {node.origin} runs on the host, which the tensor form does not do; leave out ',tensor'"
+            )
     splits = splits_of(graph, count, context)
     if not splits:
         raise DlcError(

@@ -14,7 +14,7 @@ import numpy as np
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
 from dlc.runtime.session import Session
-from dlc.targets.multi.program import DRIVER, Plan
+from dlc.targets.multi.program import DRIVER, Plan, Step
 from dlc.targets.multi.transport import FOREVER, Group
 
 STOP = -1
@@ -105,9 +105,7 @@ class _Loop:
         for step in self.steps:
             if step.do == "run":
                 self.note(f"running {step.package}")
-                executable = self.sessions[step.package].executable
-                outputs = [self.plan.values[name].empty(sizes) for name in step.outputs]
-                executable.run([values[name] for name in step.inputs], outputs, sizes)
+                outputs = self._run(step, [values[name] for name in step.inputs], sizes)
                 values.update(zip(step.outputs, outputs, strict=True))
                 continue
             for name in step.values:
@@ -119,3 +117,12 @@ class _Loop:
                     self.note(f"waiting for rank {step.peer}")
                     values[name] = self.group.receive(self.plan.values[name].empty(sizes), step.peer)
         return sends
+
+    def _run(self, step: Step, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        executable = self.sessions[step.package].executable
+        compute = getattr(executable, "compute", None)
+        if compute is not None:  # some of the stage runs on the host
+            return [np.require(array, requirements=["C", "A"]) for array in compute(inputs, sizes)]
+        outputs = [self.plan.values[name].empty(sizes) for name in step.outputs]
+        executable.run(inputs, outputs, sizes)
+        return outputs
