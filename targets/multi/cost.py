@@ -177,5 +177,5 @@ class Costs:
                 weights,
                 activations,
                 self.crossing[begin],
-                frozenset(used - told),
+                self.open[begin] and used <= told,
             )
