@@ -1,6 +1,7 @@
 """What each node of a graph costs on a device, and what a cut between two nodes costs on a link.
 
-A node takes the longer of its arithmetic and its memory traffic (a roofline). Elementwise nodes behind another node are
+A node takes its arithmetic and its memory traffic, one after the other: in the generated kernels of a core the two
+overlap so little that the sum is within a few per cent for the convolutions of a ResNet-18, and a maximum is not. Elementwise nodes behind another node are
 free: every inner target computes them where that node's result still is in registers; a cut between the two takes that
 away. Extents that are symbols count as `SYMBOL`.
 """
@@ -110,7 +111,7 @@ class Costs:
         traffic = sum(nbytes(self._values[name]) for name in dict.fromkeys(node.inputs))
         traffic += sum(nbytes(value) for value in node.outputs)
         rate = self.device.macs(self._values[node.inputs[0]].dtype) if node.inputs else 1.0
-        return max(macs / rate, traffic / self.device.bandwidth)
+        return macs / rate + traffic / self.device.bandwidth
 
     def _live(self, graph: Graph) -> None:
         """`crossing`: bytes of the values alive between nodes k - 1 and k; `peak`: during node k; `broken`: seconds

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from dlc.hardware import Machine, memory_bytes, this_machine
 
 _HERTZ = 3e9  # only ratios matter, as in the CPU target's own cost model
-_SUSTAINED = 0.7  # of the peak, in generated kernels
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ LOOPBACK = Link(bandwidth=1e9, latency=150e-6)
 def core_of(machine: Machine) -> Device:
     """One core of `machine`, all of its memory."""
     lanes = 16 if "avx512f" in machine.features else 8 if "avx2" in machine.features else 4
-    peak = 2 * lanes * _HERTZ * _SUSTAINED
+    peak = 2 * lanes * _HERTZ
     dots = {"amx_int8", "avx512_vnni", "avx_vnni", "asimddp"} & machine.features
     return Device(peak, peak * (4 if dots else 2), 10e9, memory_bytes())
 
