@@ -120,6 +120,9 @@ class Executable(Protocol):
     Optionally it has ``trace(inputs, sizes)``, an iterator over (explanation row, array): the value that each kernel
     computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
     An array need only be valid until the next one is asked for.
+
+    An executable that works on several calls at once has ``submit(inputs, outputs, sizes) -> Future``, which begins
+    one, and ``depth``, the number of calls that keep it busy. One that holds processes or devices has ``close()``.
     """
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
