@@ -1,0 +1,326 @@
+"""Code for convolutions: tiles of outputs by blocks of channels, the reduction in chunks, the epilogue on the ALU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from dlc.targets.vta.alu import DRAIN
+from dlc.targets.vta.config import Config
+from dlc.targets.vta.epilogue import AluStep, Epilogue
+from dlc.targets.vta.generate import Generator, Region
+from dlc.targets.vta.isa import Alu, AluOp, Load, Memory
+from dlc.targets.vta.layers import Layer, blocks
+from dlc.targets.vta.nest import Dim, pieces
+from dlc.targets.vta.stream import NONE
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a layer is cut.
+
+    Attributes:
+        rows, columns: outputs a tile.
+        outputs, inputs: blocks of 16 channels a tile and a chunk of the reduction.
+        weights_outside: whether tiles of the image change fastest, and so weights stay, or groups of channels.
+    """
+
+    rows: int
+    columns: int
+    outputs: int
+    inputs: int
+    weights_outside: bool
+
+    def __str__(self) -> str:
+        order = "weights stay" if self.weights_outside else "inputs stay"
+        return f"{self.rows}x{self.columns}x{16 * self.outputs} of {16 * self.inputs}, {order}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A layer with what code generation needs of it.
+
+    Attributes:
+        number: the layer's place in the program.
+        weights, params: where they lie in DRAM, in elements of WGT and of ACC.
+    """
+
+    number: int
+    layer: Layer
+    epilogue: Epilogue
+    weights: int
+    params: int
+
+    @property
+    def input_blocks(self) -> int:
+        """Blocks of the reduction."""
+        return 1 if self.layer.diagonal else blocks(self.layer.x_shape[0])
+
+
+def reach(layer: Layer, axis: int, outputs: int) -> int:
+    """Input rows (axis 0) or columns (1) that so many outputs read."""
+    return (outputs - 1) * layer.strides[axis] + layer.dilations[axis] * (layer.kernel[axis] - 1) + 1
+
+
+def acc_half(config: Config, epilogue: Epilogue, outputs: int) -> int:
+    """ACC entries of one of two contexts; the parameters of `outputs` blocks lie behind both."""
+    return (config.accs - outputs * epilogue.params.shape[1]) // 2
+
+
+def needs(job: Job, tiling: Tiling) -> dict[str, int]:
+    """Entries of each buffer that one context takes."""
+    layer = job.layer
+    image = reach(layer, 0, tiling.rows) * reach(layer, 1, tiling.columns)
+    taps = layer.kernel[0] * layer.kernel[1]
+    return {
+        "INP": image * (tiling.outputs if layer.diagonal else tiling.inputs),
+        "WGT": tiling.outputs * tiling.inputs * taps,
+        "ACC": tiling.rows * tiling.columns * tiling.outputs * (2 if layer.residual else 1),
+    }
+
+
+@dataclass
+class _Tile:
+    """Outputs [y0, y1) x [x0, x1) of blocks [b0, b1), and where their accumulators are once they have a place."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+    b0: int
+    b1: int
+    base: int = NONE
+
+    @property
+    def pixels(self) -> int:
+        return (self.y1 - self.y0) * (self.x1 - self.x0)
+
+    @property
+    def count(self) -> int:
+        return self.b1 - self.b0
+
+
+@dataclass
+class ConvStep:
+    """One chunk of the reduction of one tile."""
+
+    job: Job
+    tile: _Tile
+    c0: int
+    c1: int
+    first: bool
+    last: bool
+    reads: Sequence[Region] = ()
+    writes: Sequence[Region] = ()
+    layer: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layer, tile = self.job.layer, self.tile
+        self.layer = self.job.number
+        top = tile.y0 * layer.strides[0] - layer.pads[0]
+        bottom = top + reach(layer, 0, tile.y1 - tile.y0)
+        part = (tile.b0, tile.b1) if layer.diagonal else (self.c0, self.c1)
+        self.reads = (Region(layer.x, *part, top, bottom),)
+        if self.last:
+            self.writes = (Region(layer.output, tile.b0, tile.b1, tile.y0, tile.y1),)
+
+    # --- loads ---
+
+    def load_weights(self, gen: Generator) -> None:
+        """The chunk's weights, where they are not there."""
+        job, tile = self.job, self.tile
+        key = (job.number, tile.b0, self.c0)
+        slot, missing = gen.wgt.acquire(key)
+        self.slots["wgt"] = slot
+        if not missing:
+            return
+        taps = job.layer.kernel[0] * job.layer.kernel[1]
+        whole = job.input_blocks * taps
+        load = Load(
+            memory=Memory.WGT,
+            sram_base=gen.wgt.base(slot),
+            dram_base=job.weights + tile.b0 * whole + self.c0 * taps,
+            y_size=tile.count,
+            x_size=(self.c1 - self.c0) * taps,
+            x_stride=whole,
+        )
+        gen.wgt.loads[slot] = gen.stream.emit(load, [gen.wgt.readers[slot]])
+
+    def load_inputs(self, gen: Generator) -> None:
+        """The rows that the tile's windows reach."""
+        layer, tile, region = self.job.layer, self.tile, self.reads[0]
+        x0 = tile.x0 * layer.strides[1] - layer.pads[1]
+        width = reach(layer, 1, tile.x1 - tile.x0)
+        slot, missing = gen.inp.acquire((region, x0, width))
+        self.slots["inp"] = slot
+        if not missing:
+            return
+        after = [gen.inp.readers[slot], gen.stream.fence(gen.written_by(self.reads))]
+        image = (region.y1 - region.y0) * width
+        for position, block in enumerate(range(region.b0, region.b1)):
+            sram = gen.inp.base(slot) + position * image
+            gen.inp.loads[slot] = gen.load_rows(Memory.INP, sram, region, block, x0, x0 + width, after)
+
+    # --- computing ---
+
+    def run(self, gen: Generator) -> None:
+        """Multiply; behind the last chunk the epilogue and the stores."""
+        tile = self.tile
+        if self.first:
+            gen.parity = 1 - gen.parity
+            tile.base = gen.parity * acc_half(gen.config, self.job.epilogue, tile.count)
+            gen.reset(tile.base, tile.count * tile.pixels)
+        self._multiply(gen)
+        if self.last:
+            _Finish(gen, self.job, tile).run()
+
+    def _dims(self) -> tuple[Dim, ...]:
+        layer, tile = self.job.layer, self.tile
+        (kh, kw), (sy, sx), (dy, dx) = layer.kernel, layer.strides, layer.dilations
+        height, width = tile.y1 - tile.y0, tile.x1 - tile.x0
+        columns = reach(layer, 1, width)
+        image = reach(layer, 0, height) * columns
+        return (
+            Dim(tile.count, dst=tile.pixels, src=image if layer.diagonal else 0, wgt=(self.c1 - self.c0) * kh * kw),
+            Dim(height, dst=width, src=sy * columns),
+            Dim(width, dst=1, src=sx),
+            Dim(self.c1 - self.c0, src=image, wgt=kh * kw),
+            Dim(kh, src=dy * columns, wgt=kw),
+            Dim(kw, src=dx, wgt=1),
+        )
+
+    def _multiply(self, gen: Generator) -> None:
+        stream, slots = gen.stream, self.slots
+        base = np.asarray([self.tile.base, gen.inp.base(slots["inp"]), gen.wgt.base(slots["wgt"])])
+        entries = slice(self.tile.base, self.tile.base + self.tile.count * self.tile.pixels)
+        after = [gen.inp.loads[slots["inp"]], gen.wgt.loads[slots["wgt"]], stream.stores_of(entries.start, entries.stop)]
+        index = NONE
+        for piece in pieces(self._dims(), gen.config):
+            begin = stream.load_uops(piece.uops + base)
+            gemm = replace(piece.gemm, uop_begin=begin, uop_end=begin + len(piece.uops))
+            index = stream.emit(gemm, after)
+        stream.zero[entries] = False
+        gen.inp.readers[slots["inp"]] = gen.wgt.readers[slots["wgt"]] = index
+
+
+@dataclass
+class _Finish:
+    """The end of a tile: parameters, the residual, the ALU's steps, stores."""
+
+    gen: Generator
+    job: Job
+    tile: _Tile
+
+    def run(self) -> None:
+        tile, layer, epilogue = self.tile, self.job.layer, self.job.epilogue
+        self.params = self._load_params()
+        self.residual = tile.base + tile.count * tile.pixels
+        if layer.residual:
+            self._load_residual()
+        if epilogue.steps[0].operation == AluOp.SETQ:
+            index = self._requantise(epilogue.steps[1])
+            self._store(index, 0)
+            return
+        plane = 0
+        for number, step in enumerate(epilogue.steps):
+            index = self._alu(step)
+            if epilogue.planes > 1 or number == len(epilogue.steps) - 1:
+                self._store(index, plane)
+                plane += 1
+
+    def _load_params(self) -> int:
+        """Keep the group's parameters behind the two contexts."""
+        gen, job, tile = self.gen, self.job, self.tile
+        entries = job.epilogue.params.shape[1]
+        base, count = gen.config.accs - tile.count * entries, tile.count * entries
+        if gen.params != (job.number, tile.b0, tile.b1):
+            gen.params = (job.number, tile.b0, tile.b1)
+            source = job.params + tile.b0 * entries
+            load = Load(memory=Memory.ACC, sram_base=base, dram_base=source, x_size=count, x_stride=count)
+            gen.stream.emit(load, [gen.stream.stores_of(base, base + count)])
+            gen.stream.zero[base:] = False
+        return base
+
+    def _load_residual(self) -> None:
+        gen, tile = self.gen, self.tile
+        region = Region(self.job.layer.residual, tile.b0, tile.b1, tile.y0, tile.y1)
+        size = tile.count * tile.pixels
+        after = [gen.written_by([region]), gen.stream.stores_of(self.residual, self.residual + size)]
+        for position, block in enumerate(range(tile.b0, tile.b1)):
+            sram = self.residual + position * tile.pixels
+            gen.load_rows(Memory.ACC8, sram, region, block, tile.x0, tile.x1, after)
+        gen.stream.zero[self.residual : self.residual + size] = False
+
+    def _requantise(self, step: AluStep) -> int:
+        """SETQ and REQ for each block."""
+        stream, tile, entries = self.gen.stream, self.tile, self.job.epilogue.params.shape[1]
+        index = NONE
+        places = np.arange(tile.count)
+        uops = np.zeros((2 * tile.count, 3), np.int64)
+        uops[: tile.count, 1] = self.params + places * entries
+        uops[tile.count :, 0] = tile.base + places * tile.pixels
+        uops[tile.count :, 1] = self.residual + places * tile.pixels if step.residual else 0
+        begin = stream.load_uops(uops)
+        loops: dict[str, Any] = {"iter_in": tile.pixels, "dst_factor_in": 1, "src_factor_in": int(step.residual)}
+        for block in range(tile.count):
+            setq = begin + block
+            stream.emit(Alu(uop_begin=setq, uop_end=setq + 1, alu_opcode=AluOp.SETQ))
+            req = begin + tile.count + block
+            alu = Alu(
+                uop_begin=req, uop_end=req + 1, alu_opcode=AluOp.REQ, use_imm=not step.residual, imm=step.imm, **loops
+            )
+            index = stream.emit(alu)
+        if step.imm & DRAIN:
+            stream.zero[tile.base : tile.base + tile.count * tile.pixels] = True
+        return index
+
+    def _alu(self, step: AluStep) -> int:
+        """One step over all blocks at once."""
+        stream, tile = self.gen.stream, self.tile
+        places = np.arange(tile.count)[:, None]
+        target = self.residual if step.on_residual else tile.base
+        uops = np.concatenate([target + places * tile.pixels, np.zeros_like(places), np.zeros_like(places)], axis=1)
+        if step.residual:
+            uops[:, 1] = self.residual + places[:, 0] * tile.pixels
+        elif step.param is not None:
+            uops[:, 1] = self.params + places[:, 0] * self.job.epilogue.params.shape[1] + step.param
+        begin = stream.load_uops(uops)
+        alu = Alu(
+            uop_begin=begin, uop_end=begin + tile.count, iter_in=tile.pixels, dst_factor_in=1,
+            src_factor_in=int(step.residual), alu_opcode=step.operation, use_imm=step.use_imm, imm=step.imm,
+        )  # fmt: skip
+        return stream.emit(alu, [stream.stores_of(target, target + tile.count * tile.pixels)])
+
+    def _store(self, after: int, plane: int) -> None:
+        tile = self.tile
+        region = Region(self.job.layer.output, tile.b0, tile.b1, tile.y0, tile.y1)
+        for position, block in enumerate(range(tile.b0, tile.b1)):
+            sram = tile.base + position * tile.pixels
+            self.gen.store_rows(sram, region, block, tile.x0, tile.x1, plane, after)
+
+
+def ranges(total: int, size: int) -> list[tuple[int, int]]:
+    """[0, total) in pieces of `size`, evened out so that the last is not much smaller."""
+    count = ceil(total / size)
+    return [(total * i // count, total * (i + 1) // count) for i in range(count)]
+
+
+def steps(job: Job, tiling: Tiling) -> Iterator[ConvStep]:
+    """The steps of a layer in order. Chunks go forth and back, so that the last one of a tile is met again first."""
+    layer = job.layer
+    images = [(y, x) for y in ranges(layer.shape[1], tiling.rows) for x in ranges(layer.shape[2], tiling.columns)]
+    groups = ranges(blocks(layer.shape[0]), tiling.outputs)
+    chunks = ranges(job.input_blocks, tiling.inputs)
+    if tiling.weights_outside:
+        order = [(image, group) for group in groups for image in images]
+    else:
+        order = [(image, group) for image in images for group in groups]
+    for number, (((y0, y1), (x0, x1)), (b0, b1)) in enumerate(order):
+        tile = _Tile(y0, y1, x0, x1, b0, b1)
+        for position, (c0, c1) in enumerate(chunks if number % 2 == 0 else chunks[::-1]):
+            yield ConvStep(job, tile, c0, c1, position == 0, position == len(chunks) - 1)
