@@ -10,7 +10,7 @@ from dlc.targets.vta.config import BLOCK
 from dlc.targets.vta.isa import AluOp
 
 REGISTERS = 5  #: ACC entries that SETQ reads
-DRAIN = 1  #: REQ's immediate: the accumulator is left at zero instead of the result
+DRAIN = 1  #: REQ's immediate: the accumulators that it read are left at zero
 
 
 @dataclass(frozen=True)

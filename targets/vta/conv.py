@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -13,7 +13,7 @@ from dlc.targets.vta.alu import DRAIN
 from dlc.targets.vta.config import Config
 from dlc.targets.vta.epilogue import AluStep, Epilogue
 from dlc.targets.vta.generate import Generator, Region
-from dlc.targets.vta.isa import Alu, AluOp, Load, Memory
+from dlc.targets.vta.isa import Alu, AluOp, Gemm, Load, Memory
 from dlc.targets.vta.layers import Layer, blocks
 from dlc.targets.vta.nest import Dim, pieces
 from dlc.targets.vta.stream import NONE
@@ -47,6 +47,7 @@ class Job:
     Attributes:
         number: the layer's place in the program.
         weights, params: where they lie in DRAM, in elements of WGT and of ACC.
+        identity: the same of the identity's block of weights.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Job:
     epilogue: Epilogue
     weights: int
     params: int
+    identity: int
 
     @property
     def input_blocks(self) -> int:
@@ -75,11 +77,11 @@ def needs(job: Job, tiling: Tiling) -> dict[str, int]:
     """Entries of each buffer that one context takes."""
     layer = job.layer
     image = reach(layer, 0, tiling.rows) * reach(layer, 1, tiling.columns)
-    taps = layer.kernel[0] * layer.kernel[1]
+    results = tiling.rows * tiling.columns * tiling.outputs
     return {
-        "INP": image * (tiling.outputs if layer.diagonal else tiling.inputs),
-        "WGT": tiling.outputs * tiling.inputs * taps,
-        "ACC": tiling.rows * tiling.columns * tiling.outputs * (2 if layer.residual else 1),
+        "INP": max(image * (tiling.outputs if layer.diagonal else tiling.inputs), results if layer.residual else 0),
+        "WGT": tiling.outputs * tiling.inputs * layer.kernel[0] * layer.kernel[1],
+        "ACC": results * (2 if layer.residual else 1),
     }
 
 
@@ -96,6 +98,16 @@ class _Tile:
     base: int = NONE
 
     @property
+    def size(self) -> int:
+        """Vectors of the results."""
+        return self.count * self.pixels
+
+    @property
+    def residual(self) -> int:
+        """Where the residual lies, if there is one."""
+        return self.base + self.size
+
+    @property
     def pixels(self) -> int:
         return (self.y1 - self.y0) * (self.x1 - self.x0)
 
@@ -106,7 +118,7 @@ class _Tile:
 
 @dataclass
 class ConvStep:
-    """One chunk of the reduction of one tile."""
+    """One chunk of the reduction of one tile; `last`: the tile ends here."""
 
     job: Job
     tile: _Tile
@@ -117,7 +129,8 @@ class ConvStep:
     reads: Sequence[Region] = ()
     writes: Sequence[Region] = ()
     layer: int = 0
-    slots: dict[str, int] = field(default_factory=dict)
+    slot: int = 0
+    weight_slot: int = 0
 
     def __post_init__(self) -> None:
         layer, tile = self.job.layer, self.tile
@@ -135,8 +148,8 @@ class ConvStep:
         """The chunk's weights, where they are not there."""
         job, tile = self.job, self.tile
         key = (job.number, tile.b0, self.c0)
-        slot, missing = gen.wgt.acquire(key)
-        self.slots["wgt"] = slot
+        self.weight_slot, missing = gen.wgt.acquire(key)
+        slot = self.weight_slot
         if not missing:
             return
         taps = job.layer.kernel[0] * job.layer.kernel[1]
@@ -153,18 +166,9 @@ class ConvStep:
 
     def load_inputs(self, gen: Generator) -> None:
         """The rows that the tile's windows reach."""
-        layer, tile, region = self.job.layer, self.tile, self.reads[0]
+        layer, tile = self.job.layer, self.tile
         x0 = tile.x0 * layer.strides[1] - layer.pads[1]
-        width = reach(layer, 1, tile.x1 - tile.x0)
-        slot, missing = gen.inp.acquire((region, x0, width))
-        self.slots["inp"] = slot
-        if not missing:
-            return
-        after = [gen.inp.readers[slot], gen.stream.fence(gen.written_by(self.reads))]
-        image = (region.y1 - region.y0) * width
-        for position, block in enumerate(range(region.b0, region.b1)):
-            sram = gen.inp.base(slot) + position * image
-            gen.inp.loads[slot] = gen.load_rows(Memory.INP, sram, region, block, x0, x0 + width, after)
+        _load_inp(self, gen, x0, reach(layer, 1, tile.x1 - tile.x0))
 
     # --- computing ---
 
@@ -174,7 +178,7 @@ class ConvStep:
         if self.first:
             gen.parity = 1 - gen.parity
             tile.base = gen.parity * acc_half(gen.config, self.job.epilogue, tile.count)
-            gen.reset(tile.base, tile.count * tile.pixels)
+            gen.reset(tile.base, tile.size)
         self._multiply(gen)
         if self.last:
             _Finish(gen, self.job, tile).run()
@@ -195,33 +199,81 @@ class ConvStep:
         )
 
     def _multiply(self, gen: Generator) -> None:
-        stream, slots = gen.stream, self.slots
-        base = np.asarray([self.tile.base, gen.inp.base(slots["inp"]), gen.wgt.base(slots["wgt"])])
-        entries = slice(self.tile.base, self.tile.base + self.tile.count * self.tile.pixels)
-        after = [gen.inp.loads[slots["inp"]], gen.wgt.loads[slots["wgt"]], stream.stores_of(entries.start, entries.stop)]
+        stream = gen.stream
+        base = np.asarray([self.tile.base, gen.inp.base(self.slot), gen.wgt.base(self.weight_slot)])
+        entries = slice(self.tile.base, self.tile.base + self.tile.size)
+        loads = [gen.inp.loads[self.slot], gen.wgt.loads[self.weight_slot]]
+        after = [*loads, stream.stores_of(entries.start, entries.stop)]
         index = NONE
         for piece in pieces(self._dims(), gen.config):
             begin = stream.load_uops(piece.uops + base)
             gemm = replace(piece.gemm, uop_begin=begin, uop_end=begin + len(piece.uops))
             index = stream.emit(gemm, after)
         stream.zero[entries] = False
-        gen.inp.readers[slots["inp"]] = gen.wgt.readers[slots["wgt"]] = index
+        gen.inp.readers[self.slot] = gen.wgt.readers[self.weight_slot] = index
+
+
+@dataclass
+class ResidualStep:
+    """The residual of a tile: through INP and the identity to accumulators of its own; then the tile's end."""
+
+    job: Job
+    tile: _Tile
+    reads: Sequence[Region] = ()
+    writes: Sequence[Region] = ()
+    layer: int = 0
+    slot: int = 0
+
+    def __post_init__(self) -> None:
+        layer, tile = self.job.layer, self.tile
+        self.layer = self.job.number
+        self.reads = (Region(layer.residual, tile.b0, tile.b1, tile.y0, tile.y1),)
+        self.writes = (Region(layer.output, tile.b0, tile.b1, tile.y0, tile.y1),)
+
+    def load_weights(self, gen: Generator) -> None:
+        """The identity, once a program."""
+        gen.load_identity(self.job.identity)
+
+    def load_inputs(self, gen: Generator) -> None:
+        """The residual's rows."""
+        _load_inp(self, gen, self.tile.x0, self.tile.x1 - self.tile.x0)
+
+    def run(self, gen: Generator) -> None:
+        """Move, then finish the tile."""
+        tile, stream, slot = self.tile, gen.stream, self.slot
+        gen.reset(tile.residual, tile.size)
+        begin = stream.load_uops(np.asarray([[tile.residual, gen.inp.base(slot), gen.config.weights - 1]]))
+        after = [gen.inp.loads[slot], gen.identity, stream.stores_of(tile.residual, tile.residual + tile.size)]
+        gemm = Gemm(uop_begin=begin, uop_end=begin + 1, iter_in=tile.size, dst_factor_in=1, src_factor_in=1)
+        gen.inp.readers[slot] = stream.emit(gemm, after)
+        stream.zero[tile.residual : tile.residual + tile.size] = False
+        _Finish(gen, self.job, tile).run()
+
+
+def _load_inp(step: ConvStep | ResidualStep, gen: Generator, x0: int, width: int) -> None:
+    """Bring the region that a step reads, columns from `x0`, to a half of INP, where it is not there."""
+    region = step.reads[0]
+    step.slot, missing = gen.inp.acquire((region, x0, width))
+    if not missing:
+        return
+    after = [gen.inp.readers[step.slot], gen.stream.fence(gen.written_by(step.reads))]
+    image = (region.y1 - region.y0) * width
+    for position, block in enumerate(range(region.b0, region.b1)):
+        sram = gen.inp.base(step.slot) + position * image
+        gen.inp.loads[step.slot] = gen.load_rows(Memory.INP, sram, region, block, x0, x0 + width, after)
 
 
 @dataclass
 class _Finish:
-    """The end of a tile: parameters, the residual, the ALU's steps, stores."""
+    """The end of a tile: parameters, the ALU's steps, stores."""
 
     gen: Generator
     job: Job
     tile: _Tile
 
     def run(self) -> None:
-        tile, layer, epilogue = self.tile, self.job.layer, self.job.epilogue
+        epilogue = self.job.epilogue
         self.params = self._load_params()
-        self.residual = tile.base + tile.count * tile.pixels
-        if layer.residual:
-            self._load_residual()
         if epilogue.steps[0].operation == AluOp.SETQ:
             index = self._requantise(epilogue.steps[1])
             self._store(index, 0)
@@ -246,16 +298,6 @@ class _Finish:
             gen.stream.zero[base:] = False
         return base
 
-    def _load_residual(self) -> None:
-        gen, tile = self.gen, self.tile
-        region = Region(self.job.layer.residual, tile.b0, tile.b1, tile.y0, tile.y1)
-        size = tile.count * tile.pixels
-        after = [gen.written_by([region]), gen.stream.stores_of(self.residual, self.residual + size)]
-        for position, block in enumerate(range(tile.b0, tile.b1)):
-            sram = self.residual + position * tile.pixels
-            gen.load_rows(Memory.ACC8, sram, region, block, tile.x0, tile.x1, after)
-        gen.stream.zero[self.residual : self.residual + size] = False
-
     def _requantise(self, step: AluStep) -> int:
         """SETQ and REQ for each block."""
         stream, tile, entries = self.gen.stream, self.tile, self.job.epilogue.params.shape[1]
@@ -264,7 +306,7 @@ class _Finish:
         uops = np.zeros((2 * tile.count, 3), np.int64)
         uops[: tile.count, 1] = self.params + places * entries
         uops[tile.count :, 0] = tile.base + places * tile.pixels
-        uops[tile.count :, 1] = self.residual + places * tile.pixels if step.residual else 0
+        uops[tile.count :, 1] = tile.residual + places * tile.pixels if step.residual else 0
         begin = stream.load_uops(uops)
         loops: dict[str, Any] = {"iter_in": tile.pixels, "dst_factor_in": 1, "src_factor_in": int(step.residual)}
         for block in range(tile.count):
@@ -276,17 +318,17 @@ class _Finish:
             )
             index = stream.emit(alu)
         if step.imm & DRAIN:
-            stream.zero[tile.base : tile.base + tile.count * tile.pixels] = True
+            stream.zero[tile.base : tile.residual + (tile.size if step.residual else 0)] = True
         return index
 
     def _alu(self, step: AluStep) -> int:
         """One step over all blocks at once."""
         stream, tile = self.gen.stream, self.tile
         places = np.arange(tile.count)[:, None]
-        target = self.residual if step.on_residual else tile.base
+        target = tile.residual if step.on_residual else tile.base
         uops = np.concatenate([target + places * tile.pixels, np.zeros_like(places), np.zeros_like(places)], axis=1)
         if step.residual:
-            uops[:, 1] = self.residual + places[:, 0] * tile.pixels
+            uops[:, 1] = tile.residual + places[:, 0] * tile.pixels
         elif step.param is not None:
             uops[:, 1] = self.params + places[:, 0] * self.job.epilogue.params.shape[1] + step.param
         begin = stream.load_uops(uops)
@@ -294,7 +336,7 @@ class _Finish:
             uop_begin=begin, uop_end=begin + tile.count, iter_in=tile.pixels, dst_factor_in=1,
             src_factor_in=int(step.residual), alu_opcode=step.operation, use_imm=step.use_imm, imm=step.imm,
         )  # fmt: skip
-        return stream.emit(alu, [stream.stores_of(target, target + tile.count * tile.pixels)])
+        return stream.emit(alu, [stream.stores_of(target, target + tile.size)])
 
     def _store(self, after: int, plane: int) -> None:
         tile = self.tile
@@ -310,7 +352,7 @@ def ranges(total: int, size: int) -> list[tuple[int, int]]:
     return [(total * i // count, total * (i + 1) // count) for i in range(count)]
 
 
-def steps(job: Job, tiling: Tiling) -> Iterator[ConvStep]:
+def steps(job: Job, tiling: Tiling) -> Iterator[ConvStep | ResidualStep]:
     """The steps of a layer in order. Chunks go forth and back, so that the last one of a tile is met again first."""
     layer = job.layer
     images = [(y, x) for y in ranges(layer.shape[1], tiling.rows) for x in ranges(layer.shape[2], tiling.columns)]
@@ -323,4 +365,7 @@ def steps(job: Job, tiling: Tiling) -> Iterator[ConvStep]:
     for number, (((y0, y1), (x0, x1)), (b0, b1)) in enumerate(order):
         tile = _Tile(y0, y1, x0, x1, b0, b1)
         for position, (c0, c1) in enumerate(chunks if number % 2 == 0 else chunks[::-1]):
-            yield ConvStep(job, tile, c0, c1, position == 0, position == len(chunks) - 1)
+            last = position == len(chunks) - 1 and not layer.residual
+            yield ConvStep(job, tile, c0, c1, position == 0, last)
+        if layer.residual:
+            yield ResidualStep(job, tile)

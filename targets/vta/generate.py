@@ -81,6 +81,11 @@ class Halves:
         return slot * self.half
 
 
+def weight_half(config: Config) -> int:
+    """WGT entries of one half; the last entry of the buffer is the identity's."""
+    return (config.weights - 1) // 2
+
+
 class Generator:
     """What steps write to.
 
@@ -92,16 +97,26 @@ class Generator:
     def __init__(self, config: Config, tensors: dict[str, Tensor], uop_base: int) -> None:
         self.config, self.tensors = config, tensors
         self.stream = Stream(config, uop_base)
-        self.inp, self.wgt = Halves(config.inputs // 2), Halves(config.weights // 2)
+        self.inp, self.wgt = Halves(config.inputs // 2), Halves(weight_half(config))
+        self.identity = NONE  # the instruction that loaded it
         self.parity = 1
         self.params: object = None
         self.written: dict[str, list[tuple[Region, int]]] = {}
+        self._stored: list[tuple[Region, int]] = []  # by the step that is being written
         self.layers: list[int] = []
 
     def written_by(self, regions: Sequence[Region]) -> int:
         """The last STORE that wrote any of the regions."""
         found = [index for r in regions for region, index in self.written.get(r.value, ()) if region.meets(r)]
         return max(found, default=NONE)
+
+    def load_identity(self, dram: int) -> None:
+        """Keep the identity in the last entry of WGT: it moves INP to ACC."""
+        if self.identity == NONE:
+            entry = self.config.weights - 1
+            self.identity = self.stream.emit(
+                Load(memory=Memory.WGT, sram_base=entry, dram_base=dram, x_size=1, x_stride=1)
+            )
 
     # --- pieces of code that layers share ---
 
@@ -146,8 +161,7 @@ class Generator:
             ),
             after,
         )
-        one = Region(region.value, block, block + 1, region.y0, region.y1)
-        self.written.setdefault(region.value, []).append((one, index))
+        self._stored.append((Region(region.value, block, block + 1, region.y0, region.y1), index))
 
     # --- the order of steps ---
 
@@ -170,6 +184,10 @@ class Generator:
                     following.load_inputs(self)
                 self._labelled(following.layer)
             step.run(self)
+            # One token for the whole step: readers wait for its last STORE.
+            for region, index in self._stored:
+                self.written.setdefault(region.value, []).append((region, max(self._stored[-1][1], index)))
+            self._stored = []
             self._labelled(step.layer)
             stores = [stores[1], int(self.stream.stored.max())]
             if following is not None and not early:

@@ -282,12 +282,22 @@ def _uop_shifts(config: Config) -> tuple[int, int, int]:
     return config.acc_bits, src, config.wgt_bits
 
 
+def pack_uops(uops: np.ndarray, config: Config) -> np.ndarray:
+    """Micro-ops (n, 3) of dst, src, wgt as uint32; DlcError where an index does not fit."""
+    words, position = np.zeros(len(uops), np.int64), 0
+    for column, (name, width) in enumerate(zip(("dst", "src", "wgt"), _uop_shifts(config), strict=True)):
+        values = uops[:, column]
+        if values.min(initial=0) < 0 or values.max(initial=0) >> width:
+            worst = int(values.min()) if values.min() < 0 else int(values.max())
+            raise DlcError(f"vta: micro-op: {name} is {worst}, outside [0, {(1 << width) - 1}]")
+        words |= values.astype(np.int64) << position
+        position += width
+    return words.astype(np.uint32)
+
+
 def encode_uops(uops: Sequence[MicroOp], config: Config) -> np.ndarray:
     """Micro-ops as uint32; DlcError where an index does not fit."""
-    names = ("dst", "src", "wgt")
-    widths = _uop_shifts(config)
-    pack = [_pack(zip(names, widths, strict=True), lambda n, u=u: getattr(u, n), f"micro-op {u}") for u in uops]  # type: ignore[misc]
-    return np.asarray(pack, np.uint32)
+    return pack_uops(np.asarray([[u.dst, u.src, u.wgt] for u in uops], np.int64).reshape(-1, 3), config)
 
 
 def split_uops(words: np.ndarray, config: Config) -> np.ndarray:

@@ -162,11 +162,11 @@ def _place(layers: Sequence[Layer], inputs: Sequence[str], arena: Arena) -> tupl
 # --- one layer -------------------------------------------------------------------------------------------------------
 
 
-def _job(number: int, layer: Layer, config: Config, arena: Arena) -> Job:
+def _job(number: int, layer: Layer, config: Config, arena: Arena, identity: int) -> Job:
     made = epilogue(layer, config)
     weights = arena.constant(weight_blocks(layer).tobytes()) // ARRAY
     params = arena.constant(made.params.astype("<i4").tobytes()) // (4 * BLOCK)
-    return Job(number, layer, made, weights, params)
+    return Job(number, layer, made, weights, params, identity)
 
 
 _CHOSEN: dict[tuple[object, ...], Tiling] = {}
@@ -197,7 +197,7 @@ def check_layer(layer: Layer, config: Config) -> None:
             need = pool.needs(layer, pool.PoolTiling(1, 1, 1)) * 64
             raise Declined(f"its window needs {need} of {config.acc_bytes // 2} bytes of the ACC buffer")
         return
-    tiles.check(Job(0, layer, epilogue(layer, config), 0, 0), config)
+    tiles.check(Job(0, layer, epilogue(layer, config), 0, 0, 0), config)
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
@@ -212,6 +212,7 @@ def compile_layers(layers: Sequence[Layer], inputs: Sequence[str], config: Confi
     layers = _patched(layers, set(inputs))
     arena = Arena()
     tensors, hosts = _place(layers, inputs, arena)
+    identity = arena.constant(np.eye(BLOCK, dtype=np.int8).tobytes()) // ARRAY
     steps: list[Step] = []
     tilings: list[str] = []
     for number, layer in enumerate(layers):
@@ -221,7 +222,7 @@ def compile_layers(layers: Sequence[Layer], inputs: Sequence[str], config: Confi
             steps += pool.steps(number, layer, cut)
             tilings.append(str(cut))
         else:
-            job = _job(number, layer, config, arena)
+            job = _job(number, layer, config, arena, identity)
             tiling = _tiling(job, config, tensors)
             steps += conv.steps(job, tiling)
             tilings.append(str(tiling))

@@ -32,6 +32,7 @@ from dlc.targets.vta.isa import (
 )
 
 _EXACT = 1024 // BLOCK  # blocks of 16 products whose sum float32 holds exactly
+_SMALL = 250_000  # multiplications of one matrix product: larger ones make BLAS start threads, which costs more here
 _HAZARD = 2  # an ACC entry must not be written again by one of the next two micro-ops
 
 
@@ -45,7 +46,7 @@ class _Group:
 
     Attributes:
         dst: (columns, rows) ACC indices.
-        src: (rows, terms) INP indices.
+        src: (pieces, rows a piece, terms) INP indices; the last piece is filled up with repetitions.
         wgt: (columns, terms) WGT indices.
     """
 
@@ -63,6 +64,9 @@ class _Plan:
     wgt: np.ndarray
     groups: tuple[_Group, ...] = ()
     ordered: bool = False
+
+
+Plans = dict[tuple[object, ...], _Plan]
 
 
 def indices(instruction: Loops, uops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,8 +106,16 @@ def _groups(dst: np.ndarray, src: np.ndarray, wgt: np.ndarray) -> tuple[_Group, 
             entry = shared.setdefault(source.tobytes(), (source, [], []))
             entry[1].append(places[members])
             entry[2].append(row)
-        groups += [_Group(np.stack(d), source, np.stack(w)) for source, d, w in shared.values()]
+        groups += [_Group(np.stack(d), _in_pieces(source), np.stack(w)) for source, d, w in shared.values()]
     return tuple(groups)
+
+
+def _in_pieces(source: np.ndarray) -> np.ndarray:
+    """(rows, terms) as (pieces, rows, terms), each piece a small matrix product."""
+    rows, terms = source.shape
+    size = min(rows, max(1, _SMALL // (min(terms, _EXACT) * BLOCK * BLOCK)))
+    count = -(-rows // size)
+    return np.pad(source, [(0, count * size - rows), (0, 0)], mode="edge").reshape(count, size, terms)
 
 
 class Simulator:
@@ -111,9 +123,11 @@ class Simulator:
 
     Attributes:
         dram: uint8, one dimension; read and written in place.
+
+    `plans` may be shared by simulators of one configuration: what was worked out for one run serves the next.
     """
 
-    def __init__(self, config: Config, dram: np.ndarray) -> None:
+    def __init__(self, config: Config, dram: np.ndarray, plans: Plans | None = None) -> None:
         self.config, self.dram = config, dram
         self.uop = np.zeros((config.uops, 3), np.int64)
         self.inp = np.zeros((config.inputs, BLOCK), np.float32)  # float32 holds int8, and multiplies fast
@@ -124,7 +138,7 @@ class Simulator:
         self.loaded = {name: np.zeros(depth, bool) for name, depth in depths.items()}
         self.from_alu = np.zeros(config.accs, bool)  # whether OUT holds what an ALU instruction wrote last
         self.registers: alu.Registers | None = None
-        self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._plans: Plans = {} if plans is None else plans
 
     def run(self, program: Sequence[Instruction], preference: Sequence[str] | int = ENGINES) -> None:
         """Execute a program, its engines taking turns as `engines.run_order` says.
@@ -266,13 +280,14 @@ class Simulator:
             self._need(name, used)
         for group in plan.groups:
             columns, terms = group.wgt.shape
+            pieces, size, _ = group.src.shape
             for begin in range(0, terms, _EXACT):
                 part = slice(begin, begin + _EXACT)
-                x = self.inp[group.src[:, part]].reshape(group.src.shape[0], -1)
-                w = self.wgt[group.wgt[:, part]]  # column, term, o, i
-                w = w.transpose(1, 3, 0, 2).reshape(x.shape[1], columns * BLOCK)
-                product = (x @ w).astype(np.int32).reshape(-1, columns, BLOCK)
-                self.acc[group.dst] += product.transpose(1, 0, 2)
+                x = self.inp[group.src[:, :, part]].reshape(1, pieces, size, -1)
+                w = self.wgt[group.wgt[:, part]].transpose(0, 1, 3, 2)  # column, term, i, o
+                product = x @ w.reshape(columns, 1, -1, BLOCK)
+                product = product.reshape(columns, pieces * size, BLOCK)[:, : group.dst.shape[1]]
+                self.acc[group.dst] += product.astype(np.int32)
 
     def _alu(self, instruction: Alu) -> None:
         operation = instruction.alu_opcode
@@ -299,5 +314,8 @@ class Simulator:
             second = None if instruction.use_imm else self.acc[src]
             result = alu.compute(operation, self.acc[dst], second, instruction.imm, self.registers)
             self.out[dst] = result.astype(np.int8)
-            self.acc[dst] = 0 if operation == AluOp.REQ and instruction.imm & alu.DRAIN else result
+            drained = operation == AluOp.REQ and instruction.imm & alu.DRAIN
+            self.acc[dst] = 0 if drained else result
+            if drained and second is not None:
+                self.acc[src] = 0
         self.from_alu[plan.dst] = True

@@ -14,7 +14,7 @@ import numpy as np
 
 from dlc.targets.vta.config import Config
 from dlc.targets.vta.engines import COMPUTE, POP_FLAG, PUSH_FLAG, STORE, engine_of
-from dlc.targets.vta.isa import Finish, Instruction, Load, Memory, MicroOp, Store, encode_uops
+from dlc.targets.vta.isa import Finish, Instruction, Load, Memory, Store, pack_uops
 
 NONE = -1
 
@@ -70,16 +70,15 @@ class Stream:
 
     def load_uops(self, uops: np.ndarray) -> int:
         """The place in the buffer of micro-ops (n, 3), which are loaded where they are not there."""
-        records = [MicroOp(*row) for row in uops.tolist()]
-        data = encode_uops(records, self.config).astype("<u4").tobytes()
+        data = pack_uops(uops, self.config).astype("<u4").tobytes()
         if data not in self._cached:
-            if self._filled + len(records) > self.config.uops:
+            if self._filled + len(uops) > self.config.uops:
                 self._cached, self._filled = {}, 0
             if data not in self._written:
                 self._written[data] = len(self.uops) // 4
                 self.uops += data
             source = self.uop_base + self._written[data]
-            count = len(records)
+            count = len(uops)
             self.emit(Load(memory=Memory.UOP, sram_base=self._filled, dram_base=source, x_size=count, x_stride=count))
             self._cached[data] = self._filled
             self._filled += count

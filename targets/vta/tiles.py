@@ -10,6 +10,7 @@ from math import ceil
 
 from dlc.targets.vta.config import Config
 from dlc.targets.vta.conv import Job, Tiling, acc_half, needs, reach
+from dlc.targets.vta.generate import weight_half
 from dlc.targets.vta.isa import AluOp
 from dlc.targets.vta.layers import blocks
 from dlc.targets.vta.match import Declined
@@ -23,7 +24,7 @@ _SIZES = {"INP": 16, "WGT": 256, "ACC": 64}
 def _limits(job: Job, config: Config, outputs: int) -> dict[str, int]:
     return {
         "INP": config.inputs // 2,
-        "WGT": config.weights // 2,
+        "WGT": weight_half(config),
         "ACC": acc_half(config, job.epilogue, outputs),
     }
 
@@ -85,7 +86,7 @@ def estimate(job: Job, tiling: Tiling) -> float:
     pixels = layer.shape[1] * layer.shape[2] * blocks(layer.shape[0])
     per_block = sum(2 * ISSUE if s.operation == AluOp.SETQ else 0 for s in job.epilogue.steps)
     alu = pixels * sum(1 if s.use_imm else 2 for s in job.epilogue.steps if s.operation != AluOp.SETQ)
-    alu += tiles * groups * tiling.outputs * per_block + (2 * pixels if layer.residual else 0)
+    alu += tiles * groups * tiling.outputs * per_block + (pixels if layer.residual else 0)
     compute = pixels * job.input_blocks * taps + steps * 3 * ISSUE + alu
     return max(load, compute) + 0.05 * min(load, compute) + (input_load + weight_load) / chunks
 

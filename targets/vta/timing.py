@@ -1,7 +1,7 @@
-"""The cycle model: three engines that share one memory port, and the tokens between them (docs/vta.md, "Time").
+"""The cycle model: three engines, the memory's read and write channel, the tokens between them (docs/vta.md, "Time").
 
-Every engine has a clock. The engine whose clock is least acts next: it takes tokens, moves one burst or computes, puts
-tokens. So bursts of several engines alternate at the port in the order in which they are asked for.
+Every engine has a clock. The engine whose clock is least acts next: it takes tokens, moves bursts or computes, puts
+tokens. So bursts of the load and the compute engine alternate at the read channel in the order of their requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dlc.targets.vta.isa import ELEMENT_BYTES, Alu, AluOp, Gemm, Instruction, Me
 
 BYTES_A_CYCLE = 8
 BURST = 2048  #: bytes
-LATENCY = 16  #: of a request that finds the port idle, and of a store's acknowledgement
+LATENCY = 16  #: of a read that finds its channel idle, and of a store's acknowledgement
 ISSUE = 8  #: filling and draining the pipeline of GEMM and ALU
 STORE_CYCLES = 3  #: an element
 SETQ_CYCLES = 5  #: it reads five entries
@@ -33,7 +33,7 @@ class Timing:
         cycles: until the last instruction has completed.
         busy: cycles in which each engine worked rather than waited for tokens.
         gemm, alu: of compute's, those of each kind.
-        port: cycles in which the memory port moved data.
+        read: cycles in which the read channel moved data.
         finished: when each instruction completed.
     """
 
@@ -41,7 +41,7 @@ class Timing:
     busy: dict[str, int]
     gemm: int
     alu: int
-    port: int
+    read: int
     finished: np.ndarray
 
 
@@ -81,8 +81,8 @@ class _Machine:
     program: Sequence[Instruction]
     tokens: dict[Queue, list[int]] = field(default_factory=dict)
     room: dict[Queue, int] = field(default_factory=dict)  # when a full queue last became free
-    port_free: int = 0
-    port: int = 0
+    read_free: int = 0
+    read: int = 0
 
     def __post_init__(self) -> None:
         self.lanes = lanes_of(self.program)
@@ -148,27 +148,29 @@ class _Machine:
 
     def move(self, name: str, engine: _Engine, transfer: Transfer) -> None:
         """As many bursts as come before another engine's clock, at least one."""
-        elements = bursts(transfer)[1]
-        length = ceil(elements * ELEMENT_BYTES[transfer.memory] / BYTES_A_CYCLE)
-        began = engine.clock
-        start = max(engine.clock, self.port_free)
-        if engine.first and start == engine.clock:
-            start += LATENCY
-        engine.first = False
-        slow = STORE_CYCLES * elements + LATENCY if isinstance(transfer, Store) else length
-        others = [
-            e.clock for n, e in self.engines.items() if n != name and not e.blocked and self.lanes[n].current is not None
-        ]
-        count = max(1, min(engine.bursts, (min(others, default=start) - start) // slow if others else engine.bursts))
-        self.port_free = start + (count - 1) * slow + length
-        self.port += count * length
-        engine.clock = start + count * slow
-        engine.busy += engine.clock - began
-        engine.bursts -= count
+        elements, began = bursts(transfer)[1], engine.clock
+        if isinstance(transfer, Store):
+            # The only user of the write channel.
+            engine.clock += engine.bursts * (STORE_CYCLES * elements + LATENCY)
+            engine.bursts = 0
+        else:
+            length = ceil(elements * ELEMENT_BYTES[transfer.memory] / BYTES_A_CYCLE)
+            start = max(engine.clock, self.read_free)
+            if engine.first and start == engine.clock:
+                start += LATENCY
+            engine.first = False
+            others = [self.engines[n].clock for n in ENGINES if n != name and self.is_active(n)]
+            count = max(1, min(engine.bursts, (min(others) - start) // length if others else engine.bursts))
+            self.read_free = engine.clock = start + count * length
+            self.read += count * length
+            engine.bursts -= count
         if not engine.bursts:
-            zeros = transfer.rows * transfer.columns - transfer.y_size * transfer.x_size
-            engine.clock += zeros
-            engine.busy += zeros
+            engine.clock += transfer.rows * transfer.columns - transfer.y_size * transfer.x_size  # the zeros
+        engine.busy += engine.clock - began
+
+    def is_active(self, name: str) -> bool:
+        """Whether an engine could act before it is woken."""
+        return not self.engines[name].blocked and self.lanes[name].current is not None
 
 
 def simulate(program: Sequence[Instruction]) -> Timing:
@@ -191,7 +193,7 @@ def simulate(program: Sequence[Instruction]) -> Timing:
         raise error
     busy = {name: engine.busy for name, engine in machine.engines.items()}
     cycles = max(engine.clock for engine in machine.engines.values())
-    return Timing(cycles, busy, **machine.kinds, port=machine.port, finished=machine.finished)
+    return Timing(cycles, busy, **machine.kinds, read=machine.read, finished=machine.finished)
 
 
 __all__ = ["COMPUTE", "Memory", "Timing", "bursts", "compute_cycles", "simulate"]
