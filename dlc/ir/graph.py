@@ -12,11 +12,23 @@ from typing import Any
 import numpy as np
 
 Dim = Any  # an int, or a symbolic int64 expression (a tirx expression; a string once serialised)
+TUPLE = "tuple"
+OBJECT = "object"
+
+
+def is_tensor(dtype: str) -> bool:
+    """Whether values of this dtype are tensors of numbers."""
+    return dtype != TUPLE and not dtype.startswith(OBJECT)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: its name in the graph, its extents (ints or symbolic expressions) and its dtype."""
+    """A value: its name in the graph, its extents (ints or symbolic expressions) and its dtype.
+
+    What is no tensor of numbers has no extents and a dtype that says what it is: `TUPLE` (the results of an operator
+    that has several, read by ``dlc.item``) or ``object: ...`` (strings, sequences, optional values, tensors of unknown
+    rank), which only the host handles.
+    """
 
     name: str
     shape: tuple[Dim, ...]
@@ -42,7 +54,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call; `op` is its name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region."""
+    """One operator call; `op` is its name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region.
+
+    `body` is the region that is called; `blocks` are the functions that control flow runs: a loop's body, the branches.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -50,6 +65,7 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin()
     body: Graph | None = None
+    blocks: tuple[Graph, ...] = ()
 
     @property
     def output(self) -> Value:
@@ -92,5 +108,5 @@ class Graph:
         """All nodes, those inside region bodies included, in execution order."""
         for node in self.nodes:
             yield node
-            if node.body is not None:
-                yield from node.body.walk()
+            for inner in (*([node.body] if node.body is not None else []), *node.blocks):
+                yield from inner.walk()

@@ -13,6 +13,8 @@ import numpy as np
 
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.ops import OPS
+from dlc.ir.ops.host import ITEM
 
 Handler = Callable[["Rewriter", Node], Any]
 
@@ -26,6 +28,19 @@ def live_nodes(graph: Graph) -> list[Node]:
             kept.append(node)
             needed.update(node.inputs)
     return kept[::-1]
+
+
+def copy_node(builder: FunctionBuilder, node: Node, inputs: Sequence[Any]) -> Any:
+    """Write `node` again, over new expressions; the functions that it uses must have been added to `builder`."""
+    name = node.output.name
+    if node.op == "call":
+        assert node.body is not None
+        return builder.call(node.body.name, inputs, node.origin, name)
+    if node.op == ITEM:
+        return builder.item(inputs[0], node.attrs["index"], node.origin, name)
+    if OPS[node.op].kind == "host":
+        return builder.host(node.op, [b.name for b in node.blocks], inputs, node.attrs, node.origin, name)
+    return builder.emit(node.op, inputs, node.attrs, node.origin, name)
 
 
 class Rewriter:
@@ -46,9 +61,7 @@ class Rewriter:
         self.consumers = self.graph.consumers()
         self.values = self.graph.values()
         self.builder = FunctionBuilder("main")
-        for var, function in module.functions.items():
-            if var.name_hint != full.name:
-                self.builder.add_region(var.name_hint, function)
+        self.builder.add_functions(module)
         self.env: dict[str, Any] = {}
         for value in self.graph.inputs:
             self.env[value.name] = self.builder.input(value.name, value.shape, value.dtype)
@@ -100,11 +113,7 @@ class Rewriter:
 
     def copy(self, node: Node) -> Any:
         """Keep `node` with its inputs renamed."""
-        inputs = [self.new(name) for name in node.inputs]
-        if node.op == "call":
-            assert node.body is not None
-            return self.builder.call(node.body.name, inputs, node.origin, node.output.name)
-        return self.builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
+        return copy_node(self.builder, node, [self.new(name) for name in node.inputs])
 
 
 def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = None) -> Any:
@@ -116,7 +125,8 @@ def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = Non
     state = Rewriter(module)
     changed = bool(attrs) or len(state.graph.nodes) != state.nodes_before
     for node in state.graph.nodes:
-        expr = handler(state, node)
+        # What runs on the host is nothing that a pass over kernels understands.
+        expr = None if node.op in OPS and OPS[node.op].kind == "host" else handler(state, node)
         changed = changed or expr is not None
         state.env[node.output.name] = expr if expr is not None else state.copy(node)
     if not changed:
