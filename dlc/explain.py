@@ -21,6 +21,8 @@ _COLUMNS = {
     "tile": "tile",
     "predicted_us": "predicted us",
     "predicted_for": "for",
+    "cycles": "cycles",
+    "utilisation": "array used",
     "why_not_better": "why not better",
 }
 
