@@ -80,7 +80,7 @@ def needs(job: Job, tiling: Tiling) -> dict[str, int]:
     results = tiling.rows * tiling.columns * tiling.outputs
     return {
         "INP": max(image * (tiling.outputs if layer.diagonal else tiling.inputs), results if layer.residual else 0),
-        "WGT": tiling.outputs * tiling.inputs * layer.kernel[0] * layer.kernel[1],
+        "WGT": tiling.outputs * tiling.inputs * layer.taps,
         "ACC": results * (2 if layer.residual else 1),
     }
 
@@ -152,7 +152,7 @@ class ConvStep:
         slot = self.weight_slot
         if not missing:
             return
-        taps = job.layer.kernel[0] * job.layer.kernel[1]
+        taps = job.layer.taps
         whole = job.input_blocks * taps
         load = Load(
             memory=Memory.WGT,
@@ -190,12 +190,12 @@ class ConvStep:
         columns = reach(layer, 1, width)
         image = reach(layer, 0, height) * columns
         return (
-            Dim(tile.count, dst=tile.pixels, src=image if layer.diagonal else 0, wgt=(self.c1 - self.c0) * kh * kw),
+            Dim(tile.count, dst=tile.pixels, src=image if layer.diagonal else 0, wgt=(self.c1 - self.c0) * layer.taps),
             Dim(height, dst=width, src=sy * columns),
             Dim(width, dst=1, src=sx),
-            Dim(self.c1 - self.c0, src=image, wgt=kh * kw),
-            Dim(kh, src=dy * columns, wgt=kw),
-            Dim(kw, src=dx, wgt=1),
+            Dim(self.c1 - self.c0, src=image, wgt=layer.taps),
+            Dim(kh, src=dy * columns, wgt=0 if layer.uniform else kw),
+            Dim(kw, src=dx, wgt=0 if layer.uniform else 1),
         )
 
     def _multiply(self, gen: Generator) -> None:

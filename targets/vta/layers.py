@@ -7,6 +7,7 @@ is the other.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from math import ceil
 
@@ -78,6 +79,16 @@ class Layer:
         width = self.x_shape[0] // self.groups
         return self.groups > 1 and self.x_shape[0] == self.shape[0] and BLOCK % width == 0
 
+    @functools.cached_property
+    def uniform(self) -> bool:
+        """Whether all elements of a window have one weight, as in a sum: then one block of weights serves them all."""
+        return self.diagonal and bool(np.all(self.weight == self.weight[:, :, :1, :1]))
+
+    @property
+    def taps(self) -> int:
+        """Blocks of weights for one output and one input block."""
+        return 1 if self.uniform else self.kernel[0] * self.kernel[1]
+
     @property
     def ring(self) -> tuple[int, int, int, int]:
         """Padding that its windows reach: top, left, bottom, right."""
@@ -128,19 +139,18 @@ def with_patches(layer: Layer) -> Layer:
 
 
 def weight_blocks(layer: Layer) -> np.ndarray:
-    """The weights as the array reads them: int8 (O / 16, I / 16, kh * kw, 16, 16); one input block where diagonal."""
-    out, (rows, columns) = layer.shape[0], layer.kernel
-    channels = layer.x_shape[0]
+    """The weights as the array reads them: int8 (O / 16, I / 16, taps, 16, 16); one input block where diagonal."""
+    out, channels, taps = layer.shape[0], layer.x_shape[0], layer.taps
     per_out, per_in = out // layer.groups, channels // layer.groups
     output_blocks, input_blocks = blocks(out), 1 if layer.diagonal else blocks(channels)
-    packed = np.zeros((output_blocks * BLOCK, input_blocks * BLOCK, rows * columns), np.int8)
-    source = layer.weight.reshape(out, per_in, rows * columns)
+    packed = np.zeros((output_blocks * BLOCK, input_blocks * BLOCK, taps), np.int8)
+    source = layer.weight.reshape(out, per_in, -1)[:, :, :taps]
     o = np.arange(out)
     first = o // per_out * per_in
     if layer.diagonal:
         first = first % BLOCK
     packed[o[:, None], first[:, None] + np.arange(per_in)[None, :]] = source
-    shaped = packed.reshape(output_blocks, BLOCK, input_blocks, BLOCK, rows * columns)
+    shaped = packed.reshape(output_blocks, BLOCK, input_blocks, BLOCK, taps)
     return np.ascontiguousarray(shaped.transpose(0, 2, 4, 1, 3))
 
 

@@ -177,7 +177,7 @@ def _tiling(job: Job, config: Config, tensors: dict[str, Tensor]) -> Tiling:
     layer, made = job.layer, job.epilogue
     form = (
         config, layer.x_shape, layer.shape, layer.kernel, layer.strides, layer.pads, layer.dilations, layer.diagonal,
-        bool(layer.residual), made.steps, made.planes,
+        layer.uniform, bool(layer.residual), made.steps, made.planes,
     )  # fmt: skip
     if form not in _CHOSEN:
 

@@ -74,7 +74,7 @@ def estimate(job: Job, tiling: Tiling) -> float:
     chunks = ceil(job.input_blocks / tiling.inputs)
     image = reach(layer, 0, tiling.rows) * reach(layer, 1, tiling.columns)
     input_load = image * (tiling.outputs if layer.diagonal else job.input_blocks) * 16 / BYTES_A_CYCLE
-    weight_load = tiling.outputs * job.input_blocks * taps * 256 / BYTES_A_CYCLE
+    weight_load = tiling.outputs * job.input_blocks * layer.taps * 256 / BYTES_A_CYCLE
     if tiling.weights_outside:
         weights = weight_load * groups * (1 if chunks <= 2 else tiles)
         inputs = input_load * tiles * (1 if tiles * chunks <= 2 and not layer.diagonal else groups)
