@@ -70,9 +70,8 @@ def _queues(index: int, instruction: Instruction, table: dict[tuple[str, str], Q
     for flag in (f"{verb}_prev", f"{verb}_next"):
         if getattr(instruction, flag):
             if (engine, flag) not in table:
-                raise DlcError(
-                    f"vta: instruction {index} ({disassemble(instruction)}): the {engine} engine has no queue for {flag}"
-                )
+                where = f"instruction {index} ({disassemble(instruction)})"
+                raise DlcError(f"vta: {where}: the {engine} engine has no queue for {flag}")
             found.append(table[engine, flag])
     return found
 

@@ -16,7 +16,7 @@ from dlc.targets.vta import alu
 from dlc.targets.vta.config import BLOCK, Config
 from dlc.targets.vta.isa import AluOp
 from dlc.targets.vta.layers import Layer, Requantise, blocks, folded_bias
-from dlc.targets.vta.match import Declined
+from dlc.targets.vta.match import DeclinedError
 
 _CODE = 128  # what makes an int8 code of a uint8 one
 
@@ -65,7 +65,7 @@ def _entries(vectors: list[np.ndarray], channels: int) -> np.ndarray:
 
 
 def epilogue(layer: Layer, config: Config) -> Epilogue:
-    """The epilogue of a convolution; raises `Declined` where this configuration cannot compute it exactly."""
+    """The epilogue of a convolution; raises `DeclinedError` where this configuration cannot compute it exactly."""
     channels = layer.shape[0]
     if layer.requantise is None:
         steps = (AluStep(AluOp.ADD, param=0), *(AluStep(AluOp.SHR, imm=8) for _ in range(3)))
@@ -80,7 +80,8 @@ def _exact(layer: Layer, q: Requantise) -> Epilogue:
     parts = []
     total = blocks(layer.shape[0]) * BLOCK
     bias, first, second, shift = (
-        np.concatenate([v, np.zeros(total - v.size, v.dtype)]) for v in (folded_bias(layer), q.multipliers[0], second, q.shift)
+        np.concatenate([v, np.zeros(total - v.size, v.dtype)])
+        for v in (folded_bias(layer), q.multipliers[0], second, q.shift)
     )
     for begin in range(0, total, BLOCK):
         lanes = slice(begin, begin + BLOCK)
@@ -91,17 +92,19 @@ def _exact(layer: Layer, q: Requantise) -> Epilogue:
 
 
 def _power(m: np.ndarray) -> np.ndarray:
-    """Exponents; `Declined` where a multiplier is no power of two."""
+    """Exponents; `DeclinedError` where a multiplier is no power of two."""
     if np.any(m < 1) or np.any(m & (m - 1)):
         bad = m[(m < 1) | (m & (m - 1) != 0)][0]
-        raise Declined(f"the multiplier {bad} is no power of two, and vta:original only shifts: use --arithmetic shift")
+        raise DeclinedError(
+            f"the multiplier {bad} is no power of two, and vta:original only shifts: use --arithmetic shift"
+        )
     return np.asarray(np.rint(np.log2(m.astype(np.float64))), np.int64)
 
 
 def _shifts(layer: Layer, q: Requantise) -> Epilogue:
     exponents, shift = [_power(m) for m in q.multipliers], q.shift.astype(np.int64)
     if shift.max() > 30:
-        raise Declined(f"it shifts by {shift.max()}; vta:original shifts 32-bit sums by 30 at most")
+        raise DeclinedError(f"it shifts by {shift.max()}; vta:original shifts 32-bit sums by 30 at most")
     half, zero = (np.int64(1) << shift) >> 1, np.int64(q.zero - _CODE)
     first = np.int64(1) << exponents[0]
     constant = folded_bias(layer) * first + half + (zero << shift)
@@ -112,7 +115,7 @@ def _shifts(layer: Layer, q: Requantise) -> Epilogue:
         constant = constant - (q.residual_zero - _CODE) * second
         bound = bound + 255 * second
     if bound.max() > 2**31 - 1:
-        raise Declined(f"its sums can reach {bound.max()} before the shift, beyond 32 bits")
+        raise DeclinedError(f"its sums can reach {bound.max()} before the shift, beyond 32 bits")
     vectors, steps = [constant], []
 
     def shifts(amounts: np.ndarray, on_residual: bool) -> None:

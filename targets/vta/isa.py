@@ -324,7 +324,9 @@ def _text(instruction: Instruction) -> str:
         i = instruction
         pads = (i.y_pad_top, i.y_pad_bottom, i.x_pad_left, i.x_pad_right)
         padded = f" pad {pads}" if any(pads) else ""
-        return f" {i.memory.name} sram {i.sram_base} dram {i.dram_base} {i.y_size}x{i.x_size} stride {i.x_stride}{padded}"
+        return (
+            f" {i.memory.name} sram {i.sram_base} dram {i.dram_base} {i.y_size}x{i.x_size} stride {i.x_stride}{padded}"
+        )
     if isinstance(instruction, Loops):
         j = instruction
         what = f".{j.alu_opcode.name}" if isinstance(j, Alu) else ""

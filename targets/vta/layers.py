@@ -59,7 +59,7 @@ class Layer:
     output: str
     x_shape: Shape
     shape: Shape
-    origin: Origin = Origin()
+    origin: Origin = field(default_factory=Origin)
     kernel: tuple[int, int] = (1, 1)
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -106,7 +106,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Patches:
-    """How the host lays a window out along the channels: element (c, ky, kx) becomes channel ``(c * kh + ky) * kw + kx``."""
+    """How the host lays a window out along the channels: element (c, ky, kx) is channel ``(c * kh + ky) * kw + kx``."""
 
     shape: Shape
     kernel: tuple[int, int]
@@ -121,7 +121,7 @@ def blocks(channels: int) -> int:
 
 
 def with_patches(layer: Layer) -> Layer:
-    """A convolution of a program's input over patches, where that needs fewer blocks: the first layer of few channels."""
+    """A convolution of a program's input over patches, where that takes fewer blocks, as of few channels."""
     channels, taps = layer.x_shape[0], layer.kernel[0] * layer.kernel[1]
     if layer.kind != "conv" or layer.groups != 1 or blocks(channels * taps) >= blocks(channels) * taps:
         return layer

@@ -6,7 +6,7 @@ Works on the IR behind the quantise passes: uint8 activations, channels first, i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -20,7 +20,7 @@ from dlc.targets.vta.layers import Layer, Requantise, Shape
 ANCHORS = ("dlc.conv", "dlc.matmul", "dlc.pool", "relax.sum")
 
 
-class Declined(Exception):
+class DeclinedError(Exception):
     """Why the accelerator does not take a node."""
 
 
@@ -45,12 +45,12 @@ def extents(shape: Sequence[Any]) -> Shape:
     """Channels, height and width of one image; a matrix has height and width 1."""
     inner = tuple(shape[1:])
     if len(inner) not in (1, 3):
-        raise Declined(f"a tensor of {len(shape)} dimensions; (N, C) and (N, C, H, W) are taken")
+        raise DeclinedError(f"a tensor of {len(shape)} dimensions; (N, C) and (N, C, H, W) are taken")
     if not all(isinstance(d, int) for d in inner):
-        raise Declined(f"the extents {[str(d) for d in inner]} are not known when compiling")
+        raise DeclinedError(f"the extents {[str(d) for d in inner]} are not known when compiling")
     if not all(inner):
-        raise Declined("an empty tensor")
-    return inner if len(inner) == 3 else (inner[0], 1, 1)  # type: ignore[return-value]
+        raise DeclinedError("an empty tensor")
+    return inner if len(inner) == 3 else (inner[0], 1, 1)
 
 
 class Matcher:
@@ -72,7 +72,7 @@ class Matcher:
     # --- sums ---
 
     def sum(self, name: str) -> _Sum | None:
-        """The int32 sum that `name` is; None where it is none; raises `Declined` where it has no form here."""
+        """The int32 sum that `name` is; None where it is none; raises `DeclinedError` where it has no form here."""
         node = self.producers.get(name)
         if node is None or node.output.dtype != "int32":
             return None
@@ -92,7 +92,7 @@ class Matcher:
             if below is None:
                 return None
             bias = below.layer.bias + self.channel_vector(constant, node)
-            below.layer = _changed(below.layer, bias=bias.astype(np.int32), output=node.output.name)
+            below.layer = replace(below.layer, bias=bias.astype(np.int32), output=node.output.name)
             below.nodes.add(node.output.name)
             return below
         return None
@@ -102,15 +102,15 @@ class Matcher:
         channels, rank = extents(node.output.shape)[0], len(node.output.shape)
         shape = (1,) * (rank - constant.ndim) + constant.shape
         if any(d != 1 for axis, d in enumerate(shape) if axis != 1):
-            raise Declined(f"a constant of shape {list(constant.shape)} varies along more than the channels")
+            raise DeclinedError(f"a constant of shape {list(constant.shape)} varies along more than the channels")
         return np.broadcast_to(constant.reshape(-1), (channels,))
 
     def _conv(self, node: Node) -> _Sum:
         weight, attrs = self.constant(node.inputs[1]), node.attrs
         if weight is None or weight.dtype != np.int8:
-            raise Declined("its weight is not a constant of int8")
+            raise DeclinedError("its weight is not a constant of int8")
         if weight.ndim != 4:
-            raise Declined(f"a convolution over {weight.ndim - 2} dimensions; 2 are taken")
+            raise DeclinedError(f"a convolution over {weight.ndim - 2} dimensions; 2 are taken")
         return self._sum(
             node, node.inputs[0], self.values[node.inputs[0]].shape, weight, attrs.get("x_zero_point", 0),
             strides=tuple(attrs["strides"]), pads=tuple(attrs["pads"]), dilations=tuple(attrs["dilations"]),
@@ -119,7 +119,7 @@ class Matcher:
 
     def _sum(self, node: Node, x: str, x_shape: Sequence[Any], weight: np.ndarray, zero: int, **attrs: Any) -> _Sum:
         if self.values[x].dtype != "uint8":
-            raise Declined(f"its input is {self.values[x].dtype}, not uint8")
+            raise DeclinedError(f"its input is {self.values[x].dtype}, not uint8")
         shape, zeros = extents(node.output.shape), np.zeros(weight.shape[0], np.int32)
         macs = weight.size * prod(shape[1:])
         layer = Layer(
@@ -131,10 +131,10 @@ class Matcher:
     def _dense(self, node: Node) -> _Sum:
         weight = self.constant(node.inputs[1])
         if weight is None or weight.dtype != np.int8 or weight.ndim != 2:
-            raise Declined("its weight is not a constant matrix of int8")
+            raise DeclinedError("its weight is not a constant matrix of int8")
         x = node.inputs[0]
         if len(self.values[x].shape) != 2:
-            raise Declined(f"a matrix product over {len(self.values[x].shape)} dimensions; 2 are taken")
+            raise DeclinedError(f"a matrix product over {len(self.values[x].shape)} dimensions; 2 are taken")
         source, shape = x, self.values[x].shape
         flat = self.node(x, "relax.reshape")
         below = self.values[flat.inputs[0]].shape if flat is not None else ()
@@ -152,7 +152,7 @@ class Matcher:
         if attrs["mode"] != "sum":
             return None
         if len(attrs["kernel"]) != 2:
-            raise Declined(f"windows over {len(attrs['kernel'])} dimensions; 2 are taken")
+            raise DeclinedError(f"windows over {len(attrs['kernel'])} dimensions; 2 are taken")
         channels = extents(node.output.shape)[0]
         ones = np.ones((channels, 1, *attrs["kernel"]), np.int8)
         return self._sum(
@@ -175,7 +175,7 @@ class Matcher:
         if wide is None or self.values[wide.inputs[0]].dtype != "uint8":
             return None
         if tuple(axis % len(wide.output.shape) for axis in node.attrs["axes"]) != (2, 3) or not node.attrs["keepdims"]:
-            raise Declined("a sum over other axes than height and width, or one that drops them")
+            raise DeclinedError("a sum over other axes than height and width, or one that drops them")
         channels, height, width = extents(wide.output.shape)
         ones = np.ones((channels, 1, height, width), np.int8)
         found = self._sum(node, wide.inputs[0], wide.output.shape, ones, zero, groups=channels)
@@ -185,7 +185,7 @@ class Matcher:
     # --- layers ---
 
     def layer(self, node: Node) -> Match | None:
-        """The layer whose output `node` makes; None where it makes none; raises `Declined`."""
+        """The layer whose output `node` makes; None where it makes none; raises `DeclinedError`."""
         if node.op == "dlc.requantize":
             return self._requantized(node)
         if node.op == "dlc.pool" and node.attrs["mode"] == "max":
@@ -199,9 +199,9 @@ class Matcher:
     def _maximum(self, node: Node) -> Match:
         attrs, x = node.attrs, self.values[node.inputs[0]]
         if x.dtype != "uint8":
-            raise Declined(f"its input is {x.dtype}, not uint8")
+            raise DeclinedError(f"its input is {x.dtype}, not uint8")
         if len(attrs["kernel"]) != 2:
-            raise Declined(f"windows over {len(attrs['kernel'])} dimensions; 2 are taken")
+            raise DeclinedError(f"windows over {len(attrs['kernel'])} dimensions; 2 are taken")
         layer = Layer(
             "max", x.name, node.output.name, extents(x.shape), extents(node.output.shape), node.origin,
             tuple(attrs["kernel"]), tuple(attrs["strides"]), tuple(attrs["pads"]), tuple(attrs["dilations"]),
@@ -211,21 +211,19 @@ class Matcher:
     def _requantized(self, node: Node) -> Match:
         attrs, count = node.attrs, node.attrs["terms"]
         if attrs["mode"] != "fixed":
-            raise Declined("the accelerator has no float arithmetic: compile with --arithmetic fixed or shift")
+            raise DeclinedError("the accelerator has no float arithmetic: compile with --arithmetic fixed or shift")
         if node.output.dtype != "uint8":
-            raise Declined(f"it is requantised to {node.output.dtype}, not uint8")
+            raise DeclinedError(f"it is requantised to {node.output.dtype}, not uint8")
         if count > 2:
-            raise Declined(f"it adds {count} terms; the requantiser takes 2")
+            raise DeclinedError(f"it adds {count} terms; the requantiser takes 2")
         sums = [self.sum(name) for name in node.inputs[:count]]
         zeros = attrs["term_zero_points"]
-        if count == 2 and sums[0] is None and sums[1] is not None:
-            order = [1, 0]
-        else:
-            order = list(range(count))
+        # The sum first, whatever the order of the terms.
+        order = [1, 0] if count == 2 and sums[0] is None and sums[1] is not None else list(range(count))
         first, second = order[0], order[1] if count == 2 else None
         taken = sums[first] or self._codes(node, node.inputs[first], zeros[first])
         if sums[first] is not None and zeros[first]:
-            raise Declined("a zero point is subtracted from a sum")
+            raise DeclinedError("a zero point is subtracted from a sum")
         nodes = {*taken.nodes, node.output.name}
         residual = node.inputs[second] if second is not None else ""
         if second is not None:
@@ -236,41 +234,37 @@ class Matcher:
             self.channel_vector(self._operand(node, 2 * count), node).astype(np.int32),
             attrs["zero_point"], attrs["lo"], attrs["hi"], zeros[second] if second is not None else 0,
         )  # fmt: skip
-        changed = {"requantise": requantise, "residual": residual, "output": node.output.name, "origin": node.origin}
-        return Match(_changed(taken.layer, **changed), nodes, self._anchor(nodes, node))
+        layer = replace(
+            taken.layer, requantise=requantise, residual=residual, output=node.output.name, origin=node.origin
+        )
+        return Match(layer, nodes, self._anchor(nodes, node))
 
     def _operand(self, node: Node, position: int) -> np.ndarray:
         array = self.constant(node.inputs[position])
         if array is None:
-            raise Declined("a multiplier is not constant")
+            raise DeclinedError("a multiplier is not constant")
         return array
 
     def _check_residual(self, node: Node, name: str, found: _Sum | None) -> None:
         value = self.values[name]
         if found is not None:
-            raise Declined("it adds two sums that were not requantised before")
+            raise DeclinedError("it adds two sums that were not requantised before")
         if value.dtype != "uint8":
-            raise Declined(f"it adds a value of {value.dtype}")
+            raise DeclinedError(f"it adds a value of {value.dtype}")
         if self.constant(name) is not None or extents(value.shape) != extents(node.output.shape):
-            raise Declined("it adds a constant, or a value that is broadcast")
+            raise DeclinedError("it adds a constant, or a value that is broadcast")
 
     def _codes(self, node: Node, name: str, zero: int) -> _Sum:
         """Codes as a sum of one: the identity of each channel."""
         value = self.values[name]
         if value.dtype != "uint8" or self.constant(name) is not None:
-            raise Declined(f"its term of {value.dtype} is not a sum that the array makes")
+            raise DeclinedError(f"its term of {value.dtype} is not a sum that the array makes")
         if extents(value.shape) != extents(node.output.shape):
-            raise Declined("a term is broadcast")
+            raise DeclinedError("a term is broadcast")
         channels = extents(value.shape)[0]
         found = self._sum(node, name, value.shape, np.ones((channels, 1, 1, 1), np.int8), zero, groups=channels)
-        found.layer = _changed(found.layer, macs=0)
+        found.layer = replace(found.layer, macs=0)
         return found
-
-
-def _changed(layer: Layer, **changes: Any) -> Layer:
-    from dataclasses import replace
-
-    return replace(layer, **changes)
 
 
 def is_work(node: Node) -> bool:

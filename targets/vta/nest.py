@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def _offsets(dims: Sequence[Dim]) -> np.ndarray:
 
 
 def _piece(outer: Dim, inner: Dim, rest: Sequence[Dim]) -> Piece:
-    factors = {}
+    factors: dict[str, Any] = {}
     for name, a, b in zip(("dst", "src", "wgt"), outer.strides, inner.strides, strict=True):
         factors[f"{name}_factor_out"], factors[f"{name}_factor_in"] = a, b
     # Reductions outside, so that neighbouring micro-ops write different accumulators.
@@ -88,14 +89,14 @@ def _choices(dims: tuple[Dim, ...]) -> list[tuple[Dim, Dim, tuple[Dim, ...]]]:
     """Every choice of the two loops with what is left, fewest micro-ops first."""
     one = Dim(1)
     found = []
-    for picked in itertools.chain(
-        itertools.permutations(range(len(dims)), 2), ((i,) for i in range(len(dims))), ((),)
-    ):
+    positions = range(len(dims))
+    for picked in (*itertools.permutations(positions, 2), *itertools.permutations(positions, 1), ()):
         loops = [dims[i] for i in picked]
         rest = tuple(d for i, d in enumerate(dims) if i not in picked)
-        found.append((*([one] * (2 - len(loops))), *loops, rest))
+        outer, inner = [one] * (2 - len(loops)) + loops
+        found.append((outer, inner, rest))
     found.sort(key=lambda c: prod(d.count for d in c[2]))
-    return found  # type: ignore[return-value]
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from dlc.targets.vta.epilogue import epilogue
 from dlc.targets.vta.generate import Generator, Step
 from dlc.targets.vta.isa import Instruction, decode_program, encode
 from dlc.targets.vta.layers import Layer, weight_blocks, with_patches
-from dlc.targets.vta.match import Declined
+from dlc.targets.vta.match import DeclinedError
 from dlc.targets.vta.timing import Timing, simulate
 
 ARRAY = BLOCK * BLOCK  #: multiplications a cycle
@@ -122,15 +122,17 @@ def _patched(layers: Iterable[Layer], entries: set[str]) -> list[Layer]:
 
 
 def padding_conflict(layer: Layer, fills: dict[str, int]) -> None:
-    """Note what a layer's padding must hold; raise `Declined` where another layer wants something else there."""
+    """Note what a layer's padding must hold; raise `DeclinedError` where another layer wants something else there."""
     if any(layer.ring) and fills.setdefault(layer.x, layer.fill) != layer.fill:
-        raise Declined(
+        raise DeclinedError(
             f"its padding must hold the code {layer.fill + 128}, and another reader of its input needs "
             f"{fills[layer.x] + 128} there"
         )
 
 
-def _place(layers: Sequence[Layer], inputs: Sequence[str], arena: Arena) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+def _place(
+    layers: Sequence[Layer], inputs: Sequence[str], arena: Arena
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     shapes = {}
     rings: dict[str, tuple[int, int, int, int]] = {}
     fills: dict[str, int] = {}
@@ -191,11 +193,11 @@ def _tiling(job: Job, config: Config, tensors: dict[str, Tensor]) -> Tiling:
 
 
 def check_layer(layer: Layer, config: Config) -> None:
-    """Raise `Declined` where the accelerator cannot run a layer: no exact epilogue, or no tile that fits."""
+    """Raise `DeclinedError` where the accelerator cannot run a layer: no exact epilogue, or no tile that fits."""
     if layer.kind == "max":
         if pool.choose(layer, config) is None:
             need = pool.needs(layer, pool.PoolTiling(1, 1, 1)) * 64
-            raise Declined(f"its window needs {need} of {config.acc_bytes // 2} bytes of the ACC buffer")
+            raise DeclinedError(f"its window needs {need} of {config.acc_bytes // 2} bytes of the ACC buffer")
         return
     tiles.check(Job(0, layer, epilogue(layer, config), 0, 0, 0), config)
 
@@ -207,7 +209,7 @@ def compile_layers(layers: Sequence[Layer], inputs: Sequence[str], config: Confi
     """One program of all layers, in order; `inputs` are the values that the host writes.
 
     Raises:
-        Declined: a layer cannot be run; `check_layer` and `padding_conflict` say so before.
+        DeclinedError: a layer cannot be run; `check_layer` and `padding_conflict` say so before.
     """
     layers = _patched(layers, set(inputs))
     arena = Arena()
@@ -236,7 +238,11 @@ def compile_layers(layers: Sequence[Layer], inputs: Sequence[str], config: Confi
 
 
 def _reports(
-    layers: Sequence[Layer], tilings: Sequence[str], program: Sequence[Instruction], timing: Timing, owner: Sequence[int]
+    layers: Sequence[Layer],
+    tilings: Sequence[str],
+    program: Sequence[Instruction],
+    timing: Timing,
+    owner: Sequence[int],
 ) -> list[LayerReport]:
     from dlc.targets.vta.isa import Gemm
     from dlc.targets.vta.timing import compute_cycles

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.segments import segments
 from dlc.targets.vta.config import Config
-from dlc.targets.vta.match import Declined, Match, Matcher, is_work
+from dlc.targets.vta.match import DeclinedError, Match, Matcher, is_work
 from dlc.targets.vta.program import check_layer, padding_conflict
 
 
@@ -58,7 +58,7 @@ def _once(graph: Graph, config: Config, excluded: dict[str, str]) -> Selection:
                 check_layer(match.layer, config)
                 padding_conflict(match.layer, fills)
                 possible[name] = match
-        except Declined as declined:
+        except DeclinedError as declined:
             result.reasons[name] = str(declined)
     _take(graph, possible, result)
     for node in graph.nodes:

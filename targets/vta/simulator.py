@@ -36,7 +36,7 @@ _SMALL = 250_000  # multiplications of one matrix product: larger ones make BLAS
 _HAZARD = 2  # an ACC entry must not be written again by one of the next two micro-ops
 
 
-class Illegal(Exception):
+class IllegalError(Exception):
     """A rule of the architecture was broken; the text says which."""
 
 
@@ -149,11 +149,11 @@ class Simulator:
         for index in run_order(program, preference):
             try:
                 self.execute(program[index])
-            except Illegal as error:
+            except IllegalError as error:
                 raise DlcError(f"vta: instruction {index} ({disassemble(program[index])}): {error}") from None
 
     def execute(self, instruction: Instruction) -> None:
-        """One instruction; raises `Illegal`."""
+        """One instruction; raises `IllegalError`."""
         if isinstance(instruction, Load):
             self._load(instruction)
         elif isinstance(instruction, Store):
@@ -172,12 +172,12 @@ class Simulator:
         depth = self.loaded["ACC" if name == "OUT" else name].size
         end = transfer.sram_base + transfer.rows * transfer.columns
         if end > depth:
-            raise Illegal(f"writes {name}[{transfer.sram_base}:{end}], of {depth} entries")
+            raise IllegalError(f"writes {name}[{transfer.sram_base}:{end}], of {depth} entries")
         if transfer.memory is Memory.OUT:
             end = transfer.sram_base + transfer.y_size * transfer.x_size
         last = transfer.dram_base + (transfer.y_size - 1) * transfer.x_stride + transfer.x_size
         if last * size > self.dram.size:
-            raise Illegal(f"reaches byte {last * size} of a memory of {self.dram.size}")
+            raise IllegalError(f"reaches byte {last * size} of a memory of {self.dram.size}")
         view = np.lib.stride_tricks.as_strided(
             self.dram[transfer.dram_base * size :],
             (transfer.y_size, transfer.x_size * size),
@@ -188,12 +188,12 @@ class Simulator:
     def _load(self, load: Load) -> None:
         memory = load.memory
         if memory is Memory.OUT:
-            raise Illegal("OUT cannot be loaded")
+            raise IllegalError("OUT cannot be loaded")
         padded = load.rows != load.y_size or load.columns != load.x_size
         if memory in (Memory.UOP, Memory.WGT) and padded:
-            raise Illegal(f"a LOAD of {memory.name} takes no padding")
+            raise IllegalError(f"a LOAD of {memory.name} takes no padding")
         if memory is Memory.UOP and load.y_size != 1:
-            raise Illegal(f"a LOAD of UOP has one row, not {load.y_size}")
+            raise IllegalError(f"a LOAD of UOP has one row, not {load.y_size}")
         if load.x_size == 0 or load.y_size == 0:
             return
         rows, place = self._rows(load)
@@ -214,17 +214,17 @@ class Simulator:
 
     def _store(self, store: Store) -> None:
         if store.memory is not Memory.OUT:
-            raise Illegal(f"STORE writes OUT, not {store.memory.name}")
+            raise IllegalError(f"STORE writes OUT, not {store.memory.name}")
         if store.rows != store.y_size or store.columns != store.x_size:
-            raise Illegal("a STORE takes no padding")
+            raise IllegalError("a STORE takes no padding")
         if store.x_size == 0 or store.y_size == 0:
             return
         if store.y_size > 1 and store.x_stride < store.x_size:
-            raise Illegal(f"rows of {store.x_size} elements overlap at a stride of {store.x_stride}")
+            raise IllegalError(f"rows of {store.x_size} elements overlap at a stride of {store.x_stride}")
         rows, place = self._rows(store)
         stale = np.flatnonzero(~self.from_alu[place])
         if stale.size:
-            raise Illegal(f"OUT[{store.sram_base + stale[0]}] was not last written by an ALU instruction")
+            raise IllegalError(f"OUT[{store.sram_base + stale[0]}] was not last written by an ALU instruction")
         rows[:] = self.out[place].view(np.uint8).reshape(rows.shape)
 
     # --- compute ---
@@ -232,11 +232,13 @@ class Simulator:
     def _plan(self, instruction: Loops) -> _Plan:
         begin, end = instruction.uop_begin, instruction.uop_end
         if not begin < end <= self.config.uops:
-            raise Illegal(f"micro-ops [{begin}:{end}] of a buffer of {self.config.uops}")
+            raise IllegalError(f"micro-ops [{begin}:{end}] of a buffer of {self.config.uops}")
         if not self.loaded["UOP"][begin:end].all():
-            raise Illegal(f"micro-op {begin + int(np.argmin(self.loaded['UOP'][begin:end]))} was never loaded")
+            raise IllegalError(f"micro-op {begin + int(np.argmin(self.loaded['UOP'][begin:end]))} was never loaded")
         uops = self.uop[begin:end]
-        factors = tuple(getattr(instruction, f"{n}_factor_{k}", 0) for n in ("dst", "src", "wgt") for k in ("out", "in"))
+        factors = tuple(
+            getattr(instruction, f"{n}_factor_{k}", 0) for n in ("dst", "src", "wgt") for k in ("out", "in")
+        )
         form = (type(instruction), instruction.reset, instruction.iter_out, instruction.iter_in, factors)
         operation = (instruction.alu_opcode, instruction.use_imm) if isinstance(instruction, Alu) else ()
         key = (form, operation, uops.tobytes())
@@ -246,7 +248,7 @@ class Simulator:
 
     def _make_plan(self, instruction: Loops, uops: np.ndarray) -> _Plan:
         if instruction.iter_out == 0 or instruction.iter_in == 0:
-            raise Illegal("a loop of no iterations")
+            raise IllegalError("a loop of no iterations")
         dst, src, wgt = indices(instruction, uops)
         gemm = isinstance(instruction, Gemm)
         limits = [("ACC", dst)] if not (isinstance(instruction, Alu) and instruction.alu_opcode == AluOp.SETQ) else []
@@ -256,18 +258,20 @@ class Simulator:
             limits.append(("ACC", src))
         for name, used in limits:
             if used.max() >= self.loaded[name].size:
-                raise Illegal(f"uses {name}[{used.max()}], of {self.loaded[name].size} entries")
+                raise IllegalError(f"uses {name}[{used.max()}], of {self.loaded[name].size} entries")
         step = forwarding_hazard(dst)
         if step is not None:
-            raise Illegal(f"step {step} writes ACC[{dst[step]}], which one of the two steps before it wrote")
+            raise IllegalError(f"step {step} writes ACC[{dst[step]}], which one of the two steps before it wrote")
         if isinstance(instruction, Alu):
             return _Plan(dst, src, wgt, ordered=not instruction.use_imm and alu.reads_own_results(dst, src))
-        return _Plan(np.unique(dst), np.unique(src), np.unique(wgt), () if instruction.reset else _groups(dst, src, wgt))
+        return _Plan(
+            np.unique(dst), np.unique(src), np.unique(wgt), () if instruction.reset else _groups(dst, src, wgt)
+        )
 
     def _need(self, name: str, used: np.ndarray) -> None:
         present = self.loaded[name][used]
         if not present.all():
-            raise Illegal(f"reads {name}[{used[np.argmin(present)]}], which nothing has written")
+            raise IllegalError(f"reads {name}[{used[np.argmin(present)]}], which nothing has written")
 
     def _gemm(self, gemm: Gemm) -> None:
         plan = self._plan(gemm)
@@ -292,19 +296,19 @@ class Simulator:
     def _alu(self, instruction: Alu) -> None:
         operation = instruction.alu_opcode
         if operation >= AluOp.REQ and not self.config.requantise:
-            raise Illegal(f"vta:{self.config.name} has no ALU operation {operation.name}")
+            raise IllegalError(f"vta:{self.config.name} has no ALU operation {operation.name}")
         plan = self._plan(instruction)
         if operation == AluOp.SETQ:
             if plan.src.size != 1 or instruction.use_imm:
-                raise Illegal("SETQ is one micro-op with an operand in ACC")
+                raise IllegalError("SETQ is one micro-op with an operand in ACC")
             base = int(plan.src[0])
             if base + alu.REGISTERS > self.config.accs:
-                raise Illegal(f"uses ACC[{base + alu.REGISTERS - 1}], of {self.config.accs} entries")
+                raise IllegalError(f"uses ACC[{base + alu.REGISTERS - 1}], of {self.config.accs} entries")
             self._need("ACC", np.arange(base, base + alu.REGISTERS))
             self.registers = alu.Registers.unpack(self.acc[base : base + alu.REGISTERS])
             return
         if operation == AluOp.REQ and self.registers is None:
-            raise Illegal("REQ before any SETQ")
+            raise IllegalError("REQ before any SETQ")
         self._need("ACC", plan.dst)
         if not instruction.use_imm:
             self._need("ACC", plan.src)

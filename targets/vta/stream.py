@@ -115,6 +115,5 @@ class Stream:
                 flags.setdefault(consumer, set()).add(POP_FLAG[queue])
                 flags.setdefault(producer, set()).add(PUSH_FLAG[queue])
         return [
-            replace(i, **dict.fromkeys(flags[n], True)) if n in flags else i  # type: ignore[arg-type]
-            for n, i in enumerate(self.instructions)
+            replace(i, **dict.fromkeys(flags[n], True)) if n in flags else i for n, i in enumerate(self.instructions)
         ]

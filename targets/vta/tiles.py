@@ -13,7 +13,7 @@ from dlc.targets.vta.conv import Job, Tiling, acc_half, needs, reach
 from dlc.targets.vta.generate import weight_half
 from dlc.targets.vta.isa import AluOp
 from dlc.targets.vta.layers import blocks
-from dlc.targets.vta.match import Declined
+from dlc.targets.vta.match import DeclinedError
 from dlc.targets.vta.timing import BYTES_A_CYCLE, ISSUE, LATENCY
 
 TIMED = 6  #: tilings that are written out and timed
@@ -35,13 +35,13 @@ def _fits(job: Job, tiling: Tiling, config: Config) -> bool:
 
 
 def check(job: Job, config: Config) -> None:
-    """Raise `Declined`, with the numbers, where not even the smallest tile fits."""
+    """Raise `DeclinedError`, with the numbers, where not even the smallest tile fits."""
     smallest = Tiling(1, 1, 1, 1, True)
     limits = _limits(job, config, 1)
     for name, used in needs(job, smallest).items():
         if used > limits[name]:
             size = _SIZES[name]
-            raise Declined(
+            raise DeclinedError(
                 f"too large for the {name} buffer at its smallest tile: "
                 f"needs {used * size} of {limits[name] * size} bytes"
             )
@@ -95,7 +95,7 @@ def choose(job: Job, config: Config, time: Callable[[Tiling], int]) -> Tiling:
     """The tiling that `time` (cycles of the layer alone) finds best among the best by estimate.
 
     Raises:
-        Declined: none fits; with the numbers.
+        DeclinedError: none fits; with the numbers.
     """
     check(job, config)
     ranked = sorted(candidates(job, config), key=functools.partial(estimate, job))

@@ -80,7 +80,9 @@ class Net:
             out_dtype=dtype, **attrs, **more,
         )  # fmt: skip
 
-    def requantize(self, terms: list[str], zeros: list[int], spread: int, zero: int, lo: int, hi: int, channel: bool) -> str:
+    def requantize(
+        self, terms: list[str], zeros: list[int], spread: int, zero: int, lo: int, hi: int, channel: bool
+    ) -> str:
         """`spread`: the magnitude of the first term, which becomes about 100 steps."""
         value = self.values[terms[0]]
         rest = (1,) * (len(value.shape) - 2)
@@ -94,7 +96,9 @@ class Net:
         else:
             bits = 31 - (count > 1)
             first = self.rng.integers(2 ** (bits - 1), 2**bits, shape)
-            shift = np.asarray(np.maximum(bits - np.log2(100 / max(spread, 1)), 1).astype(np.int32) * np.ones(shape, np.int32))
+            shift = np.asarray(
+                np.maximum(bits - np.log2(100 / max(spread, 1)), 1).astype(np.int32) * np.ones(shape, np.int32)
+            )
             second = np.minimum(np.exp2(shift) * 0.4, 2**bits - 1)
             multipliers = [first, second][:count]
         names = [self.constant(np.asarray(m).astype(np.int32)) for m in multipliers]

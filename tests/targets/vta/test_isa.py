@@ -81,7 +81,9 @@ POSITIONS = {
 @pytest.mark.parametrize("kind", POSITIONS, ids=lambda k: k.__name__)
 def test_bit_positions(kind: type[Instruction]) -> None:
     base = {"iter_out": 0, "iter_in": 0} if kind is not Load else {"y_size": 0}
-    empty = kind(**base, **({"memory": Memory.UOP} if kind is Load else {}), **({"alu_opcode": AluOp.MIN} if kind is Alu else {}))
+    empty = kind(
+        **base, **({"memory": Memory.UOP} if kind is Load else {}), **({"alu_opcode": AluOp.MIN} if kind is Alu else {})
+    )
     zero = int.from_bytes(isa.encode(empty, ORIGINAL), "little")
     assert zero == kind.opcode
     for name, (first, last) in POSITIONS[kind].items():
@@ -98,7 +100,11 @@ def test_bit_positions(kind: type[Instruction]) -> None:
 
 
 def test_micro_op_positions() -> None:
-    assert isa.encode_uops([MicroOp(1, 0, 0), MicroOp(0, 1, 0), MicroOp(0, 0, 1)], Q31).tolist() == [1, 1 << 11, 1 << 22]
+    assert isa.encode_uops([MicroOp(1, 0, 0), MicroOp(0, 1, 0), MicroOp(0, 0, 1)], Q31).tolist() == [
+        1,
+        1 << 11,
+        1 << 22,
+    ]
     assert isa.encode_uops([MicroOp(2047, 2047, 1023)], Q31).tolist() == [0xFFFFFFFF]
 
 
@@ -123,7 +129,9 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_what_is_no_instruction_is_refused() -> None:
     good = isa.encode(Finish(), ORIGINAL)
-    with pytest.raises(DlcError, match="instruction 1: .* is not an instruction of vta:original: 7 is not a valid Opcode"):
+    with pytest.raises(
+        DlcError, match=r"instruction 1: .* is not an instruction of vta:original: 7 is not a valid Opcode"
+    ):
         isa.decode_program(good + bytes([7]) + bytes(15), ORIGINAL)
     request = isa.encode(Alu(uop_end=1, alu_opcode=AluOp.REQ), Q31)
     with pytest.raises(DlcError, match="vta:original: the ALU has no operation REQ"):

@@ -17,7 +17,9 @@ Q31, ORIGINAL = config_by_name("q31"), config_by_name("original")
 SMALL = {"uop_bytes": 4 << 10, "inp_bytes": 4 << 10, "wgt_bytes": 16 << 10, "acc_bytes": 8 << 10}
 CONFIGS = [Q31, ORIGINAL, replace(Q31, **SMALL), replace(ORIGINAL, **SMALL)]
 
-_settings = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+_settings = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 seeds, zeros, configs = st.integers(0, 2**31), st.sampled_from([0, 3, 128, 255]), st.sampled_from(CONFIGS)
 
 
@@ -36,7 +38,15 @@ def windows(draw: st.DrawFn, kernels: st.SearchStrategy[int]) -> tuple:
 
 
 @_settings
-@given(configs, windows(st.sampled_from([1, 2, 3, 5])), st.sampled_from([1, 10, 16, 33, 64]), zeros, zeros, st.booleans(), seeds)
+@given(
+    configs,
+    windows(st.sampled_from([1, 2, 3, 5])),
+    st.sampled_from([1, 10, 16, 33, 64]),
+    zeros,
+    zeros,
+    st.booleans(),
+    seeds,
+)
 def test_convolutions(
     config: Config, window: tuple, out: int, x_zero: int, zero: int, channel: bool, seed: int
 ) -> None:
@@ -61,7 +71,9 @@ def test_first_convolutions_read_patches(config: Config, window: tuple, out: int
 
 
 @_settings
-@given(configs, windows(st.sampled_from([1, 3])), st.sampled_from(["depthwise", "4", "16", "2", "multiple"]), zeros, seeds)
+@given(
+    configs, windows(st.sampled_from([1, 3])), st.sampled_from(["depthwise", "4", "16", "2", "multiple"]), zeros, seeds
+)
 def test_groups(config: Config, window: tuple, form: str, x_zero: int, seed: int) -> None:
     shape, kernel, strides, pads = window
     channels = {"depthwise": shape[0], "4": 24, "16": 48, "2": 12, "multiple": shape[0]}[form]
@@ -98,7 +110,13 @@ def test_pools(config: Config, window: tuple, zero: int, seed: int) -> None:
 
 
 @_settings
-@given(configs, st.sampled_from([(1, 1, 1), (70, 1, 1), (5, 3, 2), (40, 4, 4)]), st.sampled_from([1, 16, 100]), zeros, seeds)
+@given(
+    configs,
+    st.sampled_from([(1, 1, 1), (70, 1, 1), (5, 3, 2), (40, 4, 4)]),
+    st.sampled_from([1, 16, 100]),
+    zeros,
+    seeds,
+)
 def test_dense_layers_give_codes_and_sums(config: Config, shape: tuple, out: int, zero: int, seed: int) -> None:
     n = net(config, shape, seed)
     flat = n.node("relax.reshape", ["x"], (1, int(np.prod(shape))), "uint8", shape=(1, int(np.prod(shape))))
@@ -175,5 +193,5 @@ def test_layers_divided_by_host_work_stay_on_the_host() -> None:
     from dlc.targets.vta.select import select
 
     selection = select(n.graph(z), Q31)
-    assert list(selection.matches)[0] == y
-    assert selection.reasons.get(z, "one of its operands needs host work") .startswith("one of its operands needs host work")
+    assert next(iter(selection.matches)) == y
+    assert z not in selection.matches

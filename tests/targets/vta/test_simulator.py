@@ -43,8 +43,8 @@ def load_uops(count: int) -> Load:
 
 def test_load_pads_with_zeros_and_strides() -> None:
     sim = machine([])
-    sim.run([Load(memory=Memory.INP, sram_base=7, dram_base=3, y_size=2, x_size=3, x_stride=5, y_pad_top=1, x_pad_left=2,
-                  x_pad_right=1, y_pad_bottom=1)])  # fmt: skip
+    pads = {"y_pad_top": 1, "x_pad_left": 2, "x_pad_right": 1, "y_pad_bottom": 1}
+    sim.run([Load(memory=Memory.INP, sram_base=7, dram_base=3, y_size=2, x_size=3, x_stride=5, **pads)])
     image = sim.inp[7 : 7 + 4 * 6].reshape(4, 6, 16)
     source = sim.dram.view(np.int8).reshape(-1, 16)
     expected = np.zeros((4, 6, 16))
@@ -132,7 +132,9 @@ def test_alu_equals_python_in_order(operation: AluOp, use_imm: bool, imm: int, s
             second = imm if use_imm else expected[source + 2 * i][lane]
             value = _SCALAR[operation](expected[i][lane], second) & 0xFFFFFFFF
             expected[i][lane] = value - (value >> 31 << 32)
-    sim.run([Alu(uop_end=1, iter_in=6, dst_factor_in=1, src_factor_in=2, alu_opcode=operation, use_imm=use_imm, imm=imm)])
+    sim.run(
+        [Alu(uop_end=1, iter_in=6, dst_factor_in=1, src_factor_in=2, alu_opcode=operation, use_imm=use_imm, imm=imm)]
+    )
     np.testing.assert_array_equal(sim.acc[:32], expected)
     np.testing.assert_array_equal(sim.out[:6], sim.acc[:6].astype(np.int8))
 
@@ -191,7 +193,7 @@ def test_store_keeps_the_low_byte() -> None:
 
 TWO = [load_uops(2), load(Memory.ACC, 0, 0, 8)]
 ILLEGAL: dict[str, tuple[list[Instruction], str]] = {
-    "sram": ([load(Memory.INP, 2040, 0, 9)], r"instruction 0 \(LOAD INP .*\): writes INP\[2040:2049\], of 2048 entries"),
+    "sram": ([load(Memory.INP, 2040, 0, 9)], r"instruction 0 \(LOAD INP .*\): writes INP\[2040:2049\], of 2048"),
     "sram, by padding": ([load(Memory.INP, 2040, 0, 8, x_pad_right=1)], r"writes INP\[2040:2049\], of 2048"),
     "dram": ([load(Memory.WGT, 0, 255, 2)], r"reaches byte 65792 of a memory of 65536"),
     "padded weights": ([load(Memory.WGT, 0, 0, 1, y_pad_top=1)], "a LOAD of WGT takes no padding"),
@@ -247,5 +249,5 @@ def test_three_accumulators_in_turn_are_allowed() -> None:
 
 def test_the_original_has_no_requantiser() -> None:
     sim = machine([MicroOp()], ORIGINAL)
-    with pytest.raises(DlcError, match="instruction 2 .*: vta:original has no ALU operation REQ"):
+    with pytest.raises(DlcError, match=r"instruction 2 .*: vta:original has no ALU operation REQ"):
         sim.run([load_uops(1), load(Memory.ACC, 0, 0, 1), Alu(uop_end=1, alu_opcode=AluOp.REQ), Finish()])

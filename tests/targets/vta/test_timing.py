@@ -69,7 +69,11 @@ def test_stores_and_padding() -> None:
 
 
 def test_a_missing_token_is_a_deadlock_that_names_instructions() -> None:
-    program: list[Instruction] = [inp(), Gemm(uop_end=1, reset=True, pop_prev=True, push_next=True), Store(pop_prev=True)]
+    program: list[Instruction] = [
+        inp(),
+        Gemm(uop_end=1, reset=True, pop_prev=True, push_next=True),
+        Store(pop_prev=True),
+    ]
     message = (
         r"deadlock: compute waits at instruction 1 \(GEMM reset .* pop_prev push_next\) for a token of load -> compute; "
         r"store waits at instruction 2 \(STORE .* pop_prev\) for a token of compute -> store"
@@ -94,9 +98,9 @@ def test_a_queue_holds_eight() -> None:
     assert simulate([*[inp(push_next=True)] * 12, *[take] * 12]).cycles > 0
     # Compute waits for the store's token, which comes only when all twelve loads have gone through.
     stuck = [*[inp(push_next=True)] * 12, Load(memory=Memory.WGT, push_next=True), Finish(pop_next=True)]
-    with pytest.raises(DlcError, match="load waits at instruction 8 .* for room in the queue load -> compute"):
+    with pytest.raises(DlcError, match=r"load waits at instruction 8 .* for room in the queue load -> compute"):
         simulate(stuck)
-    with pytest.raises(DlcError, match="load waits at instruction 8 .* for room in the queue load -> compute"):
+    with pytest.raises(DlcError, match=r"load waits at instruction 8 .* for room in the queue load -> compute"):
         list(run_order(stuck))
 
 
@@ -109,13 +113,14 @@ def program() -> Program:
 
     def layer(x: str, output: str, residual: str = "") -> Layer:
         weight = rng.integers(-127, 128, (32, 32, 3, 3)).astype(np.int8)
+        bias = rng.integers(-9999, 9999, 32).astype(np.int32)
         terms = 2 if residual else 1
         m = tuple(np.full(32, 2**29, np.int32) for _ in range(terms))
         q = Requantise(m, np.full(32, 41, np.int32), 100, 0, 255, 100)
         shape = (32, 40, 30)
         return Layer(
             "conv", x, output, shape, shape, kernel=(3, 3), pads=(1, 1, 1, 1), x_zero=100, weight=weight,
-            bias=rng.integers(-9999, 9999, 32).astype(np.int32), requantise=q, residual=residual, macs=weight.size * 1200,
+            bias=bias, requantise=q, residual=residual, macs=weight.size * 1200,
         )  # fmt: skip
 
     return compile_layers([layer("x", "y"), layer("y", "z", "x")], ["x"], Q31)
@@ -149,7 +154,7 @@ def test_every_token_is_needed(compiled: Program) -> None:
     for index in pushing[:: len(pushing) // 10]:
         broken = list(compiled.instructions)
         broken[index] = replace(broken[index], push_next=False, push_prev=False)
-        with pytest.raises(DlcError, match="deadlock: .* waits at instruction"):
+        with pytest.raises(DlcError, match=r"deadlock: .* waits at instruction"):
             simulate(broken)
 
 
