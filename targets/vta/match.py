@@ -155,11 +155,13 @@ class Matcher:
             raise DeclinedError(f"windows over {len(attrs['kernel'])} dimensions; 2 are taken")
         channels = extents(node.output.shape)[0]
         ones = np.ones((channels, 1, *attrs["kernel"]), np.int8)
-        return self._sum(
+        found = self._sum(
             node, node.inputs[0], self.values[node.inputs[0]].shape, ones, attrs.get("x_zero_point", 0),
             strides=tuple(attrs["strides"]), pads=tuple(attrs["pads"]), dilations=tuple(attrs["dilations"]),
             groups=channels,
         )  # fmt: skip
+        found.layer = replace(found.layer, macs=0)
+        return found
 
     def _mean(self, node: Node) -> _Sum | None:
         """A sum over height and width of centred codes; the model asks for no multiplications."""
@@ -179,6 +181,7 @@ class Matcher:
         channels, height, width = extents(wide.output.shape)
         ones = np.ones((channels, 1, height, width), np.int8)
         found = self._sum(node, wide.inputs[0], wide.output.shape, ones, zero, groups=channels)
+        found.layer = replace(found.layer, macs=0)
         found.nodes |= {*nodes, name}
         return found
 
