@@ -133,6 +133,8 @@ class Matcher:
         if weight is None or weight.dtype != np.int8 or weight.ndim != 2:
             raise DeclinedError("its weight is not a constant matrix of int8")
         x = node.inputs[0]
+        if node.attrs.get("b_zero_point", 0):
+            raise DeclinedError("its weight has a zero point that is not 0")
         if len(self.values[x].shape) != 2:
             raise DeclinedError(f"a matrix product over {len(self.values[x].shape)} dimensions; 2 are taken")
         source, shape = x, self.values[x].shape
