@@ -26,6 +26,10 @@ class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
 
 
+class UndecidedTypeError(IrTypeError):
+    """Whether operands fit depends on the sizes of symbols."""
+
+
 # --- registration of our operators ---
 
 
@@ -401,7 +405,7 @@ def infer_type(
         raise IrTypeError(_reason(error)) from error
     if typed.shape is None:
         texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
-        raise IrTypeError(f"cannot tell whether the extents of {texts} agree")
+        raise UndecidedTypeError(f"cannot tell whether the extents of {texts} agree")
     return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
 
 

@@ -188,7 +188,7 @@ class _Run:
         stacks: list[list[np.ndarray]] = [[] for _ in block.outputs[1 + count :]]
         iteration = 0
         while going and (trips is None or iteration < trips):
-            slices = [np.ascontiguousarray(array[iteration]) for array in scanned]
+            slices = [np.require(array[iteration], requirements="C") for array in scanned]
             at, condition = np.asarray(iteration, np.int64), np.asarray(going)
             going, *results = self.block(block, [at, condition, *carried, *slices, *captured])
             going = bool(np.asarray(going).reshape(-1)[0])

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from dlc.frontends.onnx.context import Context, NodeView
+from dlc.frontends.onnx.host import runs_on_host
 from dlc.frontends.onnx.nodes import domain_of, opsets_of
 from dlc.frontends.onnx.registry import lookup
 from dlc.frontends.onnx.tensor import Tensor
@@ -21,7 +22,6 @@ FUNCTION_MATCHERS: dict[tuple[str, str], Matcher] = {}
 must compare the body with the one it knows, because anybody may use the name."""
 
 FunctionKey = tuple[str, str, str]
-_CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
 def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
@@ -104,7 +104,8 @@ class _Scan:
                     self.nodes(body.node, opsets_of(body.opset_import) or opsets, f"{label}/")
                 continue
             version = opsets.get(domain, 1)
-            if lookup(domain, node.op_type, version) is None and not has_body(node.op_type, version, domain):
+            known = lookup(domain, node.op_type, version) is not None or has_body(node.op_type, version, domain)
+            if not known and not runs_on_host(node.op_type, domain, version):
                 self.found.setdefault((domain, node.op_type), []).append(label)
 
 
@@ -115,6 +116,5 @@ def unsupported(model: onnx.ModelProto) -> str:
     parts = []
     for (domain, op_type), names in sorted(scan.found.items()):
         where = ", ".join(f"'{n}'" for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        note = " (control flow is not supported yet)" if not domain and op_type in _CONTROL_FLOW else ""
-        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}{note}")
+        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ import onnx
 from onnx import AttributeProto, numpy_helper
 
 from dlc.frontends.onnx.context import NodeView
-from dlc.frontends.onnx.tensor import ConversionError
+from dlc.frontends.onnx.tensor import ConversionError, HostError
 
 _FORMS = {
     AttributeProto.FLOAT: lambda a: float(a.f),
@@ -39,13 +39,13 @@ def opsets_of(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 def element_type(elem_type: int) -> str:
     """numpy's name of an ONNX element type; ConversionError for those that tensors here cannot have."""
     if elem_type == onnx.TensorProto.STRING:
-        raise ConversionError("tensors of strings are not supported")
+        raise HostError("tensors of strings are nothing for a kernel")
     try:
         name = str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except Exception as error:
         raise ConversionError(f"element type {elem_type} is unknown") from error
     if name.startswith("complex"):
-        raise ConversionError(f"tensors of {name} are not supported")
+        raise HostError(f"tensors of {name} are nothing for a kernel")
     return name
 
 
