@@ -114,7 +114,9 @@ class _Matmul(_Plain):
             for segment in cut(a[-2] if self.has_rows else 1, _ROWS):
                 with each(segment) as row:
                     rows = [simplify(row + i) for i in range(segment.size)]
-                    sweep(n, self.lanes, _VECTORS, lambda pieces, rows=rows, outer=outer: self.tile(outer, rows, pieces))
+                    sweep(
+                        n, self.lanes, _VECTORS, lambda pieces, rows=rows, outer=outer: self.tile(outer, rows, pieces)
+                    )
 
     def place(self, name: str, outer: Index, inner: Index) -> Index:
         """The index of an operand: the batch dimensions that it has, broadcast, then `inner`."""
