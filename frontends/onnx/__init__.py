@@ -20,13 +20,18 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     elementwise,
     indexing,
     linear,
+    ngrams,
     normalisation,
+    placing,
     pooling,
     quantisation,
+    random_numbers,
     reduction,
     resize,
+    sampling,
     shape,
     slicing,
+    spectral,
 )
 from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
 from dlc.frontends.onnx.importer import Importer

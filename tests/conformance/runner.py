@@ -39,6 +39,9 @@ class Outcome:
     reason: str = ""
 
 
+# ONNX leaves the generator open; these cases compare with the values of numpy's.
+_OTHER_GENERATOR = ("test_bernoulli", "test_training_dropout")
+
 HERE = Path(__file__).parent
 
 
@@ -156,6 +159,8 @@ def run_case(case: Any, target: str) -> Outcome:
             except Exception as error:
                 return Outcome("wrong", len(values), f"{type(error).__name__}: {' '.join(str(error).split())}")
             difference = _compare(case, [np.asarray(e) for e in expected], actual)
+            if difference.startswith("output 0 differs") and case.name.startswith(_OTHER_GENERATOR):
+                return Outcome("unsupported", reason="compares the values of another random generator")
             if difference:
                 return Outcome("wrong", len(values), difference)
             failure, most = "", max(most, len(values))
