@@ -31,12 +31,17 @@ def _target(options: Options) -> Target:
     return find_target(options.target)
 
 
-def passes_of(options: Options, target: Target) -> list[Pass]:
-    """All passes of one compilation, in order."""
+def common_passes(options: Options) -> list[Pass]:
+    """The passes that every target's compilation begins with."""
     from dlc.passes.quantize import quantize_passes
     from dlc.passes.simplify import SIMPLIFY
 
-    return [*SIMPLIFY, *quantize_passes(options), *target.passes(options)]
+    return [*SIMPLIFY, *quantize_passes(options)]
+
+
+def passes_of(options: Options, target: Target) -> list[Pass]:
+    """All passes of one compilation, in order."""
+    return [*common_passes(options), *target.passes(options)]
 
 
 def stages(options: Options) -> list[str]:
@@ -96,7 +101,7 @@ def compile_model(model: Any, options: Options, calibration: Any = None, progres
     module = import_source(model, options)
     context = _context(module, options, target, calibration, progress)
     try:
-        return compile_module(run_passes(module, passes_of(options, target), context), context)
+        return compile_module(run_passes(module, common_passes(options), context), context)
     except DlcError as error:
         # A pass or a target names the node; only here the file is known.
         where = f"{os.fspath(model)}: " if isinstance(model, str | os.PathLike) else ""
@@ -104,13 +109,19 @@ def compile_model(model: Any, options: Options, calibration: Any = None, progres
 
 
 def compile_module(module: Any, context: Context) -> Package:
-    """The package of an IRModule that has been through its passes."""
-    from dlc.ir.convert import view
-
+    """The package of an IRModule that has been through the common passes."""
     target: Target = context.target
     context.progress("build", 0, 1)
-    build = target.build(module, context)
-    manifest = _manifest(view(module), target, build, context)
+    return part_package(module, target, context)[0]
+
+
+def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:
+    """Compile an IRModule behind the common passes for one target: the whole model, or a part of it."""
+    from dlc.ir.convert import view
+
+    graph = view(module)
+    build = compile_build(module, target, context)
+    manifest = _manifest(graph, target, build, context)
     explanation = {
         "nodes": build.explanation,
         "declined": [
@@ -120,7 +131,17 @@ def compile_module(module: Any, context: Context) -> Package:
         "values": context.notes.get("quantization", {}).get("values", {}),
     }
     members = {**build.members, "explain.json": (json.dumps(explanation, indent=1, sort_keys=True) + "\n").encode()}
-    return Package.create(manifest, members)
+    return Package.create(manifest, members), build
+
+
+def compile_build(module: Any, target: Target, context: Context) -> Build:
+    """The target's build of a module, composed where the host has to run some of its nodes."""
+    from dlc import composite
+    from dlc.ir.convert import view
+
+    if not target.runs_host and composite.needs_host(view(module)):
+        return composite.build(module, context, lambda node: target)
+    return target.compile(module, context)
 
 
 def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
 
     return {
         "target": target.spec,
-        "runtime": target.runtime,
+        "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
         "variants": [variant.as_json() for variant in build.variants],

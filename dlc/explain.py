@@ -14,13 +14,18 @@ from dlc.package import Package
 
 # key of a row -> heading; a column that no row has is left out
 _COLUMNS = {
+    "stage": "stage",
     "node": "node",
     "op": "operator",
     "precision": "precision",
     "kernel": "kernel",
     "tile": "tile",
+    "registers": "registers",
+    "shared_bytes": "shared bytes",
+    "spill_bytes": "spill bytes",
     "predicted_us": "predicted us",
     "predicted_for": "for",
+    "predicted_stage_us": "stage us",
     "why_not_better": "why not better",
 }
 

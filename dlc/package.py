@@ -108,6 +108,17 @@ class Package:
         """The tensors of a safetensors member: read-only, 64-byte aligned, without a copy where the file is mapped."""
         return open_constants(self.member(name), f"{self.name}: member '{name}'")
 
+    def nested_members(self, name: str) -> dict[str, memoryview | bytes]:
+        """This package's manifest and members as members of an outer package, under the folder `name`."""
+        members = {f"{name}/{member}": data for member, data in self._members.items()}
+        return {**members, f"{name}/{MANIFEST}": _manifest_bytes(self.manifest)}
+
+    def nested(self, name: str) -> Package:
+        """The package that lies in the folder `name` of this one; DlcError where there is none."""
+        manifest = self.json(f"{name}/{MANIFEST}")
+        inside = {m.removeprefix(f"{name}/"): data for m, data in self._members.items() if m.startswith(f"{name}/")}
+        return Package(manifest, {m: data for m, data in inside.items() if m != MANIFEST}, f"{self.name}: {name}")
+
     def variant(self) -> dict[str, Any] | None:
         """The best variant that this machine can run; None when the package has none because any machine will do.
 

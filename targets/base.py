@@ -56,12 +56,14 @@ class Build:
             it makes), ``op``, ``precision``, ``kernel``, ``tile``, ``why_not_better``, ``predicted_us``; keys that do
             not apply are left out.
         variants: best first; none means that every machine can run the package.
+        runtime: the dotted name of the runtime module where it is not the target's own.
     """
 
-    members: dict[str, bytes]
+    members: Mapping[str, bytes | memoryview]
     manifest: dict[str, Any]
     explanation: list[dict[str, Any]] = field(default_factory=list)
     variants: tuple[Variant, ...] = ()
+    runtime: str = ""
 
 
 class Target(ABC):
@@ -70,10 +72,12 @@ class Target(ABC):
     Attributes:
         name: what stands before the colon on the command line.
         runtime: the dotted name of the runtime module. It must import neither TVM's compiler (``tvm``) nor onnx.
+        runs_host: it runs control flow and the host's operators itself.
     """
 
     name: ClassVar[str]
     runtime: ClassVar[str]
+    runs_host: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -89,6 +93,15 @@ class Target(ABC):
     def passes(self, options: Options) -> list[Pass]:
         """The target's passes, run behind the common simplify and quantise passes."""
 
+    def compile(self, module: Any, context: Context) -> Build:
+        """Turn the IRModule behind the common passes into package members.
+
+        A target that takes only a part of a graph overrides this; see `dlc.composite`.
+        """
+        from dlc.pipeline import run_passes
+
+        return self.build(run_passes(module, self.passes(context.options), context), context)
+
     @abstractmethod
     def build(self, module: Any, context: Context) -> Build:
         """Turn the rewritten IRModule into package members; DlcError names the node that cannot be built."""
@@ -101,9 +114,15 @@ class Target(ABC):
 class Executable(Protocol):
     """The runtime's half: a loaded model. Safe to call from several threads at once.
 
+    Where extents of outputs depend on the data, it has ``compute(inputs, sizes) -> list of outputs`` in place of `run`
+    and `output_shapes`.
+
     Optionally it has ``trace(inputs, sizes)``, an iterator over (explanation row, array): the value that each kernel
     computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
     An array need only be valid until the next one is asked for.
+
+    An executable that works on several calls at once has ``submit(inputs, outputs, sizes) -> Future``, which begins
+    one, and ``depth``, the number of calls that keep it busy. One that holds processes or devices has ``close()``.
     """
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:

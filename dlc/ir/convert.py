@@ -18,12 +18,16 @@ import tvm.ir._ffi_api as ir_ffi
 from tvm import relax, tirx
 from tvm.ir import Op
 
-from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.graph import OBJECT, TUPLE, Graph, Node, Origin, Value, is_tensor
 from dlc.ir.ops import OPS
 
 
 class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
+
+
+class UndecidedTypeError(IrTypeError):
+    """Whether operands fit depends on the sizes of symbols."""
 
 
 # --- registration of our operators ---
@@ -41,15 +45,22 @@ def _type_rule(name: str) -> Callable[[Any, Any], Any]:
     return infer
 
 
+def _host_rule(call: Any, _builder: Any) -> Any:
+    """The type that a host operator declares: a tuple, one entry a result."""
+    attrs = _plain_attrs(call.attrs)
+    pairs = zip(attrs["shapes"], attrs["dtypes"], strict=True)
+    return relax.TupleType([_type_of(Value("", shape, dtype)) for shape, dtype in pairs])
+
+
 def _register_ops() -> None:
     known = set(Op.list_op_names())
     for name, spec in OPS.items():
-        if spec.infer is None or name in known:
+        if (spec.infer is None and spec.kind != "host") or name in known:
             continue
         ir_ffi.RegisterOp(name, (spec.meaning.__module__ or "") + ": see its module")
         op = Op.get(name)
         op.set_num_inputs(-1)
-        op.set_attr("FInferType", _type_rule(name))
+        op.set_attr("FInferType", _host_rule if spec.kind == "host" else _type_rule(name))
         op.set_attr("FPurity", True)
 
 
@@ -82,9 +93,20 @@ def shape_of(expr: Any) -> tuple[Any, ...]:
     return tuple(_plain(d) for d in expr.ty.shape.values)
 
 
-def value_of(var: Any) -> Value:
-    """A Relax variable as a `Value`."""
-    return Value(var.name, shape_of(var), str(var.ty.dtype))
+def value_of(var: Any, objects: Mapping[str, str] | None = None) -> Value:
+    """A Relax variable as a `Value`; `objects` says what the variables of Relax's object type are."""
+    if isinstance(var.ty, relax.TensorType):
+        return Value(var.name, shape_of(var), str(var.ty.dtype))
+    if isinstance(var.ty, relax.TupleType):
+        return Value(var.name, (), TUPLE)
+    return Value(var.name, (), (objects or {}).get(var.name, OBJECT))
+
+
+def _type_of(value: Value) -> Any:
+    """The Relax type of a value; what is no tensor has the object type."""
+    if not is_tensor(value.dtype):
+        return relax.ObjectType()
+    return relax.TensorType([_int64(d) for d in value.shape], value.dtype)
 
 
 # --- origins ---
@@ -115,6 +137,18 @@ def _prims(values: Any) -> list[Any]:
     return [_plain(v) for v in values.fields]
 
 
+def _end_shift(stride: int) -> int:
+    """What is added to a slice's end, so that TVM finds the extent: it computes (end - begin + stride - 1) // stride,
+    which for negative strides is that of an end two further on."""
+    return 2 if stride < 0 else 0
+
+
+def _read_slice(call: Any) -> dict[str, Any]:
+    axes, begin, end, strides = (tuple(_prims(a)) for a in call.args[1:])
+    end = tuple(e - _end_shift(stride) for e, stride in zip(end, strides, strict=True))
+    return {"axes": axes, "begin": begin, "end": end, "strides": strides}
+
+
 _BUILD: dict[str, Build] = {
     "relax.where": lambda x, a: relax.op.where(*x),
     "relax.astype": lambda x, a: relax.op.astype(x[0], a["dtype"]),
@@ -126,7 +160,7 @@ _BUILD: dict[str, Build] = {
         x[0],
         list(a["axes"]),
         [_int64(v) for v in a["begin"]],
-        [_int64(v) for v in a["end"]],
+        [_int64(v + _end_shift(stride)) for v, stride in zip(a["end"], a["strides"], strict=True)],
         list(a["strides"]),
         # Ours are clamped already; without this an end of -1 below a negative stride would count from the back.
         assume_inbound=True,
@@ -163,9 +197,7 @@ _READ: dict[str, Read] = {
     "relax.broadcast_to": lambda c: {"shape": tuple(_plain(d) for d in c.args[1].values)},
     "relax.permute_dims": lambda c: {"axes": tuple(int(a) for a in c.attrs.axes)},
     "relax.concat": lambda c: {"axis": int(c.attrs.axis)},
-    "relax.strided_slice": lambda c: dict(
-        zip(("axes", "begin", "end", "strides"), (tuple(_prims(a)) for a in c.args[1:]), strict=True)
-    ),
+    "relax.strided_slice": _read_slice,
     "relax.nn.pad": lambda c: {
         "pad_width": tuple(int(v) for v in c.attrs.pad_width),
         "mode": str(c.attrs.pad_mode),
@@ -195,6 +227,9 @@ def _relax_function(name: str) -> Callable[..., Any]:
 # --- Relax -> Graph ---
 
 
+_OPERANDS = (relax.TensorType, relax.TupleType, relax.ObjectType)
+
+
 class _Viewer:
     def __init__(self, module: Any, function: Any, name: str) -> None:
         self.module, self.function, self.name = module, function, name
@@ -202,6 +237,9 @@ class _Viewer:
         self.names: dict[Any, str] = {}  # a constant's handle -> its name
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
+        self.attrs = _function_attrs(function)
+        self.objects: dict[str, str] = dict(self.attrs.get("dlc.objects", {}))
+        self.declared: dict[str, tuple[str, ...]] = {}  # a tuple's name -> the dtypes of its entries
         # A variable may be called c0 too: a model names its values as it likes.
         self.taken = {p.name for p in function.params}
         self.taken |= {b.var.name for block in function.body.blocks for b in block.bindings}
@@ -226,34 +264,42 @@ class _Viewer:
         names: list[str] = []
         for arg in call.args:
             fields = arg.fields if isinstance(arg, tvm.ir.Tuple) else [arg]
-            # A symbolic bound of a slice is a variable too, but no tensor.
-            names += [self.name_of(f) for f in fields if isinstance(getattr(f, "ty", None), relax.TensorType)]
+            # A symbolic bound of a slice is a variable too, but no tensor; nor is a function.
+            names += [self.name_of(f) for f in fields if isinstance(getattr(f, "ty", None), _OPERANDS)]
         return names
 
     def bind(self, var: Any, value: Any) -> None:
         if isinstance(value, tvm.ir.Var | tvm.ir.GenericConst):
             self.alias[var.name] = self.name_of(value)
         elif isinstance(value, tvm.ir.TupleGetItem):
-            self.alias[var.name] = f"{self.alias.get(value.tuple_value.name, value.tuple_value.name)}.{value.index}"
+            self.item(var, value)
         elif isinstance(value, tvm.ir.Call):
             self.call(var, value)
         else:
             raise TypeError(f"unexpected binding of {var.name}: {type(value).__name__}")
 
+    def item(self, var: Any, value: Any) -> None:
+        source = self.name_of(value.tuple_value)
+        index = int(value.index)
+        self.objects[var.name] = self.declared[source][index]
+        outputs = (value_of(var, self.objects),)
+        self.nodes.append(Node("dlc.item", (source,), outputs, {"index": index}, _origin(value)))
+
     def call(self, var: Any, call: Any) -> None:
         outputs = (value_of(var),)
         origin = _origin(call)
         if isinstance(call.op, tvm.ir.GlobalVar):
-            region = self.module[call.op]
             body = view(self.module, call.op.name_hint if hasattr(call.op, "name_hint") else call.op.name)
             inputs = tuple(self.name_of(a) for a in call.args)
             self.nodes.append(Node("call", inputs, outputs, dict(body.attrs), origin, body))
-            del region
             return
         name = str(call.op.name)
         ours = name.startswith("dlc.")
         attrs = _plain_attrs(call.attrs) if ours else _READ.get(name, lambda c: {})(call)
-        self.nodes.append(Node(name, tuple(self.inputs_of(call)), outputs, attrs, origin))
+        if "dtypes" in attrs:
+            self.declared[var.name] = tuple(attrs["dtypes"])
+        blocks = tuple(view(self.module, a.name_hint) for a in call.args if isinstance(a, tvm.ir.GlobalVar))
+        self.nodes.append(Node(name, tuple(self.inputs_of(call)), outputs, attrs, origin, None, blocks))
 
     def run(self) -> Graph:
         body = self.function.body
@@ -266,11 +312,11 @@ class _Viewer:
             outs = [result]
         return Graph(
             self.name,
-            tuple(value_of(p) for p in self.function.params),
+            tuple(value_of(p, self.objects) for p in self.function.params),
             tuple(self.name_of(o) for o in outs),
             tuple(self.nodes),
             self.constants,
-            _function_attrs(self.function),
+            self.attrs,
         )
 
 
@@ -314,6 +360,26 @@ def _function_attrs(function: Any) -> dict[str, Any]:
     return result
 
 
+def inner_functions(module: Any) -> list[tuple[str, Any]]:
+    """The functions of `module` that its ``main`` calls or runs, by name, each behind those that it uses itself."""
+    functions = {var.name_hint: function for var, function in module.functions.items() if var.name_hint != "main"}
+    ordered: dict[str, Any] = {}
+
+    def add(name: str) -> None:
+        if name in ordered:
+            return
+        for block in functions[name].body.blocks:
+            for binding in block.bindings:
+                for arg in getattr(binding.value, "args", ()):
+                    if isinstance(arg, tvm.ir.GlobalVar):
+                        add(arg.name_hint)
+        ordered[name] = functions[name]
+
+    for name in functions:
+        add(name)
+    return list(ordered.items())
+
+
 def view(module: Any, name: str = "main") -> Graph:
     """Read a Relax function of `module` as a `Graph`; called region functions become nodes with a body."""
     return _Viewer(module, module[name], name).run()
@@ -349,7 +415,7 @@ def infer_type(
         raise IrTypeError(_reason(error)) from error
     if typed.shape is None:
         texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
-        raise IrTypeError(f"cannot tell whether the extents of {texts} agree")
+        raise UndecidedTypeError(f"cannot tell whether the extents of {texts} agree")
     return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
 
 
@@ -363,10 +429,13 @@ class FunctionBuilder:
         self.params: list[Any] = []
         self._frames: list[Any] = []
         self._used: set[str] = set()
+        self._objects: dict[str, str] = {}
 
     def input(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
         """Declare a parameter; all inputs come before the first `emit`."""
-        var = relax.Var(name, relax.TensorType([_int64(d) for d in shape], dtype))
+        var = relax.Var(name, _type_of(Value(name, tuple(shape), dtype)))
+        if not is_tensor(dtype):
+            self._objects[name] = dtype
         self.params.append(var)
         self._used.add(name)
         return var
@@ -406,8 +475,26 @@ class FunctionBuilder:
             raise IrTypeError(_reason(error)) from error
 
     def add_region(self, name: str, function: Any) -> None:
-        """Add a function that nodes may `call`; before the first `emit`."""
+        """Add a function that nodes may `call` or run as a block; before the first `emit`."""
         self._regions[name] = self.builder.add_func(function, name)
+
+    def add_functions(self, module: Any) -> None:
+        """Add every function of `module` but its ``main``."""
+        for name, function in inner_functions(module):
+            self.add_region(name, function)
+
+    def host(
+        self, op: str, blocks: Sequence[str], inputs: Sequence[Any], attrs: Mapping[str, Any], origin: Origin, name: str
+    ) -> Any:
+        """One host operator (see `dlc.ir.ops.host`); `blocks` name functions that were added. Returns its tuple."""
+        self._open()
+        node = tvm.ir.make_node("ir.DictAttrs", **attrs)
+        operands = [*(self._regions[block] for block in blocks), *inputs]
+        return self.builder.emit(relax.Call(Op.get(op), operands, node, span=_span(origin)), self._unique(name))
+
+    def item(self, source: Any, index: int, origin: Origin, name: str) -> Any:
+        """One result of a host operator."""
+        return self.builder.emit(tvm.ir.TupleGetItem(source, index, span=_span(origin)), self._unique(name))
 
     def call(self, region: str, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
         """Call a function that `add_region` added."""
@@ -435,7 +522,8 @@ class FunctionBuilder:
         self.builder.emit_func_output(bound[0] if len(bound) == 1 else relax.Tuple(bound))
         function.__exit__(None, None, None)
         module = self.builder.get()
-        for key, value in (attrs or {}).items():
+        objects = {"objects": self._objects} if self._objects else {}
+        for key, value in {**(attrs or {}), **objects}.items():
             module[self.name] = module[self.name].with_attr(f"dlc.{key}", json.dumps(value))
         return module
 

@@ -61,6 +61,7 @@ class Symbols:
             outputs=tuple(self._value(v) for v in node.outputs),
             attrs={k: self._attr(v) for k, v in node.attrs.items()},
             body=None if node.body is None else self.graph(node.body),
+            blocks=tuple(self.graph(block) for block in node.blocks),
         )
 
     def graph(self, graph: Graph) -> Graph:

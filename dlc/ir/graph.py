@@ -5,6 +5,7 @@ Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,23 @@ from typing import Any
 import numpy as np
 
 Dim = Any  # an int, or a symbolic int64 expression (a tirx expression; a string once serialised)
+TUPLE = "tuple"
+OBJECT = "object"
+
+
+def is_tensor(dtype: str) -> bool:
+    """Whether values of this dtype are tensors of numbers."""
+    return dtype != TUPLE and not dtype.startswith(OBJECT)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: its name in the graph, its extents (ints or symbolic expressions) and its dtype."""
+    """A value: its name in the graph, its extents (ints or symbolic expressions) and its dtype.
+
+    What is no tensor of numbers has no extents and a dtype that says what it is: `TUPLE` (the results of an operator
+    that has several, read by ``dlc.item``) or ``object: ...`` (strings, sequences, optional values, tensors of unknown
+    rank), which only the host handles.
+    """
 
     name: str
     shape: tuple[Dim, ...]
@@ -42,7 +55,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call; `op` is its name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region."""
+    """One operator call; `op` is its name in the IR (``relax.add``, ``dlc.conv``) or ``call`` for a region.
+
+    `body` is the region that is called; `blocks` are the functions that control flow runs: a loop's body, the branches.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -50,12 +66,36 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin()
     body: Graph | None = None
+    blocks: tuple[Graph, ...] = ()
 
     @property
     def output(self) -> Value:
         """The only output."""
         (value,) = self.outputs
         return value
+
+
+def symbol_names(item: Any) -> set[str]:
+    """The names of the symbols in an extent, a list of them, or whatever holds extents."""
+    if item is None or isinstance(item, int | float):
+        return set()
+    if isinstance(item, tuple | list):
+        return {name for part in item for name in symbol_names(part)}
+    return set(_NAME.findall(str(item))) - _NOT_SYMBOLS
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_NOT_SYMBOLS = {"T", "int", "int32", "int64", "max", "min"}
+
+
+def node_symbols(node: Node) -> set[str]:
+    """The symbols that running a node needs: in its attributes and results, and in what it runs."""
+    found = symbol_names([v.shape for v in node.outputs])
+    found |= {name for value in node.attrs.values() if not isinstance(value, str) for name in symbol_names(value)}
+    for block in node.blocks:
+        found |= symbol_names([v.shape for v in block.inputs])
+        found |= {name for inner in block.nodes for name in node_symbols(inner)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,5 +132,5 @@ class Graph:
         """All nodes, those inside region bodies included, in execution order."""
         for node in self.nodes:
             yield node
-            if node.body is not None:
-                yield from node.body.walk()
+            for inner in (*([node.body] if node.body is not None else []), *node.blocks):
+                yield from inner.walk()

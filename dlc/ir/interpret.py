@@ -6,16 +6,19 @@ Needs no TVM: symbolic extents are strings by the time a graph is run here (see 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.graph import Dim, Graph, Node
+from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor, symbol_names
 from dlc.ir.ops import OPS
+from dlc.ir.ops.host import IF, ITEM, LOOP
 
-Observer = Callable[[Node, "tuple[np.ndarray, ...]"], None]
+PART = "dlc.part"
+Observer = Callable[[Node, np.ndarray], None]
+RunPart = Callable[[Node, list[Any], Mapping[str, int]], Any]
 _SAFE = re.compile(r"[\w\s+\-*/%(),]*")
 
 
@@ -35,7 +38,7 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
 def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The size of each symbol, read from the inputs' shapes; DlcError where a shape does not fit."""
     sizes: dict[str, int] = {}
-    for value in graph.inputs:
+    for value in (v for v in graph.inputs if is_tensor(v.dtype)):
         actual = inputs[value.name].shape
         if len(actual) != len(value.shape):
             raise DlcError(f"input '{value.name}' has shape {list(actual)}, expected {[str(d) for d in value.shape]}")
@@ -48,6 +51,19 @@ def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]
                     f"input '{value.name}' has shape {list(actual)}, expected {[str(d) for d in value.shape]}"
                 )
     return sizes
+
+
+def check_extents(value: Value, result: np.ndarray, sizes: Mapping[str, int]) -> None:
+    """Hold a result to its declared extents, as far as the symbols' sizes are known; DlcError where it differs."""
+    known = [d if isinstance(d, int) or not _unknown(d, sizes) else None for d in value.shape]
+    wanted = [None if d is None else evaluate_dim(d, sizes) for d in known]
+    if len(wanted) != result.ndim or any(w not in (None, r) for w, r in zip(wanted, result.shape, strict=True)):
+        shown = [str(d) if w is None else w for d, w in zip(value.shape, wanted, strict=True)]
+        raise DlcError(f"'{value.name}' came out as {list(result.shape)}, declared {shown}")
+
+
+def _unknown(dim: Dim, sizes: Mapping[str, int]) -> bool:
+    return not symbol_names(dim) <= set(sizes)
 
 
 def _concrete(attrs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -65,40 +81,127 @@ def _concrete(attrs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, A
     return result
 
 
-def apply(node: Node, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
-    """Run one operator."""
-    result = OPS[node.op].meaning(inputs, _concrete(node.attrs, sizes))
-    return result if isinstance(result, tuple) else (np.asarray(result),)
+def apply(node: Node, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+    """Run one operator that makes a tensor."""
+    return np.asarray(OPS[node.op].meaning(inputs, _concrete(node.attrs, sizes)))
 
 
 def interpret(
     graph: Graph,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Mapping[str, Any],
     observe: Observer | None = None,
     sizes: Mapping[str, int] | None = None,
-) -> list[np.ndarray]:
+    run_part: RunPart | None = None,
+) -> list[Any]:
     """Run `graph` on arrays by input name and return its outputs in order.
 
-    `observe` sees every node with its outputs, inside regions too. Values are freed after their last reader.
+    `observe` sees every node with its result, inside regions too, but not what control flow runs. `run_part` runs the
+    nodes of operator `PART` (see `dlc.composite`): given the node, its inputs and the symbols' sizes. Values are freed
+    after their last reader.
     """
-    sizes = dict(sizes) if sizes is not None else bind_sizes(graph, inputs)
-    values: dict[str, np.ndarray] = {**graph.constants, **inputs}
-    remaining: dict[str, int] = {}
-    for name in [n for node in graph.nodes for n in node.inputs] + list(graph.outputs):
-        remaining[name] = remaining.get(name, 0) + 1
-    for node in graph.nodes:
-        arguments = [values[name] for name in node.inputs]
+    run = _Run(observe, dict(sizes) if sizes is not None else bind_sizes(graph, inputs), run_part)
+    return run.graph(graph, inputs)
+
+
+class _Run:
+    """One run of a graph and of what is inside it.
+
+    Attributes:
+        sizes: of the symbols known so far; extents that depend on data join them when they are there.
+    """
+
+    def __init__(self, observe: Observer | None, sizes: dict[str, int], run_part: RunPart | None) -> None:
+        self.observe, self.sizes, self.run_part = observe, sizes, run_part
+
+    def graph(self, graph: Graph, inputs: Mapping[str, Any]) -> list[Any]:
+        """Run all nodes in order."""
+        values: dict[str, Any] = {**graph.constants, **inputs}
+        remaining: dict[str, int] = {}
+        for name in [n for node in graph.nodes for n in node.inputs] + list(graph.outputs):
+            remaining[name] = remaining.get(name, 0) + 1
+        for node in graph.nodes:
+            result = self.node(node, [values[name] for name in node.inputs])
+            values[node.output.name] = result
+            self.learn(node.output, result)
+            for name in node.inputs:
+                remaining[name] -= 1
+                if not remaining[name] and name not in graph.constants:
+                    values.pop(name, None)
+        return [values[name] for name in graph.outputs]
+
+    def node(self, node: Node, inputs: list[Any]) -> Any:
+        """Run one node."""
         if node.body is not None:
             names = [v.name for v in node.body.inputs]
-            results = tuple(interpret(node.body, dict(zip(names, arguments, strict=True)), observe, sizes))
-        else:
-            results = apply(node, arguments, sizes)
-            if observe is not None:
-                observe(node, results)
-        for value, array in zip(node.outputs, results, strict=True):
-            values[value.name] = array
-        for name in node.inputs:
-            remaining[name] -= 1
-            if not remaining[name] and name not in graph.constants:
-                values.pop(name, None)
-    return [values[name] for name in graph.outputs]
+            (result,) = self.graph(node.body, dict(zip(names, inputs, strict=True)))
+            return result
+        if node.op == PART:
+            assert self.run_part is not None
+            return self.run_part(node, inputs, self.sizes)
+        if OPS[node.op].kind == "host":
+            return self.host(node, inputs)
+        result = apply(node, inputs, self.sizes)
+        if self.observe is not None:
+            self.observe(node, result)
+        return result
+
+    def learn(self, value: Value, result: Any) -> None:
+        """Note the size of every symbol that only this result tells."""
+        for dim, extent in zip(value.shape, np.shape(result), strict=True) if is_tensor(value.dtype) else ():
+            if not isinstance(dim, int) and str(dim).isidentifier():
+                self.sizes.setdefault(str(dim), extent)
+
+    # --- the host's operators ---
+
+    def host(self, node: Node, inputs: list[Any]) -> Any:
+        """Run an operator of `dlc.ir.ops.host`."""
+        if node.op == IF:
+            taken = node.blocks[0 if bool(np.asarray(inputs[0]).reshape(-1)[0]) else 1]
+            return tuple(self.block(taken, inputs[1:]))
+        if node.op == LOOP:
+            return self.loop(node, inputs)
+        result = OPS[node.op].meaning(inputs, node.attrs)
+        if node.op == ITEM and is_tensor(node.output.dtype):
+            # The reference implementation gives Python numbers and numpy scalars in places.
+            result = np.asarray(result)
+            if str(result.dtype) != node.output.dtype or result.ndim != len(node.output.shape):
+                wanted = f"{node.output.dtype} of rank {len(node.output.shape)}"
+                raise DlcError(f"node {node.origin}: expected {wanted}, got {result.dtype} of rank {result.ndim}")
+        return result
+
+    def block(self, block: Graph, inputs: Sequence[Any]) -> list[Any]:
+        """Run a block: it sees the symbols around it, and has its own for what differs from run to run."""
+        inner = _Run(None, dict(self.sizes), self.run_part)
+        for value, result in zip(block.inputs, inputs, strict=True):
+            inner.learn(value, result)
+        return inner.graph(block, dict(zip((v.name for v in block.inputs), inputs, strict=True)))
+
+    def loop(self, node: Node, inputs: list[Any]) -> tuple[Any, ...]:
+        """Run ``dlc.loop``."""
+        rest = list(inputs)
+        trips = int(np.asarray(rest.pop(0)).reshape(-1)[0]) if node.attrs["has_trips"] else None
+        going = bool(np.asarray(rest.pop(0)).reshape(-1)[0]) if node.attrs["has_condition"] else True
+        count, scans = node.attrs["carried"], node.attrs["scanned"]
+        carried, scanned, captured = rest[:count], rest[count : count + scans], rest[count + scans :]
+        (block,) = node.blocks
+        stacks: list[list[np.ndarray]] = [[] for _ in block.outputs[1 + count :]]
+        iteration = 0
+        while going and (trips is None or iteration < trips):
+            slices = [np.require(array[iteration], requirements="C") for array in scanned]
+            at, condition = np.asarray(iteration, np.int64), np.asarray(going)
+            going, *results = self.block(block, [at, condition, *carried, *slices, *captured])
+            going = bool(np.asarray(going).reshape(-1)[0])
+            carried = results[:count]
+            for stack, result in zip(stacks, results[count:], strict=True):
+                stack.append(result)
+            iteration += 1
+        return (*carried, *(self._stacked(node, count + i, stack) for i, stack in enumerate(stacks)))
+
+    def _stacked(self, node: Node, index: int, stack: list[np.ndarray]) -> np.ndarray:
+        shape, dtype = node.attrs["shapes"][index], node.attrs["dtypes"][index]
+        if stack:
+            return np.stack(stack)
+        known = [d for d in shape[1:] if isinstance(d, int) or str(d) in self.sizes]
+        if len(known) < len(shape) - 1:
+            raise DlcError(f"node {node.origin}: a loop without an iteration has no extents for its stacked result")
+        return np.empty((0, *(evaluate_dim(d, self.sizes) for d in known)), dtype)

@@ -12,20 +12,39 @@ from typing import Any
 import numpy as np
 
 from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.graph import Graph, Node, Origin, Value, node_symbols, symbol_names
+from dlc.ir.ops import OPS
+from dlc.ir.ops.host import ITEM
 
 Handler = Callable[["Rewriter", Node], Any]
 
 
 def live_nodes(graph: Graph) -> list[Node]:
-    """The nodes that the outputs depend on, in order."""
+    """The nodes that the outputs depend on, in order: for their elements, or for an extent that only data tell."""
     needed = set(graph.outputs)
+    dynamic = any(node.op == ITEM and symbol_names(node.output.shape) for node in graph.nodes)
+    symbols: set[str] = set()
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        if any(v.name in needed for v in node.outputs):
+        told = node.op == ITEM and symbols & symbol_names(node.output.shape)
+        if told or any(v.name in needed for v in node.outputs):
             kept.append(node)
             needed.update(node.inputs)
+            symbols |= node_symbols(node) if dynamic else set()
     return kept[::-1]
+
+
+def copy_node(builder: FunctionBuilder, node: Node, inputs: Sequence[Any]) -> Any:
+    """Write `node` again, over new expressions; the functions that it uses must have been added to `builder`."""
+    name = node.output.name
+    if node.op == "call":
+        assert node.body is not None
+        return builder.call(node.body.name, inputs, node.origin, name)
+    if node.op == ITEM:
+        return builder.item(inputs[0], node.attrs["index"], node.origin, name)
+    if OPS[node.op].kind == "host":
+        return builder.host(node.op, [b.name for b in node.blocks], inputs, node.attrs, node.origin, name)
+    return builder.emit(node.op, inputs, node.attrs, node.origin, name)
 
 
 class Rewriter:
@@ -46,9 +65,7 @@ class Rewriter:
         self.consumers = self.graph.consumers()
         self.values = self.graph.values()
         self.builder = FunctionBuilder("main")
-        for var, function in module.functions.items():
-            if var.name_hint != full.name:
-                self.builder.add_region(var.name_hint, function)
+        self.builder.add_functions(module)
         self.env: dict[str, Any] = {}
         for value in self.graph.inputs:
             self.env[value.name] = self.builder.input(value.name, value.shape, value.dtype)
@@ -100,11 +117,7 @@ class Rewriter:
 
     def copy(self, node: Node) -> Any:
         """Keep `node` with its inputs renamed."""
-        inputs = [self.new(name) for name in node.inputs]
-        if node.op == "call":
-            assert node.body is not None
-            return self.builder.call(node.body.name, inputs, node.origin, node.output.name)
-        return self.builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
+        return copy_node(self.builder, node, [self.new(name) for name in node.inputs])
 
 
 def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = None) -> Any:
@@ -116,7 +129,8 @@ def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = Non
     state = Rewriter(module)
     changed = bool(attrs) or len(state.graph.nodes) != state.nodes_before
     for node in state.graph.nodes:
-        expr = handler(state, node)
+        # What runs on the host is nothing that a pass over kernels understands.
+        expr = None if node.op in OPS and OPS[node.op].kind == "host" else handler(state, node)
         changed = changed or expr is not None
         state.env[node.output.name] = expr if expr is not None else state.copy(node)
     if not changed:

@@ -66,6 +66,8 @@ def _node_to_json(node: Node, prefix: str, constants: dict[str, np.ndarray]) -> 
     }
     if node.body is not None:
         record["body"] = _graph_to_json(node.body, prefix, constants)
+    if node.blocks:
+        record["blocks"] = [_graph_to_json(b, f"{prefix}b{i}/", constants) for i, b in enumerate(node.blocks)]
     return record
 
 
@@ -106,6 +108,7 @@ def _value_from_json(record: Mapping[str, Any]) -> Value:
 
 def _node_from_json(record: Mapping[str, Any], prefix: str, constants: Mapping[str, np.ndarray]) -> Node:
     body = record.get("body")
+    blocks = enumerate(record.get("blocks", []))
     return Node(
         record["op"],
         tuple(record["inputs"]),
@@ -113,6 +116,7 @@ def _node_from_json(record: Mapping[str, Any], prefix: str, constants: Mapping[s
         {key: _attr_from_json(value) for key, value in record["attrs"].items()},
         Origin(**record["origin"]),
         _graph_from_json(body, prefix, constants) if body is not None else None,
+        tuple(_graph_from_json(b, f"{prefix}b{i}/", constants) for i, b in blocks),
     )
 
 

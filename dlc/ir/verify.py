@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlc.ir.convert import view
-from dlc.ir.graph import Graph
+from dlc.ir.graph import Graph, is_tensor
 from dlc.ir.ops import OPS
 
 INTEGERS = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -33,9 +33,11 @@ def _verify_graph(graph: Graph, where: str) -> None:
             _check(name in known, label, f"reads '{name}' before it is made")
         for value in node.outputs:
             _check(value.name not in known, label, f"'{value.name}' is made twice")
-            _check(value.dtype in DTYPES, label, f"dtype {value.dtype}")
+            _check(value.dtype in DTYPES or not is_tensor(value.dtype), label, f"dtype {value.dtype}")
             known.add(value.name)
         _verify_node(graph, node, label)
+        for block in node.blocks:
+            _verify_graph(block, label)
         if node.body is not None:
             _check(len(node.body.inputs) == len(node.inputs), label, "region called with the wrong number of inputs")
             for array in node.body.constants.values():

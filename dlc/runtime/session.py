@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with nu
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.ir.graph import is_tensor
 from dlc.package import Package
 
 if TYPE_CHECKING:
@@ -83,9 +86,11 @@ class Session:
 
     def _bind(self, executable: Executable) -> None:
         self.executable = executable
-        self._execute = executable.run
-        self._wanted = tuple((info.name, np.dtype(info.dtype)) for info in self.inputs)
-        self._given = tuple((info.name, np.dtype(info.dtype)) for info in self.outputs)
+        # Where extents depend on the data, outputs cannot be allocated before the run.
+        self._compute = getattr(executable, "compute", None)
+        self._execute: Callable[..., None] = getattr(executable, "run", _no_run)
+        self._wanted = tuple((info.name, _dtype(info)) for info in self.inputs)
+        self._given = tuple((info.name, _dtype(info)) for info in self.outputs)
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
 
     def clone(self) -> Session:
@@ -110,6 +115,78 @@ class Session:
         Raises:
             DlcError: an input or output does not fit; names it, what was expected and what came.
         """
+        arrays = self._checked(inputs)
+        if self._compute is not None:
+            return self._computed(arrays, outputs or {})
+        plan = self._plan_of(arrays)
+        if outputs is None:
+            results = self._allocated(plan)
+            self._execute(arrays, results, plan.sizes)
+            return {name: array for (name, _), array in zip(self._given, results, strict=True)}
+        results = self._preallocated(outputs, arrays, plan)
+        self._execute(arrays, results, plan.sizes)
+        return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+
+    def map(self, inputs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Compute the outputs of many inputs, in order; a target that works on several at once is kept busy.
+
+        Args:
+            inputs: what `run` takes, one after the other. Arrays may not change until their outputs have come.
+
+        Yields:
+            What `run` returns for each.
+
+        Raises:
+            DlcError: as `run`, when the outputs of the input concerned would be next.
+        """
+        submit = getattr(self.executable, "submit", None)
+        if submit is None:
+            yield from (self.run(each) for each in inputs)
+            return
+        waiting: deque[tuple[Future[None], list[np.ndarray]]] = deque()
+        for each in inputs:
+            waiting.append(self._begin(submit, each))
+            if len(waiting) >= self.executable.depth:  # type: ignore[attr-defined]
+                yield self._ended(*waiting.popleft())
+        while waiting:
+            yield self._ended(*waiting.popleft())
+
+    def close(self) -> None:
+        """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
+        close = getattr(self.executable, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, submit: Any, inputs: Mapping[str, Any]) -> tuple[Future[None], list[np.ndarray]]:
+        """A call under way and where its outputs will be; a wrong input becomes the call's error."""
+        try:
+            arrays = self._checked(inputs)
+            plan = self._plan_of(arrays)
+            results = self._allocated(plan)
+            return submit(arrays, results, plan.sizes), results
+        except DlcError as error:
+            future: Future[None] = Future()
+            future.set_exception(error)
+            return future, []
+
+    def _ended(self, future: Future[None], results: list[np.ndarray]) -> dict[str, Any]:
+        future.result()
+        return {name: array for (name, _), array in zip(self._given, results, strict=True)}
+
+    def _allocated(self, plan: _Plan) -> list[np.ndarray]:
+        return [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
+
+    def _plan_of(self, arrays: list[np.ndarray]) -> _Plan:
+        return self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
+
+    def _checked(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        """The arrays in the model's order, usable by native code."""
         if len(inputs) != len(self._wanted):
             self._complain_names(inputs)
         arrays = []
@@ -118,23 +195,34 @@ class Session:
                 array = inputs[name]
             except KeyError:
                 self._complain_names(inputs)
-            if type(array) is not np.ndarray:
+            if type(array) is not np.ndarray or dtype is None:
+                if dtype is None:  # a sequence, strings, or an optional value
+                    arrays.append(array)
+                    continue
                 array = _as_array(array, "input", name)
             if array.dtype is not dtype and array.dtype != dtype:
                 raise DlcError(f"input '{name}' has dtype {array.dtype}, expected {dtype}")
             if array.flags.num & _USABLE != _USABLE:
                 array = array.copy(order="C")
             arrays.append(array)
-        plan = self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
-        if outputs is None:
-            results = [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
-            self._execute(arrays, results, plan.sizes)
-            return {name: array for (name, _), array in zip(self._given, results, strict=True)}
-        results = self._preallocated(outputs, arrays, plan)
-        self._execute(arrays, results, plan.sizes)
-        return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+        return arrays
 
     # --- the slow path: shapes seen for the first time, preallocated outputs, errors ---------------------------------
+
+    def _computed(self, arrays: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run an executable that makes its outputs itself; copy those that were given memory."""
+        tensors = [(i, a) for i, a, (_, dtype) in zip(self.inputs, arrays, self._wanted, strict=True) if dtype]
+        sizes = bind_symbols([info for info, _ in tensors], [array.shape for _, array in tensors])
+        assert self._compute is not None
+        results = self._compute(list(arrays), sizes)
+        shapes = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
+        if not outputs:
+            return {name: result for (name, _), result in zip(self._given, results, strict=True)}
+        places = self._preallocated(outputs, [array for _, array in tensors], _Plan(sizes, shapes))
+        for place, result, (name, _) in zip(places, results, self._given, strict=True):
+            if name in outputs:
+                np.copyto(place, result)
+        return {name: outputs.get(name, result) for (name, _), result in zip(self._given, results, strict=True)}
 
     def _plan(self, arrays: Sequence[np.ndarray]) -> _Plan:
         sizes = bind_symbols(self.inputs, [a.shape for a in arrays])
@@ -174,6 +262,15 @@ class Session:
         problem = f"input '{missing[0]}' is missing" if missing else f"unknown input '{extra[0]}'"
         got = f"; got {', '.join(sorted(str(n) for n in inputs)) or 'none'}" if missing else ""
         raise DlcError(f"{problem}; the model takes {_listing(self.inputs)}{got}")
+
+
+def _no_run(*_: Any) -> None:
+    raise AssertionError("this executable computes its outputs itself")
+
+
+def _dtype(info: TensorInfo) -> np.dtype | None:
+    """The dtype of a tensor of numbers; None for anything else."""
+    return np.dtype(info.dtype) if is_tensor(info.dtype) else None
 
 
 def _listing(infos: Sequence[TensorInfo]) -> str:

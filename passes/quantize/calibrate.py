@@ -37,10 +37,9 @@ def observe(
     for name in graph.constants:
         found.pop(name, None)
 
-    def see(node: Node, results: tuple[np.ndarray, ...]) -> None:
-        for value, array in zip(node.outputs, results, strict=True):
-            if value.name in found:
-                found[value.name].add(array)
+    def see(node: Node, result: np.ndarray) -> None:
+        if node.output.name in found:
+            found[node.output.name].add(result)
 
     total = len(samples) if isinstance(samples, Sized) else 0
     count = 0

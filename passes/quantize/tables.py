@@ -67,7 +67,7 @@ def table(reader: Reader, name: str, target: Target, origin: Origin) -> Any:
         values = {operand: x}
         for node in nodes:
             inputs = [values[i] if i in values else _wide(constants[i]) for i in node.inputs]
-            (values[node.output.name],) = apply(node, inputs, {})
+            values[node.output.name] = apply(node, inputs, {})
         return np.broadcast_to(values[name], (256,))
 
     entries = arithmetic.unary_table(

@@ -31,7 +31,7 @@ def evaluate(node: Node, inputs: list[np.ndarray]) -> np.ndarray | None:
         return None
     try:
         with np.errstate(all="ignore"):
-            (result,) = apply(node, inputs, {})
+            result = apply(node, inputs, {})
     except (ValueError, IndexError, ZeroDivisionError, OverflowError):
         return None  # the node fails at run time as well, with its name; a pass is no place to raise that
     return np.asarray(result).astype(node.output.dtype, copy=False)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.graph import Graph, Node
-from dlc.ir.interpret import evaluate_dim, interpret
+from dlc.ir.graph import Graph, Node, is_tensor
+from dlc.ir.interpret import check_extents, interpret
 from dlc.ir.serial import graph_from_json
 from dlc.package import Package
 from dlc.targets.base import Trace
@@ -24,17 +24,13 @@ class ReferenceExecutable:
         values = graph.values()
         self._outputs = [values[name] for name in graph.outputs]
 
-    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
-        """Interpret the graph and copy its results to `outputs`."""
+    def compute(self, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+        """Interpret the graph."""
         results = interpret(self.graph, dict(zip(self._names, inputs, strict=True)), sizes=sizes)
-        for value, result, output in zip(self._outputs, results, outputs, strict=True):
-            if result.shape != output.shape:
-                raise DlcError(f"'{value.name}' came out as {list(result.shape)}, declared {list(output.shape)}")
-            np.copyto(output, result, casting="no")
-
-    def output_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-        """The declared extents, evaluated."""
-        return [tuple(evaluate_dim(d, sizes) for d in value.shape) for value in self._outputs]
+        for value, result in zip(self._outputs, results, strict=True):
+            if is_tensor(value.dtype):
+                check_extents(value, result, sizes)
+        return results
 
     def clone(self) -> ReferenceExecutable:
         """Itself: there is no state to share."""
@@ -49,10 +45,10 @@ class ReferenceExecutable:
         last = {node.origin.value: node for node in self.graph.walk() if node.origin.value}
         seen: list[tuple[dict[str, Any], np.ndarray]] = []
 
-        def observe(node: Node, results: tuple[np.ndarray, ...]) -> None:
+        def observe(node: Node, result: np.ndarray) -> None:
             if last.get(node.origin.value) is node:
                 row = {"node": str(node.origin), "value": node.origin.value, "op": node.op, "kernel": "numpy"}
-                seen.append((row, explanation.real(node.origin.value, results[0])))
+                seen.append((row, explanation.real(node.origin.value, result)))
 
         interpret(self.graph, dict(zip(self._names, inputs, strict=True)), observe, sizes)
         yield from seen

@@ -21,6 +21,7 @@ class ReferenceTarget(Target):
 
     name = "reference"
     runtime = "dlc.targets.reference.runtime"
+    runs_host = True
 
     @classmethod
     def parse(cls, spec: str) -> ReferenceTarget:

@@ -15,7 +15,7 @@ import numpy as np
 Meaning = Callable[[Sequence[np.ndarray], Mapping[str, Any]], "np.ndarray | tuple[np.ndarray, ...]"]
 # (shape, dtype) of each input, attributes -> (shape, dtype) of the output; raises ValueError with the reason.
 TypeRule = Callable[[Sequence[tuple[tuple[Any, ...], str]], Mapping[str, Any]], tuple[Sequence[Any], str]]
-Kind = Literal["elementwise", "injective", "reduction", "contraction", "window", "opaque"]
+Kind = Literal["elementwise", "injective", "reduction", "contraction", "window", "opaque", "host"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class OpSpec:
     Attributes:
         name: its name in the IR.
         kind: how kernels treat it. ``elementwise``: output element i depends on input elements i (after numpy
-            broadcasting); ``injective``: each output element is one input element somewhere else.
+            broadcasting); ``injective``: each output element is one input element somewhere else; ``host``: never a
+            kernel, see `dlc.ir.ops.host`.
         meaning: (inputs, attributes) -> output, in numpy: the definition every target is held to.
         infer: the type rule of an operator of ours; None for Relax's own.
     """

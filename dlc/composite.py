@@ -1,0 +1,168 @@
+"""A package of several parts: what no single target takes whole.
+
+The graph behind the common passes is cut where a node runs on the host (control flow, operators without a kernel) or on
+another target. Each part becomes a package of its own, nested in the outer one, and the outer graph calls it as a node
+``dlc.part``; `dlc.runtime.composite` interprets that graph. The blocks of control flow are treated in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dlc.ir.convert import view
+from dlc.ir.graph import TUPLE, Graph, Node, Value, is_tensor
+from dlc.ir.interpret import PART
+from dlc.ir.ops import OPS
+from dlc.ir.ops.host import IF, ITEM, LOOP, ONNX
+from dlc.ir.serial import graph_to_json
+from dlc.passes.partition.segments import Segment, graph_module, segment_module, segments
+from dlc.runtime.tensors import safetensors_bytes
+from dlc.targets.base import Build, Variant
+
+if TYPE_CHECKING:
+    from dlc.pipeline import Context
+    from dlc.targets.base import Target
+
+RUNTIME = "dlc.runtime.composite"
+TargetOf = Callable[[Node], "Target"]
+
+
+def needs_host(graph: Graph) -> bool:
+    """Whether a graph has values or nodes that only the host handles."""
+    return any(not is_tensor(v.dtype) for v in graph.inputs) or any(is_host(node) for node in graph.nodes)
+
+
+def is_host(node: Node) -> bool:
+    """Whether a node runs on the host whatever the target is."""
+    return node.op in OPS and OPS[node.op].kind == "host"
+
+
+def build(module: Any, context: Context, target_of: TargetOf) -> Build:
+    """Cut `module` and build its parts.
+
+    Args:
+        module: the IR behind the common passes.
+        target_of: the target that takes a node, for all nodes that are not the host's.
+    """
+    composer = _Composer(context, target_of)
+    graph = composer.graph(module)
+    record, constants = graph_to_json(graph)
+    composer.members["graph.json"] = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    composer.members["constants.safetensors"] = safetensors_bytes(constants)
+    manifest = {"parts": composer.parts}
+    return Build(composer.members, manifest, composer.rows, _joined(composer.variants), RUNTIME)
+
+
+def _joined(variants: list[tuple[Variant, ...]]) -> tuple[Variant, ...]:
+    """One variant that asks for what all parts ask for."""
+    needed = [alternatives[0] for alternatives in variants if alternatives]
+    if not needed:
+        return ()
+    names = "+".join(dict.fromkeys(v.name for v in needed))
+    requires = sorted({flag for v in needed for flag in v.requires})
+    return (Variant(names, needed[0].arch, tuple(requires)),)
+
+
+@dataclass
+class _Composer:
+    """The state of one composition; parts are numbered through all blocks."""
+
+    context: Context
+    target_of: TargetOf
+    members: dict[str, bytes | memoryview] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    variants: list[tuple[Variant, ...]] = field(default_factory=list)
+    targets: dict[str, Target] = field(default_factory=dict)
+
+    def graph(self, module: Any) -> Graph:
+        """``main`` of `module` with its native nodes replaced by calls of parts."""
+        graph = view(module)
+        producers = graph.producers()
+
+        def label(node: Node) -> Hashable:
+            if node.op == ITEM:
+                return label(producers[node.inputs[0]])
+            if is_host(node):
+                return ("host", node.output.name)
+            target = self.target_of(node)
+            self.targets.setdefault(target.spec, target)
+            return ("target", target.spec)
+
+        nodes: list[Node] = []
+        for segment in segments(graph, label):
+            assert isinstance(segment.label, tuple)
+            kind, name = segment.label
+            if kind == "host":
+                nodes += [self.host(module, node) for node in segment.nodes]
+            else:
+                nodes += self.part(module, graph, segment, self.targets[name])
+        return replace(graph, nodes=tuple(nodes), constants=_read(graph, nodes))
+
+    def part(self, module: Any, graph: Graph, segment: Segment, target: Target) -> list[Node]:
+        """Compile a segment, nest its package, and call it."""
+        from dlc.compiler import part_package
+
+        name = f"part{len(self.parts)}"
+        self.parts.append(name)
+        # The target's passes may rewrite a module in place: each part is a module of its own.
+        package, built = part_package(segment_module(module, segment), target, self.context)
+        self.members |= package.nested_members(name)
+        self.rows += [{**row, "part": f"{name} ({target.spec})"} for row in built.explanation]
+        self.variants.append(built.variants)
+        called = Value(f"{name}_results", (), TUPLE)
+        values = graph.values()
+        items = [
+            Node(ITEM, (called.name,), (values[output],), {"index": index})
+            for index, output in enumerate(segment.outputs)
+        ]
+        return [Node(PART, segment.inputs, (called,), {"part": name}), *items]
+
+    def host(self, module: Any, node: Node) -> Node:
+        """A host operator, the blocks of control flow composed in turn."""
+        if node.op != ITEM:
+            self.rows.append(_row(node))
+        return replace(node, blocks=tuple(self.block(module, node, block) for block in node.blocks))
+
+    def block(self, module: Any, node: Node, block: Graph) -> Graph:
+        """A block of control flow, simplified like any graph; its floats stay floats."""
+        from dlc.compiler import common_passes
+        from dlc.pipeline import run_passes
+
+        if self.context.options.quantize != "none":
+            reason = "inside control flow, where values are not calibrated: it stays float"
+            for inner in block.nodes:
+                if inner.op in ("dlc.conv", "dlc.matmul"):
+                    self.context.decline("quantize", inner.origin, reason)
+        options = replace(self.context.options, quantize="none")
+        inside = replace(self.context, options=options, calibration=None)
+        composed = self.graph(run_passes(graph_module(module, block), common_passes(options), inside))
+        return replace(composed, name=block.name)
+
+
+def _read(graph: Graph, nodes: list[Node]) -> dict[str, Any]:
+    """The constants that the outer graph itself still reads."""
+    used = {name for node in nodes for name in node.inputs} | set(graph.outputs)
+    return {name: array for name, array in graph.constants.items() if name in used}
+
+
+_KERNELS = {
+    LOOP: ("a loop of the host", "each iteration is started by the host"),
+    IF: ("a branch of the host", ""),
+}
+
+
+def _row(node: Node) -> dict[str, Any]:
+    kernel, why = _KERNELS.get(node.op, ("onnx's reference implementation", ""))
+    return {
+        "node": str(node.origin),
+        "value": node.origin.value,
+        "op": node.attrs["op_type"] if node.op == ONNX else node.op,
+        "precision": ", ".join(dict.fromkeys(node.attrs["dtypes"])),
+        "kernel": kernel,
+        "why_not_better": node.attrs.get("reason", why),
+        "part": "host",
+    }

@@ -1,0 +1,64 @@
+"""Operators that no kernel computes: control flow, and ONNX operators that run on the host.
+
+Their results are a tuple, of which ``dlc.item`` (attribute index) reads one. Attributes shapes and dtypes declare the
+results; a symbol that stands in no input is an extent that depends on the data, and gets its size when the result is
+there. Results that are no tensors (sequences, strings, optional values) have a dtype that begins with ``object``.
+
+- ``dlc.loop(trips, condition, carried..., scanned..., captured...)``, one block. Attributes: carried and scanned (how
+  many), has_trips, has_condition (the operands are left out where they are not). The block takes (iteration, condition,
+  carried..., one slice along axis 0 of each scanned, captured...) and returns (condition, carried..., what each
+  iteration adds to the stacked results...). Results: the carried values behind the last iteration, then the stacks
+  along a new axis 0. This is ONNX's Loop; a Scan is the same with scanned inputs and a condition that stays true.
+- ``dlc.if(condition, captured...)``, two blocks that take the captured values: what ONNX's If is.
+- ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
+  there is no kernel). onnx's reference implementation runs it, and so defines it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlc.errors import DlcError
+from dlc.ir.ops.registry import OpSpec, register
+
+ITEM, LOOP, IF, ONNX = "dlc.item", "dlc.loop", "dlc.if", "dlc.onnx"
+
+
+def _item(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    return inputs[0][attrs["index"]]
+
+
+@functools.lru_cache(maxsize=256)
+def _evaluator(model: str) -> Any:
+    try:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+    except ImportError as error:
+        raise DlcError(
+            f"the package has nodes that run on the host by onnx, which is not installed: {error}"
+        ) from error
+    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)))
+
+
+def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    evaluator = _evaluator(attrs["model"])
+    label = f"node '{attrs['node']}' ({attrs['op_type']})"
+    try:
+        results = evaluator.run(None, dict(zip(evaluator.input_names, inputs, strict=True)))
+    except Exception as error:  # the reference implementation raises what numpy raises
+        raise DlcError(f"{label}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    # The reference implementation makes an optional value a list of one; ours is the value itself, or None.
+    return tuple(r[0] if attrs["op_type"] == "Optional" and r else r for r in results)
+
+
+def _interpreted(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    raise AssertionError("control flow is run by dlc.ir.interpret")
+
+
+register(OpSpec(ITEM, "host", _item))
+register(OpSpec(ONNX, "host", _onnx))
+register(OpSpec(LOOP, "host", _interpreted))
+register(OpSpec(IF, "host", _interpreted))
