@@ -206,7 +206,7 @@ def bit_cast(c: Context, x: Tensor) -> Tensor:
     """The same bits as another type of the same width."""
     dtype = element_type(c.require("to"))
     if any(t.startswith(("int4", "uint4", "int2", "uint2", "float4")) for t in (x.dtype, dtype)):
-        raise ConversionError(f"the bits of {x.dtype} as {dtype}: types narrower than a byte are not supported")
+        raise HostError(f"the bits of {x.dtype} as {dtype}: no kernel packs types narrower than a byte")
     return x if x.dtype == dtype else c.emit("dlc.bitcast", x, dtype=dtype)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
 
 def _pools(c: Context) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -38,7 +38,7 @@ def _matches(c: Context, x: Tensor, grams: np.ndarray, step: int) -> Tensor | No
 def tf_idf_vectorizer(c: Context, x: Tensor) -> Tensor:
     """Counts of n-grams, cut to 1 (IDF), times weights (IDF, TFIDF)."""
     if "pool_strings" in c.node.attrs:
-        raise ConversionError("n-grams of strings are not supported")
+        raise HostError("no kernel handles strings")
     lead = x.shape[:-1]
     if x.rank not in (1, 2) or not isinstance(x.shape[-1], int):
         raise ConversionError(f"n-grams of {x}: needs one or two dimensions, the last known when compiling")

@@ -7,7 +7,7 @@ import numpy as np
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 from dlc.frontends.onnx.windows import one_each
 from dlc.ir.ops.windows import output_extents
 
@@ -67,7 +67,7 @@ def max_unpool(c: Context, x: Tensor, indices: Tensor, shape: Tensor | None = No
     for axis, wanted in enumerate(c.ints(shape, "the input 'output_shape'")):
         extent = inferred[axis]
         if not isinstance(extent, int):
-            raise ConversionError(f"'output_shape' needs a known extent, not {extent}")
+            raise HostError(f"'output_shape' needs a known extent, not {extent}")
         if wanted < extent:
             raise ConversionError(f"'output_shape' {wanted} is smaller than the unpooled extent {extent}")
         widths[2 * axis + 1] = wanted - extent

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, window
 from dlc.ir.ops.windows import output_extents
 
@@ -24,7 +24,7 @@ def _max_places(c: Context, x: Tensor) -> Tensor:
     kernel = list(c.require("kernel_shape"))
     attrs, rank = window(c, x, kernel), len(kernel)
     if not x.static:
-        raise ConversionError(f"the output Indices needs known extents, not {x}")
+        raise HostError(f"the output Indices needs known extents, not {x}")
     attrs["ceil_mode"] = c.attr("ceil_mode", 0)
     extents, pads, strides, dilations = x.shape[2:], attrs["pads"], attrs["strides"], attrs["dilations"]
     outs = output_extents(extents, kernel, attrs)

@@ -10,7 +10,7 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.convolution import add_channels, check_kernel
 from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 from dlc.frontends.onnx.windows import one_each
 
 _MODES = {"nearest": "nearest", "bilinear": "linear", "linear": "linear", "bicubic": "cubic", "cubic": "cubic"}
@@ -101,7 +101,7 @@ def roi_align(c: Context, x: Tensor, rois: Tensor, batch: Tensor) -> Tensor:
     ratio, mode = c.attr("sampling_ratio", 0), c.attr("mode", "avg")
     height, width = c.attr("output_height", 1), c.attr("output_width", 1)
     if ratio < 1:
-        raise ConversionError("sampling_ratio 0, a number of positions that depends on the regions, is not supported")
+        raise HostError("sampling_ratio 0: the number of positions depends on the regions")
     if x.rank != 4 or rois.rank != 2 or mode not in ("avg", "max"):
         raise ConversionError(f"mode '{mode}' for {x} and regions {rois}")
     count = rois.shape[0]

@@ -11,7 +11,7 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
 _DIRECT = 1024  # up to here one product; a longer transform is split into two, whose lengths multiply to its own
 _LONGEST_PRIME = 4096
@@ -94,7 +94,7 @@ def _transform(c: Context, x: _Complex, length: int, bins: int, sign: int) -> _C
     rows = next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
     if rows == 1:
         if length > _LONGEST_PRIME:
-            raise ConversionError(f"a transform of the prime length {length}, longer than {_LONGEST_PRIME}")
+            raise HostError(f"a transform of the prime length {length}, longer than {_LONGEST_PRIME}")
         return _product(c, x, length, bins, sign)
     # Cooley and Tukey: n = columns * n1 + n2, k = k1 + rows * k2.
     columns, lead = length // rows, x.real.shape[:-1]
@@ -113,7 +113,7 @@ def _fitted(c: Context, x: Tensor, length: int) -> Tensor:
     """The last dimension cut or filled with zeros to `length`."""
     extent, last = x.shape[-1], x.rank - 1
     if not isinstance(extent, int):
-        raise ConversionError(f"a transform along the extent {extent}, which must be known when compiling")
+        raise HostError(f"a transform along the extent {extent}, which must be known when compiling")
     if extent >= length:
         return c.slice(x, last, 0, length)
     widths = (0, 0) * last + (0, length - extent)
@@ -143,7 +143,7 @@ def _dft(c: Context, x: Tensor, length: int | None, axis: int, inverse: bool, on
     if length is None:
         extent = x.shape[axis]
         if not isinstance(extent, int):
-            raise ConversionError(f"a transform along the extent {extent}, which must be known when compiling")
+            raise HostError(f"a transform along the extent {extent}, which must be known when compiling")
         length = 2 * (extent - 1) if inverse and onesided else extent
     if length < 1:
         raise ConversionError(f"a transform of length {length}")
