@@ -26,6 +26,8 @@ _COLUMNS = {
     "predicted_us": "predicted us",
     "predicted_for": "for",
     "predicted_stage_us": "stage us",
+    "cycles": "cycles",
+    "utilisation": "array used",
     "why_not_better": "why not better",
 }
 

@@ -120,9 +120,8 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
         if exact:
             result = np.take(result, index[:, 0], axis=axis)
         else:
-            source, result = result, 0.0
-            for i, w in zip(index.T, weight.T, strict=True):
-                result = result + np.take(source, i, axis=axis) * w.reshape(column)
+            parts = [np.take(result, i, axis=axis) * w.reshape(column) for i, w in zip(index.T, weight.T, strict=True)]
+            result = np.asarray(sum(parts))
         if attrs["coordinates"] == "tf_crop_and_resize":
             position = source_positions(length, size, axis, attrs)
             outside |= ((position < 0) | (position > length - 1)).reshape(column)

@@ -8,6 +8,7 @@ in the last place of the sum of the k magnitudes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    loops,
     region_kernel,
     sweep,
     vector_lanes,
@@ -31,7 +31,7 @@ from dlc.targets.cpu.kernels.anchored import (
     wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
-from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator, is_one
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
@@ -114,7 +114,7 @@ class _Matmul(_Plain):
             for segment in cut(a[-2] if self.has_rows else 1, _ROWS):
                 with each(segment) as row:
                     rows = [simplify(row + i) for i in range(segment.size)]
-                    sweep(n, self.lanes, _VECTORS, lambda pieces, rows=rows, outer=outer: self.tile(outer, rows, pieces))
+                    sweep(n, self.lanes, _VECTORS, functools.partial(self.tile, outer, rows))
 
     def place(self, name: str, outer: Index, inner: Index) -> Index:
         """The index of an operand: the batch dimensions that it has, broadcast, then `inner`."""

@@ -14,9 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.anchored import Accumulator, Region, loops, region_kernel, why_not
+from dlc.targets.cpu.kernels.anchored import Accumulator, Region, region_kernel, why_not
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let
-from dlc.targets.cpu.kernels.contract_loops import whole_index
+from dlc.targets.cpu.kernels.contract_loops import loops, whole_index
 
 
 def declines(body: Graph) -> str | None:
@@ -47,9 +47,13 @@ class _Order:
     def run(self) -> None:
         """Emit everything."""
         shape = self.region.shape
-        with loops(shape[: self.axis]) as before, loops(shape[self.axis + 1 :]) as after:
-            with T.serial(T.int64(0), whole_index(shape[self.axis])) as i:
-                self.insert(before, let(i), after)
+        extent = whole_index(shape[self.axis])
+        with (
+            loops(shape[: self.axis]) as before,
+            loops(shape[self.axis + 1 :]) as after,
+            T.serial(T.int64(0), extent) as i,
+        ):
+            self.insert(before, let(i), after)
 
     def x(self, before: Sequence[Expr], position: Expr, after: Sequence[Expr]) -> Expr:
         """An element to compare."""

@@ -242,5 +242,3 @@ class _Resize:
         evaluator = Evaluator(self.region.body, self.region.inputs, self.isa)
         x = evaluator.at(self.region.anchor.inputs[0], place)
         return let(x if self.nearest else v.convert(x, self.dtype))
-
-

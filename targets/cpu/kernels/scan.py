@@ -17,7 +17,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Index,
     Piece,
     Region,
-    loops,
     region_kernel,
     sweep,
     vector_lanes,
@@ -25,7 +24,7 @@ from dlc.targets.cpu.kernels.anchored import (
     wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify
-from dlc.targets.cpu.kernels.contract_loops import loop
+from dlc.targets.cpu.kernels.contract_loops import loop, loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 

@@ -18,7 +18,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Index,
     Piece,
     Region,
-    loops,
     region_kernel,
     sweep,
     vector_lanes,
@@ -26,7 +25,7 @@ from dlc.targets.cpu.kernels.anchored import (
     wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let
-from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip, widen
 
 

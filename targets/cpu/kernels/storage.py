@@ -1,4 +1,4 @@
-"""Types whose memory form is not what vectors compute with: bool (a byte), short floats (float32 inside), short integers.
+"""Types whose memory form is not what vectors compute with: bool (a byte), short floats (as float32), short integers.
 
 Floats of 4, 8 and 16 bits are computed as float32 and rounded once, half to even, when they are stored or cast to.
 Integers of 2 and 4 bits lie in the low bits of a byte each, as numpy keeps them, and are computed as 8-bit integers.

@@ -29,7 +29,9 @@ def data(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.nda
     return rng.integers(max(info.min, -3000), min(info.max, 3000), shape, endpoint=True).astype(dtype)
 
 
-def check(op: str, types: tuple[str, str, str], arrays: list[np.ndarray], attrs: dict[str, Any], **options: Any) -> None:
+def check(
+    op: str, types: tuple[str, str, str], arrays: list[np.ndarray], attrs: dict[str, Any], **options: Any
+) -> None:
     attrs = {**attrs, "out_dtype": types[2]}
     with np.errstate(all="ignore"):
         shape = np.asarray(OPS[op].meaning(arrays, attrs)).shape
