@@ -33,6 +33,8 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     shape,
     slicing,
     spectral,
+    vendor_fused,
+    vendor_quantised,
 )
 from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
 from dlc.frontends.onnx.importer import Importer

@@ -12,7 +12,9 @@ from dlc.frontends.onnx.windows import one_each
 from dlc.ir.ops.windows import output_extents
 
 
-def tap_places(extents: list[int], kernel: list[int], outs: list[int], strides: list[int], dilations: list[int]) -> np.ndarray:
+def tap_places(
+    extents: list[int], kernel: list[int], outs: list[int], strides: list[int], dilations: list[int]
+) -> np.ndarray:
     """Where each tap of each window lies in the flattened, padded plane: (taps, windows) int64."""
     places = np.zeros((int(np.prod(kernel)), int(np.prod(outs))), np.int64)
     ticks, starts = np.indices(kernel).reshape(len(kernel), -1), np.indices(outs).reshape(len(outs), -1)
@@ -93,6 +95,4 @@ def tensor_scatter(c: Context, cache: Tensor, update: Tensor, begins: Tensor | N
     flat = c.reshape(cache, (c.symbols.product((batch, lead, extent)), *inner))
     count = c.symbols.product((batch, lead, steps))
     rows = c.reshape(update, (count, *inner))
-    return c.reshape(
-        c.emit("dlc.scatter_rows", flat, c.reshape(places, (count,)), rows, reduction="none"), cache.shape
-    )
+    return c.reshape(c.emit("dlc.scatter_rows", flat, c.reshape(places, (count,)), rows, reduction="none"), cache.shape)

@@ -81,9 +81,7 @@ def _greatest_corner(c: Context, x: Tensor, lead: Sequence[Tensor], rows: Tensor
         low = c.emit("floor", places)
         last = c.emit("subtract", c.reshape(_extents(c, [extent], places), ()), 1)
         t = c.emit("subtract", places, low)
-        picks.append(
-            ((low, c.emit("subtract", c.like(1, t), t)), (c.emit("minimum", c.emit("add", low, 1), last), t))
-        )
+        picks.append(((low, c.emit("subtract", c.like(1, t), t)), (c.emit("minimum", c.emit("add", low, 1), last), t)))
     for row, row_weight in picks[0]:
         for column, column_weight in picks[1]:
             positions = _plane(c, [*lead, row, column], (count, height, width))

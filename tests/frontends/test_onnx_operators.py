@@ -159,9 +159,14 @@ def test_exponents_as_numbers() -> None:
     assert np.array_equal(z, codes)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("up", [1, 2, 2, 4]), ("down", [1, 1, 1, 2]), ("nearest", [1, 1, 2, 4])])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("up", [1, 2, 2, 4]), ("down", [1, 1, 1, 2]), ("nearest", [1, 1, 2, 4])]
+)
 def test_exponents_are_rounded(mode: str, expected: list[float]) -> None:
     x = np.array([1.0, 1.25, 1.5, 3.0], np.float32)
-    nodes = [node("Cast", ["x"], ["e"], to=TensorProto.FLOAT8E8M0, round_mode=mode), node("Cast", ["e"], ["y"], to=FLOAT)]
+    nodes = [
+        node("Cast", ["x"], ["e"], to=TensorProto.FLOAT8E8M0, round_mode=mode),
+        node("Cast", ["e"], ["y"], to=FLOAT),
+    ]
     (y,) = run(graph_of(model(nodes, {"x": [4]}, ["y"], opset=26, ir_version=13)), x)
     assert y.tolist() == expected

@@ -67,7 +67,7 @@ def test_bernoulli() -> None:
 @pytest.mark.parametrize("dtype", [TensorProto.INT32, TensorProto.INT64])
 def test_multinomial(dtype: int) -> None:
     chances = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
-    x = (np.log(chances) + [[1.0], [-2.0]]).astype(np.float32)
+    x = (np.log(chances) + np.array([[1.0], [-2.0]])).astype(np.float32)
     proto = model([node("Multinomial", ["x"], ["y"], dtype=dtype, sample_size=COUNT)], {"x": [2, 4]}, ["y"])
     (y,) = run(graph_of(proto), x)
     assert y.dtype == onnx.helper.tensor_dtype_to_np_dtype(dtype)
