@@ -163,9 +163,10 @@ def _to_exponent(c: Context, x: Tensor) -> Tensor:
         raise ConversionError(f"attribute 'round_mode' is '{mode}'")
     code = exponent
     if mode != "down":
-        # Nearest: a half goes up, but for the least exponent, whose subnormal half is the number 2^-127 itself.
-        limit = c.emit("where", c.emit("equal", exponent, 0), c.like(0x400000, bits), c.like(0x3FFFFF, bits))
-        above = c.emit("greater", fraction, 0 if mode == "up" else limit)
+        # Above which fraction a number goes up; with exponent 0, 2^-127 itself has the fraction of a half.
+        usual, least = (0, 0x400000) if mode == "up" else (0x3FFFFF, 0x5FFFFF)
+        limit = c.emit("where", c.emit("equal", exponent, 0), c.like(least, bits), c.like(usual, bits))
+        above = c.emit("greater", fraction, limit)
         code = c.emit("add", exponent, c.cast(above, "int32"))
     if saturate:
         code = c.emit("minimum", code, 254)

@@ -116,7 +116,7 @@ def test_qlinear_concat(dtype: Any, seed: int) -> None:
 @pytest.mark.parametrize("quantised", [False, True])
 def test_qgemm(quantised: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    values = {"as": scale(rng), "az": codes(rng, np.uint8), "b": codes(rng, np.int8, 6, 20)}
+    values = {"as": scale(rng), "az": codes(rng, np.uint8), "b": rng.integers(-64, 64, (6, 20)).astype(np.int8)}
     values |= {"bs": scale(rng), "bz": np.zeros((), np.int8), "c": rng.integers(-999, 999, 6).astype(np.int32)}
     values |= {"ys": scale(rng, 1, 3), "yz": codes(rng, np.uint8)}
     names = ["a", "as", "az", "b", "bs", "bz", "c"] + (["ys", "yz"] if quantised else [])
