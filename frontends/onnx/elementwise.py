@@ -221,10 +221,10 @@ def cast_like(c: Context, x: Tensor, like: Tensor) -> Tensor:
 
 @converter("Identity", "Dropout")
 def identity(c: Context, x: Tensor) -> tuple[Tensor, ...]:
-    """Inference (up to opset 11 always): dropout keeps everything, and its mask says so."""
+    """Up to opset 11 dropout is inference and keeps everything; its mask is not defined, and 0 as in ONNX Runtime."""
     if c.node.op_type == "Identity" or not c.wants(1):
         return (x,)
-    kept = np.ones((), bool) if c.version >= 10 else np.ones((), x.dtype)
+    kept = np.zeros((), bool) if c.version >= 10 else np.zeros((), x.dtype)
     return x, c.broadcast(c.constant(kept), x.shape)
 
 

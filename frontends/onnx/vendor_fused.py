@@ -296,8 +296,10 @@ def attention(
     projected = product(c, x, weights)
     if bias is not None:
         projected = c.emit("add", projected, bias)
-    parts, begin = [], 0
+    parts: list[Tensor] = []
+    begin = 0
     for size in sizes:
         parts.append(_heads(c, c.slice(projected, 2, begin, begin + size), c.require("num_heads")))
         begin += size
-    return (_attend(c, *parts, mask, added),)
+    q, k, v = parts
+    return (_attend(c, q, k, v, mask, added),)

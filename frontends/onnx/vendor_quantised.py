@@ -7,6 +7,7 @@ results may be one step apart where a sum is near a tie; integer products with o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def _number(c: Context, tensor: Tensor, what: str) -> np.float32:
 
 
 def _requantized(
-    c: Context, terms: Sequence[Tensor], zeros: Sequence[int], multipliers: Sequence[np.ndarray], y_zero: Tensor
+    c: Context, terms: Sequence[Tensor], zeros: Sequence[int], multipliers: Sequence[Any], y_zero: Tensor
 ) -> Tensor:
     """The sum of codes or accumulators, each less its zero point times its multiplier, as codes."""
     info = np.iinfo(y_zero.dtype)

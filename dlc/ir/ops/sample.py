@@ -93,7 +93,8 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
     work = np.float64 if np.float64 in (x.dtype, positions.dtype) else np.float32
     total: Any = 0
     for corner in itertools.product(*axes):
-        place, there, weight = np.zeros(rows.shape[:2], np.int64), np.ones(rows.shape[:2], bool), work(1)
+        place, there = np.zeros(rows.shape[:2], np.int64), np.ones(rows.shape[:2], bool)
+        weight = np.ones(rows.shape[:2], work)
         for (index, inside, part), extent in zip(corner, extents, strict=True):
             place, there, weight = place * extent + index, there & inside, weight * part.astype(work)
         picked = np.take_along_axis(flat, place[:, None, :], axis=2)
