@@ -37,6 +37,14 @@ class Outcome:
     reason: str = ""
 
 
+# Cases whose expected values another correct implementation need not give, by the beginning of their names.
+_GENERATOR = "compares with the values of numpy's random generator, which ONNX leaves open"
+_NOT_COMPARABLE = {
+    "test_bernoulli": _GENERATOR,
+    "test_training_dropout": _GENERATOR,
+    "test_dft_inverse_opset19": "expects the rounding errors of numpy's transform where the result is zero",
+}
+
 HERE = Path(__file__).parent
 
 
@@ -177,6 +185,10 @@ def run_case(case: Any, target: str) -> Outcome:
         except Exception as error:
             return Outcome("wrong", f"{type(error).__name__}: {' '.join(str(error).split())}")
         difference = _compare(case, wanted, actual)
+        if " differs by up to " in difference:
+            for name, reason in _NOT_COMPARABLE.items():
+                if case.name.startswith(name):
+                    return Outcome("unsupported", reason)
         if difference:
             return Outcome("wrong", difference)
     return Outcome("pass")
