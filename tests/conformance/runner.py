@@ -60,7 +60,7 @@ def _lines(name: str) -> list[str]:
 def listed(target: str) -> dict[str, str]:
     """The reason why a case is not expected to pass, by the names of all cases; empty for those that are.
 
-    ``passing.txt`` and ``unsupported.txt`` are the reference's; ``unsupported-TARGET.txt`` says what else does not pass.
+    ``passing.txt`` and ``unsupported.txt`` are the reference's; ``unsupported-TARGET.txt`` says what else fails.
     """
     expected = dict.fromkeys(_lines("passing.txt"), "")
     others = dict(line.split("\t", 1) for line in _lines("unsupported.txt") + _lines(f"unsupported-{target}.txt"))
