@@ -1,4 +1,4 @@
-"""Whole models of single operators on the CPU target against the reference: what the kernels' own tests do not reach."""
+"""Models of single operators on the CPU target against the reference: what the kernels' own tests do not reach."""
 
 from __future__ import annotations
 
