@@ -166,7 +166,7 @@ class _Turner:
             if _feeds_windows(rw, node):
                 self.as_last(rw, node.inputs[0])
             turned = self.elementwise(rw, node)
-        elif node.inputs[0] in self.last and len(node.output.shape) >= 2:
+        elif node.inputs and node.inputs[0] in self.last and len(node.output.shape) >= 2:
             if node.op == "relax.reshape":
                 turned, is_last = self.reshape(rw, node), False
             elif spec.kind == "reduction" and "axes" in node.attrs and "keepdims" in node.attrs:
