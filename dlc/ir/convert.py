@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm.ir._ffi_api as ir_ffi
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Op
+from tvm.sym import Analyzer
 
 from dlc.ir.graph import OBJECT, TUPLE, Graph, Node, Origin, Value, is_tensor
 from dlc.ir.ops import OPS
@@ -90,7 +92,26 @@ def _plain_attrs(attrs: Any) -> dict[str, Any]:
 
 def shape_of(expr: Any) -> tuple[Any, ...]:
     """The extents of a typed Relax tensor expression; ints where known."""
-    return tuple(_plain(d) for d in expr.ty.shape.values)
+    return tuple(_extent(d) for d in expr.ty.shape.values)
+
+
+def _extent(dim: Any) -> Any:
+    """An extent in plain form. Relax divides by a negative stride, which TVM's own simplifier and code cannot do."""
+    plain = _plain(dim)
+    if isinstance(plain, int) or not _NEGATIVE_DIVISOR.search(str(plain)):
+        return plain
+    turned = tvm_ffi.structural_map(plain, (tirx.FloorDiv, _positive_divisor))
+    return _plain(Analyzer().simplify(turned))
+
+
+_NEGATIVE_DIVISOR = re.compile(r"// (T\.int64\()?-")
+
+
+def _positive_divisor(division: Any) -> Any:
+    divisor = _plain(division.b)
+    if not isinstance(divisor, int) or divisor >= 0:
+        return division
+    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -divisor))
 
 
 def value_of(var: Any, objects: Mapping[str, str] | None = None) -> Value:
@@ -416,7 +437,7 @@ def infer_type(
     if typed.shape is None:
         texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
         raise UndecidedTypeError(f"cannot tell whether the extents of {texts} agree")
-    return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
+    return tuple(_extent(d) for d in typed.shape.values), str(typed.dtype)
 
 
 class FunctionBuilder:

@@ -70,7 +70,8 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
     types = _infer(model, passed, c.symbols)
     ReferenceEvaluator(model)  # says now that it lacks something, not when running
     data = base64.b64encode(model.SerializeToString(deterministic=True)).decode()
-    attrs = {"model": data, "op_type": node.op_type, "node": c.onnx_node or c.node.label, "reason": reason}
+    label = c.onnx_node or c.node.name or next((name for name in node.output if name), "")
+    attrs = {"model": data, "op_type": node.op_type, "node": label, "reason": reason}
     results = iter(c.results(ONNX, list(passed.values()), attrs, types))
     return [next(results) if name else None for name in node.output]
 

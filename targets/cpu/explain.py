@@ -31,8 +31,10 @@ def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
         return f"plain loops {isa.name}"
     # Where the tiles of AMX do not fit a problem, the same instruction set's vectors take it.
     unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else "avx512_vnni"
-    name = _BY_UNIT.get(schedule.get("unit", ""), _BY_ANCHOR.get(anchor, node.attrs["dlc.kind"]))
-    return f"{name} {unit}"
+    assert node.body is not None
+    kind = node.attrs["dlc.kind"]
+    name = node.body.nodes[-1].op.removeprefix("dlc.") if kind == "opaque" else kind
+    return f"{_BY_UNIT.get(schedule.get('unit', ''), _BY_ANCHOR.get(anchor, name))} {unit}"
 
 
 def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dlc.errors import DlcError
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols, symbols
 from dlc.ir.graph import Graph, Node
+from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
@@ -147,8 +148,7 @@ class Lowering:
 
     def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
         """The symbols that a kernel takes: those of its operands, and what its operators' attributes say of others."""
-        given = [a for node in body.nodes for v in node.attrs.values() for a in (v if isinstance(v, tuple) else (v,))]
-        found = [a for a in given if isinstance(a, tvm.ir.Expr)]
+        found = [extent for node in body.nodes for extent in extents_of(node)]
         return symbols([*found, *(d for layout in layouts.values() for d in (*layout.shape, layout.size))])
 
     def _contraction(

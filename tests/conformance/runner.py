@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,23 +48,61 @@ _NOT_COMPARABLE = {
 HERE = Path(__file__).parent
 
 
+DIFFERS = "differs: "  # begins the reason of a case whose results a target is known to make otherwise
+_SAMPLE = 250
+
+
+def _lines(name: str) -> list[str]:
+    path = HERE / name
+    return path.read_text().splitlines() if path.is_file() else []
+
+
 def listed(target: str) -> dict[str, str]:
-    """The reason why a case is not expected to pass, by the names of all cases; empty for those that are."""
-    passing = HERE / f"passing-{target}.txt"
-    passing = passing if passing.is_file() else HERE / "passing.txt"
-    expected = {line: "" for line in passing.read_text().splitlines()}
-    others = dict(line.split("\t", 1) for line in (HERE / "unsupported.txt").read_text().splitlines())
-    return {**others, **expected}
+    """The reason why a case is not expected to pass, by the names of all cases; empty for those that are.
+
+    ``passing.txt`` and ``unsupported.txt`` are the reference's; ``unsupported-TARGET.txt`` says what else fails.
+    """
+    expected = dict.fromkeys(_lines("passing.txt"), "")
+    others = dict(line.split("\t", 1) for line in _lines("unsupported.txt") + _lines(f"unsupported-{target}.txt"))
+    return {**expected, **others}
+
+
+def sample() -> list[str]:
+    """The cases of the quick run of a compiled target: each operator, and some more."""
+    return _lines("sample.txt")
+
+
+def operators(case: Any) -> set[str]:
+    """The ONNX operators of a case's graph."""
+    return {node.op_type for node in case.model.graph.node}
+
+
+def choose_sample(names: Sequence[str]) -> list[str]:
+    """A seeded choice of cases among `names` in which every operator of theirs occurs."""
+    shuffled = random.Random(0).sample(sorted(names), len(names))
+    covered: set[str] = set()
+    chosen = []
+    for name in shuffled:
+        if not operators(cases()[name]) <= covered:
+            chosen.append(name)
+            covered |= operators(cases()[name])
+    rest = [name for name in shuffled if name not in set(chosen)]
+    return sorted(chosen + rest[: max(0, _SAMPLE - len(chosen))])
 
 
 def write_lists(outcomes: dict[str, tuple[str, str]], target: str) -> None:
     """Make what was seen the expectation: (status, reason) by name."""
-    name = "passing.txt" if target == "reference" else f"passing-{target}.txt"
     passing = sorted(n for n, (status, _) in outcomes.items() if status == "pass")
-    (HERE / name).write_text("".join(f"{n}\n" for n in passing))
+    failing = sorted((n, reason) for n, (status, reason) in outcomes.items() if status != "pass")
     if target == "reference":
-        rest = sorted((n, reason) for n, (status, reason) in outcomes.items() if status != "pass")
-        (HERE / "unsupported.txt").write_text("".join(f"{n}\t{reason}\n" for n, reason in rest))
+        (HERE / "passing.txt").write_text("".join(f"{n}\n" for n in passing))
+        (HERE / "sample.txt").write_text("".join(f"{n}\n" for n in choose_sample(passing)))
+        name = "unsupported.txt"
+    else:
+        own, reference = listed(target), listed("reference")
+        failing = [(n, own[n] if own[n].startswith(DIFFERS) else r) for n, r in failing if not reference[n]]
+        name = f"unsupported-{target}.txt"
+    (HERE / name).write_text("".join(f"{n}\t{reason}\n" for n, reason in failing))
 
 
 @functools.cache
