@@ -165,9 +165,10 @@ def test_external_data_is_read(tmp_path: Path) -> None:
 
 
 def test_outputs_may_be_left_out() -> None:
-    proto = model([node("TopK", ["x", "k"], ["", "places"])], {"x": [4]}, ["places"], {"k": np.array([2])})
-    (places,) = run(graph_of(proto), np.array([1, 4, 2, 3], np.float32))
-    assert places.tolist() == [1, 3]
+    normal = node("LayerNormalization", ["x", "g"], ["y", "", "inverse"], epsilon=0.0)
+    proto = model([normal], {"x": [1, 2]}, ["y", "inverse"], {"g": np.ones(2, np.float32)})
+    y, inverse = run(graph_of(proto), np.array([[1, 5]], np.float32))
+    assert y.tolist() == [[-1, 1]] and inverse.tolist() == [[0.5]]
 
 
 def test_what_no_output_needs_is_not_written() -> None:
