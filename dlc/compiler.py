@@ -140,7 +140,7 @@ def compile_build(module: Any, target: Target, context: Context) -> Build:
     from dlc import composite
     from dlc.ir.convert import view
 
-    if not target.runs_host and composite.needs_host(view(module)):
+    if not target.runs_host and composite.needs_host(view(module), target):
         return composite.build(module, context, lambda node: target)
     return target.compile(module, context)
 

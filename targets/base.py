@@ -18,6 +18,7 @@ import numpy as np
 from dlc.errors import DlcError
 
 if TYPE_CHECKING:
+    from dlc.ir.graph import Node
     from dlc.options import Options
     from dlc.pipeline import Context, Pass
 
@@ -92,6 +93,10 @@ class Target(ABC):
     @abstractmethod
     def passes(self, options: Options) -> list[Pass]:
         """The target's passes, run behind the common simplify and quantise passes."""
+
+    def declines(self, node: Node) -> str | None:
+        """Why the target has no kernel for an operator, so that the host runs the node in numpy; None where it has."""
+        return None
 
     def compile(self, module: Any, context: Context) -> Build:
         """Turn the IRModule behind the common passes into package members.

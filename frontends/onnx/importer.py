@@ -161,7 +161,8 @@ class Importer:
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
         convert = lookup(view.domain, view.op_type, version)
         objects = [t for t in inputs if t is not None and t.is_object]
-        if objects and view.op_type not in _TAKE_OBJECTS and not has_body(view.op_type, version, view.domain):
+        expanded = convert is None and has_body(view.op_type, version, view.domain)
+        if objects and view.op_type not in _TAKE_OBJECTS and not expanded:
             raise HostError(f"no kernel handles {objects[0]}")
         if convert is not None:
             result = convert(context, *inputs)

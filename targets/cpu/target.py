@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlc.hardware import this_machine
+from dlc.ir.graph import Node
 from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.legalize import matrices, widen
@@ -22,6 +23,8 @@ from dlc.targets.cpu.lower import lower
 from dlc.targets.cpu.plan import plan
 from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
+
+_NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
 
 
 def best_level() -> Isa:
@@ -48,6 +51,10 @@ class CpuTarget(Target):
     def spec(self) -> str:
         """The full name, as recorded in the package."""
         return self._spec
+
+    def declines(self, node: Node) -> str | None:
+        """The operators that have no kernel, because they are rare."""
+        return f"target cpu has no kernel for {node.op}" if node.op in _NO_KERNEL else None
 
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
