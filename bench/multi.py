@@ -16,7 +16,7 @@ import numpy as np
 import dlc
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.resnet import resnet18  # noqa: E402
+from tests.resnet import resnet18
 
 
 def seconds(session: dlc.Session, inputs: list[dict[str, np.ndarray]]) -> float:

@@ -139,7 +139,7 @@ def compile_build(module: Any, target: Target, context: Context) -> Build:
     from dlc import composite
     from dlc.ir.convert import view
 
-    if not target.runs_host and any(composite.is_host(node) for node in view(module).nodes):
+    if not target.runs_host and composite.needs_host(view(module)):
         return composite.build(module, context, lambda node: target)
     return target.compile(module, context)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dlc.ir.convert import view
-from dlc.ir.graph import TUPLE, Graph, Node, Value
+from dlc.ir.graph import TUPLE, Graph, Node, Value, is_tensor
 from dlc.ir.interpret import PART
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import IF, ITEM, LOOP, ONNX
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 RUNTIME = "dlc.runtime.composite"
 TargetOf = Callable[[Node], "Target"]
+
+
+def needs_host(graph: Graph) -> bool:
+    """Whether a graph has values or nodes that only the host handles."""
+    return any(not is_tensor(v.dtype) for v in graph.inputs) or any(is_host(node) for node in graph.nodes)
 
 
 def is_host(node: Node) -> bool:

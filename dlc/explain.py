@@ -20,9 +20,14 @@ _COLUMNS = {
     "precision": "precision",
     "kernel": "kernel",
     "tile": "tile",
+    "registers": "registers",
+    "shared_bytes": "shared bytes",
+    "spill_bytes": "spill bytes",
     "predicted_us": "predicted us",
     "predicted_for": "for",
     "predicted_stage_us": "stage us",
+    "cycles": "cycles",
+    "utilisation": "array used",
     "why_not_better": "why not better",
 }
 

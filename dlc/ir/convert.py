@@ -26,6 +26,10 @@ class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
 
 
+class UndecidedTypeError(IrTypeError):
+    """Whether operands fit depends on the sizes of symbols."""
+
+
 # --- registration of our operators ---
 
 
@@ -133,6 +137,18 @@ def _prims(values: Any) -> list[Any]:
     return [_plain(v) for v in values.fields]
 
 
+def _end_shift(stride: int) -> int:
+    """What is added to a slice's end, so that TVM finds the extent: it computes (end - begin + stride - 1) // stride,
+    which for negative strides is that of an end two further on."""
+    return 2 if stride < 0 else 0
+
+
+def _read_slice(call: Any) -> dict[str, Any]:
+    axes, begin, end, strides = (tuple(_prims(a)) for a in call.args[1:])
+    end = tuple(e - _end_shift(stride) for e, stride in zip(end, strides, strict=True))
+    return {"axes": axes, "begin": begin, "end": end, "strides": strides}
+
+
 _BUILD: dict[str, Build] = {
     "relax.where": lambda x, a: relax.op.where(*x),
     "relax.astype": lambda x, a: relax.op.astype(x[0], a["dtype"]),
@@ -144,7 +160,7 @@ _BUILD: dict[str, Build] = {
         x[0],
         list(a["axes"]),
         [_int64(v) for v in a["begin"]],
-        [_int64(v) for v in a["end"]],
+        [_int64(v + _end_shift(stride)) for v, stride in zip(a["end"], a["strides"], strict=True)],
         list(a["strides"]),
         # Ours are clamped already; without this an end of -1 below a negative stride would count from the back.
         assume_inbound=True,
@@ -181,9 +197,7 @@ _READ: dict[str, Read] = {
     "relax.broadcast_to": lambda c: {"shape": tuple(_plain(d) for d in c.args[1].values)},
     "relax.permute_dims": lambda c: {"axes": tuple(int(a) for a in c.attrs.axes)},
     "relax.concat": lambda c: {"axis": int(c.attrs.axis)},
-    "relax.strided_slice": lambda c: dict(
-        zip(("axes", "begin", "end", "strides"), (tuple(_prims(a)) for a in c.args[1:]), strict=True)
-    ),
+    "relax.strided_slice": _read_slice,
     "relax.nn.pad": lambda c: {
         "pad_width": tuple(int(v) for v in c.attrs.pad_width),
         "mode": str(c.attrs.pad_mode),
@@ -401,7 +415,7 @@ def infer_type(
         raise IrTypeError(_reason(error)) from error
     if typed.shape is None:
         texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
-        raise IrTypeError(f"cannot tell whether the extents of {texts} agree")
+        raise UndecidedTypeError(f"cannot tell whether the extents of {texts} agree")
     return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
 
 

@@ -15,6 +15,7 @@ import onnx
 from dlc.errors import DlcError
 from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     activation,
+    control,
     convolution,
     einsum,
     elementwise,

@@ -7,12 +7,11 @@ from functools import reduce
 
 import ml_dtypes
 import numpy as np
-import onnx
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
 _UNARY = {
     "Abs": "abs", "Neg": "negative", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Sin": "sin", "Cos": "cos",
@@ -202,13 +201,4 @@ def constant(c: Context) -> Tensor:
     for name, dtype in forms.items():
         if name in c.node.attrs:
             return c.constant(np.asarray(c.node.attrs[name], dtype=dtype))
-    raise ConversionError("a constant of this form (sparse, or strings) is not supported")
-
-
-@converter("If")
-def if_(c: Context, condition: Tensor) -> tuple[Tensor, ...]:
-    """The taken branch, where the condition is known when compiling."""
-    if condition.value is None:
-        raise ConversionError("If on a run-time condition: control flow is not supported yet")
-    graph: onnx.GraphProto = c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch")
-    return c.branch(graph)
+    raise HostError("a constant of strings, or a sparse one")

@@ -23,7 +23,7 @@ VIEW = "relax.reshape"
 # Data movement that reads its input in order, and so may sit in the middle of an elementwise region.
 _STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
 _CASTS = frozenset({"relax.astype", "dlc.dequantize"})
-_ANCHORS = frozenset({"contraction", "window", "reduction"})
+_ANCHORS = frozenset({"contraction", "window", "reduction", "opaque"})
 
 
 def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from dlc.hardware import this_machine
 from dlc.options import Options
 from dlc.package import safetensors_bytes
+from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass
@@ -49,8 +50,10 @@ class CpuTarget(Target):
         return self._spec
 
     def passes(self, options: Options) -> list[Pass]:
-        """Layouts, fusion, halos, tile sizes."""
+        """Types, layouts, fusion, halos, tile sizes."""
         return [
+            matrices.PASS,
+            widen.PASS,
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,

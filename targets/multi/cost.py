@@ -1,9 +1,9 @@
 """What each node of a graph costs on a device, and what a cut between two nodes costs on a link.
 
 A node takes its arithmetic and its memory traffic, one after the other: in the generated kernels of a core the two
-overlap so little that the sum is within a few per cent for the convolutions of a ResNet-18, and a maximum is not. Elementwise nodes behind another node are
-free: every inner target computes them where that node's result still is in registers; a cut between the two takes that
-away. Extents that are symbols count as `SYMBOL`.
+overlap so little that the sum is within a few per cent for the convolutions of a ResNet-18, and a maximum is not.
+Elementwise nodes behind another node are free: every inner target computes them where that node's result still is in
+registers; a cut between the two takes that away. Extents that are symbols count as `SYMBOL`.
 """
 
 from __future__ import annotations

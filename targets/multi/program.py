@@ -45,7 +45,8 @@ class Step:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Step:
         """What `as_json` wrote."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

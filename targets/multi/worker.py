@@ -40,7 +40,7 @@ class Worker:
         """Join the group and work until the driver says stop; LinkError when a peer is gone."""
         # Before torch: tvm_ffi looks for torch when it is imported, and would build a converter for it.
         import_tvm_ffi()
-        group = Group(tuple(store), rank, world, host, FOREVER)
+        group = Group((store[0], store[1]), rank, world, host, FOREVER)
         try:
             _Loop(group, rank, self._note).run()
         finally:
@@ -64,7 +64,7 @@ def _receive_packages(group: Group) -> tuple[Plan, dict[str, Session]]:
     record = group.receive_json(DRIVER)
     sessions = {}
     for entry in record["packages"]:
-        members = {name: memoryview(group.receive_blob(DRIVER)).toreadonly() for name in entry["members"]}
+        members = {name: memoryview(group.receive_blob(DRIVER).data).toreadonly() for name in entry["members"]}
         sessions[entry["name"]] = Session(Package(entry["manifest"], members, entry["name"]), record["threads"])
     return Plan.from_json(record["plan"]), sessions
 

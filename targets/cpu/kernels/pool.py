@@ -28,7 +28,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    loops,
     region_kernel,
     sweep,
     tree,
@@ -36,6 +35,7 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
+from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _POOL = "dlc.pool"
@@ -229,6 +229,6 @@ class _Pool:
             known = isinstance(counted, int)
             size = v.constant(counted, kind, self.lanes) if known else splat(let(T.cast(counted, kind)), self.lanes)
             total = v.convert(let(total), kind) / size
-        if dtype in ("float16", "bfloat16") and self.mode != "max":
+        if self.mode != "max":
             total = round_trip(total, dtype)
         self.region.finish((*out, piece.base), total, self.lanes, piece.mask)

@@ -112,9 +112,9 @@ def codes_by_name(graph: Graph, sample: Sample) -> dict[str, np.ndarray]:
     """Every uint8 value by its ONNX name."""
     found: dict[str, np.ndarray] = {}
 
-    def see(node: Any, results: tuple[np.ndarray, ...]) -> None:
+    def see(node: Any, result: np.ndarray) -> None:
         if node.output.dtype == "uint8" and node.origin.value:
-            found[node.origin.value] = results[0]
+            found[node.origin.value] = result
 
     interpret(graph, sample, see)
     return found

@@ -329,7 +329,7 @@ def compare_each(graph: Graph, sample: Any, expected: dict[str, np.ndarray]) -> 
     """Run the graph node by node, each from the expected codes, so that steps do not add up."""
     values: dict[str, np.ndarray] = {**graph.constants, **sample}
     for node in graph.nodes:
-        (made,) = apply(node, [values[name] for name in node.inputs], {})
+        made = apply(node, [values[name] for name in node.inputs], {})
         codes = expected.get(node.origin.value)
         if made.dtype == np.uint8 and codes is not None:
             assert codes.shape == made.shape
