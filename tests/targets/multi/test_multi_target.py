@@ -155,7 +155,8 @@ def test_outputs_that_are_inputs_or_constants() -> None:
         helper.make_node("Identity", ["z"], ["twice"]),
     ]
     w = np.arange(16, dtype=np.float32).reshape(4, 4)
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("y", "z", "same", "fixed", "twice")]
+    rows = {"y": "n", "z": "n", "same": "n", "fixed": 4, "twice": "n"}
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [n, 4]) for name, n in rows.items()]
     graph = helper.make_graph(nodes, "g", [x], outputs, [numpy_helper.from_array(w, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     data = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
