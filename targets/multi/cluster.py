@@ -17,6 +17,7 @@ from typing import Any
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
+from dlc.targets.multi.reaper import Reaper
 
 _STORE_BYTES = 80 << 20  # of Ray's object store, which no tensor goes through; near the least that Ray takes
 _FREE_SECONDS = 15.0  # Ray counts the cores of workers that have just ended as taken for a moment
@@ -26,6 +27,7 @@ _log = logging.getLogger("dlc")
 _lock = threading.Lock()
 _users = 0
 _owned = False
+_reaper: Reaper | None = None
 
 
 def require_ray() -> Any:
@@ -49,7 +51,7 @@ def join(cores: int, label: str) -> None:
     Raises:
         DlcError: Ray is not installed, cannot be started, or has too few cores.
     """
-    global _users, _owned
+    global _users, _owned, _reaper
     ray = require_ray()
     with _lock:
         if not ray.is_initialized():
@@ -58,6 +60,7 @@ def join(cores: int, label: str) -> None:
                 _check_cores(cores, this_machine().cores, label, "this machine has")
             _start(ray, address)
             _owned = True
+            _reaper = Reaper() if not address else None
         _users += 1
     try:
         _check_cores(cores, int(ray.cluster_resources().get("CPU", 0)), label, "the Ray cluster has")
@@ -69,12 +72,15 @@ def join(cores: int, label: str) -> None:
 
 def leave() -> None:
     """A session is done with Ray; the last one ends a cluster that was started here."""
-    global _users, _owned
+    global _users, _owned, _reaper
     with _lock:
         _users -= 1
         if _users == 0 and _owned:
             _owned = False
             require_ray().shutdown()
+            if _reaper is not None:
+                _reaper.finish()
+                _reaper = None
 
 
 def _check_cores(cores: int, there: int, label: str, where: str) -> None:
@@ -189,8 +195,10 @@ class Crew:
         self._kill(no_restart=True)
 
     def _kill(self, no_restart: bool) -> None:
+        if not self._ray.is_initialized():  # it is gone already, and its processes with it; a call would start it anew
+            return
         for actor in self._actors:
-            with contextlib.suppress(Exception):  # Ray may be gone already, and its processes with it
+            with contextlib.suppress(Exception):
                 self._ray.kill(actor, no_restart=no_restart)
 
 

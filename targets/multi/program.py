@@ -40,7 +40,8 @@ class Step:
 
     def as_json(self) -> dict[str, Any]:
         """Without the fields that do not apply."""
-        return {key: value for key, value in asdict(self).items() if value not in (-1, (), "")}
+        given = {key: value for key, value in asdict(self).items() if value not in (-1, (), "")}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Step:
