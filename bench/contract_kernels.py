@@ -251,20 +251,23 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def interleaved(calls: list[Callable[[], Any]], blocks: int, seconds: float = 0.004) -> list[list[float]]:
-    """Seconds per call of every contestant in every block, contestants in turn."""
+    """Seconds of the process per call of every contestant in every block, contestants in turn.
+
+    CPU time: another process that takes the core for a while is not counted (what it does to the caches is).
+    """
     repeats = []
     for call in calls:
         call()
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        repeats.append(max(1, int(seconds / (time.perf_counter() - start))))
+        repeats.append(max(1, int(seconds / max(time.process_time() - start, 1e-7))))
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(blocks):
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(repeats[i]):
                 call()
-            times[i].append((time.perf_counter() - start) / repeats[i])
+            times[i].append((time.process_time() - start) / repeats[i])
     return times
 
 

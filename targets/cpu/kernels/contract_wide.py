@@ -2,8 +2,7 @@
 
 Where the multiplier takes s16 pairs, spreading a group of bytes costs a mask and a shift beside the load, for every
 vector of channels and every tap again. A block of lines (or of rows, without outer axes) is copied instead, with its
-strides; the contraction then reads s16 activations and s16 weights, and an instruction per operand is all it takes. The
-price is twice the bytes of weights, which is why a single row does without.
+strides; the contraction then reads s16 activations, and one instruction spreads a pair of them over a vector.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def _inner(problem: Contraction, size: Expr) -> Contraction:
     """The contraction of `size` steps of that axis over widened activations."""
     outer = (replace_extent(problem.outer[-1], size),) if problem.outer else ()
     rows = problem.rows if problem.outer else replace_extent(problem.rows, size)
-    return replace(problem, a_dtype="int16", w_dtype="int16", a_offset=0, outer=outer, rows=rows)
+    return replace(problem, a_dtype="int16", a_offset=0, outer=outer, rows=rows)
 
 
 def replace_extent(axis: Axis, extent: Expr) -> Axis:
@@ -108,13 +107,13 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
 
 
 def packed_size(problem: Contraction, isa: Isa) -> int:
-    """Elements (int16) of the packed weights."""
+    """Elements of the packed weights."""
     return contract_problem.packed_size(_inner(problem, 1), isa)
 
 
 def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray) -> np.ndarray:
-    """W as `contract_problem.pack` arranges it, in int16."""
-    return contract_problem.pack(_inner(problem, 1), schedule, isa, weight.astype(np.int16))
+    """W as `contract_problem.pack` arranges it for pairs."""
+    return contract_problem.pack(_inner(problem, 1), schedule, isa, weight)
 
 
 def emit(

@@ -9,8 +9,9 @@ G holds halves; with 2 G the result is four times the outputs, a multiple of 4, 
 11 bits and U 12, which suits multipliers of s16 pairs: a sum over channels is 16 contractions of s16 by s16, one for
 each of the 16 *points*. Where bytes are multiplied as fast as they are loaded (VNNI) there is nothing to gain.
 
-A block of some lines of tiles is transformed into scratch, contracted into scratch, and transformed back; the last step
-adds the start values and hands the outputs to `store`.
+The package keeps the nine weights, a quarter of the bytes of U, which every call computes anew in scratch: some percent
+of one small image's time. A block of some lines of tiles is then transformed into scratch, contracted into scratch, and
+transformed back; the last step adds the start values and hands the outputs to `store`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
 _WEIGHT = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))  # 2 G
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
 _LINE = 64
+_WEIGHT_COST = 64  # instructions to load, widen, transform and store one vector of weights
+_MOST_WEIGHTS = 768 << 10  # bytes of U: it lies on the stack
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def declines(problem: Contraction, isa: Isa) -> str | None:
         return "Winograd's algorithm is for 3x3 convolutions of stride 1, extents known"
     if image.channels % 8 or image.channels > most_channels():
         return f"Winograd's algorithm needs a multiple of 8 channels up to {most_channels()}, not {image.channels}"
+    if 2 * packed_points(problem, isa) > _MOST_WEIGHTS:
+        return f"the transformed weights of {image.channels} x {problem.n} channels are too large for the stack"
     return None
 
 
@@ -178,29 +183,28 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     level = contract_cost.level_of(tile * columns * schedule.block, machine)
     cycles += 0.0 if level == 0 else 2 * tile / core.bandwidth[level]
     images = prod(axis.extent if isinstance(axis.extent, int) else contract_cost.GUESS for axis in problem.outer[:-1])
-    return images * (total + contract_cost.seconds(cycles * lines * columns))
+    weights = packed_points(problem, isa) / isa.lanes(16) / _POINTS * _WEIGHT_COST / core.vectors
+    return images * (total + contract_cost.seconds(cycles * lines * columns)) + contract_cost.seconds(weights)
 
 
-def transform_weights(weight: np.ndarray) -> np.ndarray:
-    """U of (..., 3, 3, channels, n) int8 weights: (..., 16, channels, n) int16, at most 9 * 128."""
-    matrix = np.array(_WEIGHT)
-    points = np.einsum("pi,qj,...ijcn->...pqcn", matrix, matrix, weight.astype(np.int32))
-    return points.reshape(*weight.shape[:-4], _POINTS, *weight.shape[-2:]).astype(np.int16)
-
-
-def packed_size(problem: Contraction, isa: Isa) -> int:
-    """Elements (int16) of the packed weights."""
+def packed_points(problem: Contraction, isa: Isa) -> int:
+    """Elements (int16) of U."""
     return contract_problem.packed_size(_product(problem, isa, 1), isa)
 
 
+def packed_size(problem: Contraction, isa: Isa) -> int:
+    """Elements of the packed weights."""
+    return packed_points(problem, isa) // _POINTS * _TAPS**2
+
+
 def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray) -> np.ndarray:
-    """W (1, 9 * channels, n) as the transformed weights of all points, each packed as `contract_problem.pack` does."""
-    inner, image = _product(problem, isa, 1), _image(problem)
-    assert image is not None and weight.shape == (1, _TAPS * _TAPS * image.channels, problem.n)
-    points = transform_weights(weight.reshape(_TAPS, _TAPS, image.channels, -1))
-    wide = np.zeros((_POINTS, image.channels, int(inner.n)), np.int16)
-    wide[:, :, : problem.n] = points
-    return contract_problem.pack(inner, _inner(schedule), isa, wide)
+    """W (1, 9 * channels, n) tap by tap, each in the order in which `contract_problem.pack` arranges a point of U."""
+    image = _image(problem)
+    assert image is not None and weight.shape == (1, _TAPS**2 * image.channels, problem.n)
+    taps = replace(_product(problem, isa, 1), groups=_TAPS**2)
+    wide = np.zeros((_TAPS**2, image.channels, int(taps.n)), np.int16)
+    wide[:, :, : problem.n] = weight.reshape(_TAPS**2, image.channels, -1)
+    return contract_problem.pack(taps, _inner(schedule), isa, wide).astype(np.int8)
 
 
 # Code -----------------------------------------------------------------------------------------------------------------
@@ -220,8 +224,10 @@ def emit(
 
 
 def _combine(values: Sequence[Expr], row: Sequence[int]) -> Expr:
-    """The sum of `values` times the 0, 1 and -1 of `row`, the first of which that counts need not be positive."""
+    """The sum of `values` times the factors of `row`, whose greatest is positive: 2, 1, 0 or -1."""
     terms = sorted(((sign, value) for sign, value in zip(row, values, strict=True) if sign), key=lambda t: -t[0])
+    if terms[0][0] == 2:
+        terms.append((1, terms[0][1]))
     total = terms[0][1]
     for sign, value in terms[1:]:
         total = total + value if sign > 0 else total - value
@@ -257,6 +263,7 @@ class _Emitter:
         most = self.schedule.block * columns
         self.v = scratch("v", "int16", most * self.v_stride)
         self.m = scratch("m", "int32", most * self.m_stride)
+        self._weights()
         parts = cut(lines, self.schedule.block)
 
         with loops([axis.extent for axis in self.problem.outer[:-1]]) as index:
@@ -264,12 +271,25 @@ class _Emitter:
                 with each(part) as first:
                     self._block(index, first, part.size)
 
+    def _weights(self) -> None:
+        """U from the nine weights of each pair of channels, in the order in which they are packed."""
+        lanes, count = self.isa.lanes(16), packed_points(self.problem, self.isa) // _POINTS
+        self.u = scratch("u", "int16", _POINTS * count)
+        with loop(count // lanes) as part:
+            taps = [
+                let(T.cast(self.w.buffer[T.ramp(tap * count + part * lanes, 1, lanes)], vector_type("int16", lanes)))
+                for tap in range(_TAPS**2)
+            ]
+            points = _transform([taps[i : i + _TAPS] for i in range(0, _TAPS**2, _TAPS)], _WEIGHT)
+            for at, value in enumerate(value for line in points for value in line):
+                T.buffer_store(self.u.buffer, value, [T.ramp(at * count + part * lanes, 1, lanes)])
+
     def _block(self, index: tuple[Expr, ...], first: Expr, lines: int) -> None:
         columns = self.image.tiles[1]
         with loop(lines) as y, loop(columns) as x:
             self._forward(index, first + y, x, y * columns + x)
         contract_emit.emit(
-            _product(self.problem, self.isa, lines * columns), _inner(self.schedule), self.isa, self.v, self.w, None,
+            _product(self.problem, self.isa, lines * columns), _inner(self.schedule), self.isa, self.v, self.u, None,
             lambda _, row, channel, value, lanes, mask: T.buffer_store(
                 self.m.buffer, value, [T.ramp(simplify(row * self.m_stride + channel), 1, lanes)]
             ),

@@ -8,7 +8,7 @@ adds the products to the accumulators of those channels. Integer steps take u8 a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,9 @@ PAIRS = Dot(
     _pmaddwd_step,
     _exact_sum,
 )
+PAIRS_NARROW = replace(  # the weights are s8 in memory
+    PAIRS, name="narrow pairs", widen_cost=1, widen=lambda w, lanes: T.cast(w, vector_type("int16", 2 * lanes))
+)
 PLAIN = Dot(
     "plain",
     "int32",
@@ -187,8 +190,8 @@ def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:
         return FLOAT_FMA if isa.has_fma else FLOAT
     if (a_dtype, w_dtype) == ("uint8", "int8"):
         return _INTEGER[isa.dot]
-    if (a_dtype, w_dtype) == ("int16", "int16") and isa.dot == "pmaddwd":
-        return PAIRS
+    if a_dtype == "int16" and w_dtype in ("int16", "int8") and isa.dot == "pmaddwd":
+        return PAIRS if w_dtype == "int16" else PAIRS_NARROW
     raise DlcError(f"no multiply-add for {a_dtype} activations and {w_dtype} weights on {isa.name}")
 
 
@@ -200,7 +203,7 @@ def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
     """
     if dot.group == 1:
         return T.cast(buffer[base], dot.acc_dtype)
-    if dot is PAIRS:
+    if dot.group == 2:
         assert not shift
         return T.reinterpret("int32", buffer[T.ramp(base, 1, 2)])
     word = T.reinterpret("uint32", buffer[T.ramp(base, 1, 4)])

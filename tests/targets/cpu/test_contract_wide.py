@@ -39,10 +39,10 @@ def test_rows_in_blocks(level: int, rows: int, k: int, n: int, dynamic: bool, se
     every = contract_wide.candidates(problem, isa, MACHINE)
     schedule = every[seed * 7919 % len(every)]
     packed = contract.pack(problem, schedule, isa, w[None])
-    assert packed.size == contract.packed_size(problem, schedule, isa) and packed.dtype == np.int16
+    assert packed.size == contract.packed_size(problem, schedule, isa) and packed.dtype == np.int8
     operand_list = [
         ("a", "uint8", layout),
-        ("w", "int16", Layout.dense(packed.shape)),
+        ("w", "int8", Layout.dense(packed.shape)),
         ("b", "int32", Layout.dense((n,))),
         ("o", "int32", Layout.dense((layout.shape[0], n))),
     ]
