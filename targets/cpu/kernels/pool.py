@@ -34,7 +34,7 @@ from dlc.targets.cpu.kernels.anchored import (
     vector_lanes,
     why_not,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, Layout, hold, let, simplify, splat
 from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
@@ -157,7 +157,8 @@ class _Pool:
                 x = let(self._load(out[0], place, piece))
                 loaded[p].append(x)
                 if self.mode == "max":
-                    totals[p] = x if totals[p] is None else let(v.larger(x, totals[p]))
+                    # Held: the analyser would write a maximum of n elements out as 2^n.
+                    totals[p] = x if totals[p] is None else hold(v.larger(x, totals[p]))
                 else:
                     totals[p] = x if totals[p] is None else let(x + totals[p])
         for p, piece in enumerate(pieces):
