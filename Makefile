@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dlc-installed
+TEST_STAMP := $(VENV)/.dlc-test-installed
 
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup test-setup demo test lint bench docs clean
 
 help:
 	@echo "make demo   compile the embedded model in fp32 and int8, run it on real images, compare with onnxruntime"
@@ -14,6 +15,15 @@ help:
 	@echo "make docs   regenerate the parts of docs/ that are made from the code"
 
 setup: $(STAMP)
+
+# What the tests need besides: the zoo's and the targets' extras, and an OpenCL device.
+test-setup: $(TEST_STAMP)
+
+$(TEST_STAMP): $(STAMP) scripts/install-system-packages.sh
+	$(BIN)/pip install --quiet -e ".[zoo,gpu,distributed]" 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
+	@test -e /etc/OpenCL/vendors/pocl.icd || scripts/install-system-packages.sh > $(VENV)/apt.log 2>&1 \
+		|| { tail -3 $(VENV)/apt.log; echo "run scripts/install-system-packages.sh as root, then make test again"; exit 1; }
+	@touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,10 +35,10 @@ demo: setup
 	@$(BIN)/python bench/demo.py
 
 # Two workers: the suite is sized for two cores. The closing line is pytest's own summary.
-test: setup
+test: test-setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
-lint: setup
+lint: test-setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/typecheck.py

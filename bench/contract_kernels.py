@@ -188,13 +188,13 @@ def problem_of(case: Case, integer: bool) -> Contraction:
 def compiled(case: Case, integer: bool, schedule: Schedule, isa: Isa) -> Compiled:
     problem = problem_of(case, integer)
     x, y = layouts(case)
-    a_dtype, w_dtype = INTEGER if integer else FLOAT
+    a_dtype = (INTEGER if integer else FLOAT)[0]
     # A flat row is looked up in the dense output; without one, the outer loops are (n, oh).
     out = Layout.dense((problem.rows.extent, case.c_out)) if not problem.outer else y
-    size = pack(problem, schedule, isa, _matrix(case, weights_of(case, integer)[0])).shape
+    packed = pack(problem, schedule, isa, _matrix(case, weights_of(case, integer)[0]))
     operands = [
         ("a", a_dtype, x),
-        ("w", w_dtype, Layout.dense(size)),
+        ("w", str(packed.dtype), Layout.dense(packed.shape)),
         ("b", problem.acc_dtype, Layout.dense((case.c_out,))),
         ("s", "float32", Layout.dense((case.c_out,))),
         ("o", a_dtype, out),
@@ -251,20 +251,23 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def interleaved(calls: list[Callable[[], Any]], blocks: int, seconds: float = 0.004) -> list[list[float]]:
-    """Seconds per call of every contestant in every block, contestants in turn."""
+    """Seconds of the process per call of every contestant in every block, contestants in turn.
+
+    CPU time: another process that takes the core for a while is not counted (what it does to the caches is).
+    """
     repeats = []
     for call in calls:
         call()
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        repeats.append(max(1, int(seconds / (time.perf_counter() - start))))
+        repeats.append(max(1, int(seconds / max(time.process_time() - start, 1e-7))))
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(blocks):
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(repeats[i]):
                 call()
-            times[i].append((time.perf_counter() - start) / repeats[i])
+            times[i].append((time.process_time() - start) / repeats[i])
     return times
 
 
@@ -278,7 +281,8 @@ def report(case: Case, integer: bool, isa: Isa, sweep: int, blocks: int) -> None
     print(
         f"{case.name:26s} {'int8' if integer else 'fp32'} {per_layer * 1e6:9.1f} us"
         f" {2 * case.multiplies / per_layer / 1e9:7.0f} GOP/s  onnxruntime {peer_layer * 1e6:9.1f} us"
-        f"  ratio {ratio:5.2f}  {chosen.mr}x{chosen.nr}/{chosen.mo} {chosen.hot} u{chosen.unroll} p{chosen.prefetch}",
+        f"  ratio {ratio:5.2f}"
+        f"  {chosen.unit} {chosen.mr}x{chosen.nr}/{chosen.mo} b{chosen.block} {chosen.hot} u{chosen.unroll}",
         flush=True,
     )
     if sweep:
@@ -293,7 +297,7 @@ def compare(case: Case, integer: bool, isa: Isa, count: int, blocks: int) -> Non
     times = interleaved([ours(case, integer, s, isa) for s in ranked], blocks, 0.002)
     fastest = {s: min(t) / case.depth for s, t in zip(ranked, times, strict=True)}
     for s in sorted(fastest, key=lambda s: fastest[s])[:6]:
-        label = f"{s.mr}x{s.nr}/{s.mo} {s.hot} u{s.unroll}"
+        label = f"{s.unit} {s.mr}x{s.nr}/{s.mo} b{s.block} {s.hot} u{s.unroll}"
         print(f"      {fastest[s] * 1e6:9.1f} us  predicted {guesses[s] * 1e6:9.1f}  {label}")
     behind = fastest[ranked[0]] / min(fastest.values()) - 1
     print(f"      the choice is {100 * behind:.0f} % behind the best of {len(ranked)}", flush=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dlc.ir.convert import view
-from dlc.ir.graph import TUPLE, Graph, Node, Value
+from dlc.ir.graph import TUPLE, Graph, Node, Value, is_tensor
 from dlc.ir.interpret import PART
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import IF, ITEM, LOOP, ONNX
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 RUNTIME = "dlc.runtime.composite"
 TargetOf = Callable[[Node], "Target"]
+
+
+def needs_host(graph: Graph, target: Target) -> bool:
+    """Whether a graph has values or nodes that only the host handles."""
+    if any(not is_tensor(v.dtype) for v in graph.inputs):
+        return True
+    return any(is_host(node) or target.declines(node) is not None for node in graph.nodes)
 
 
 def is_host(node: Node) -> bool:
@@ -84,6 +91,8 @@ class _Composer:
             if is_host(node):
                 return ("host", node.output.name)
             target = self.target_of(node)
+            if target.declines(node) is not None:
+                return ("host", node.output.name)
             self.targets.setdefault(target.spec, target)
             return ("target", target.spec)
 
@@ -119,7 +128,8 @@ class _Composer:
     def host(self, module: Any, node: Node) -> Node:
         """A host operator, the blocks of control flow composed in turn."""
         if node.op != ITEM:
-            self.rows.append(_row(node))
+            why = "" if is_host(node) else self.target_of(node).declines(node)
+            self.rows.append(_row(node, why or ""))
         return replace(node, blocks=tuple(self.block(module, node, block) for block in node.blocks))
 
     def block(self, module: Any, node: Node, block: Graph) -> Graph:
@@ -150,13 +160,13 @@ _KERNELS = {
 }
 
 
-def _row(node: Node) -> dict[str, Any]:
-    kernel, why = _KERNELS.get(node.op, ("onnx's reference implementation", ""))
+def _row(node: Node, declined: str) -> dict[str, Any]:
+    kernel, why = _KERNELS.get(node.op, ("numpy" if declined else "onnx's reference implementation", declined))
     return {
         "node": str(node.origin),
         "value": node.origin.value,
         "op": node.attrs["op_type"] if node.op == ONNX else node.op,
-        "precision": ", ".join(dict.fromkeys(node.attrs["dtypes"])),
+        "precision": ", ".join(dict.fromkeys(node.attrs.get("dtypes", [node.output.dtype]))),
         "kernel": kernel,
         "why_not_better": node.attrs.get("reason", why),
         "part": "host",

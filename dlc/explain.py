@@ -14,6 +14,7 @@ from dlc.package import Package
 
 # key of a row -> heading; a column that no row has is left out
 _COLUMNS = {
+    "stage": "stage",
     "node": "node",
     "op": "operator",
     "precision": "precision",
@@ -24,6 +25,9 @@ _COLUMNS = {
     "spill_bytes": "spill bytes",
     "predicted_us": "predicted us",
     "predicted_for": "for",
+    "predicted_stage_us": "stage us",
+    "cycles": "cycles",
+    "utilisation": "array used",
     "why_not_better": "why not better",
 }
 

@@ -62,6 +62,13 @@ def _read_cpuinfo() -> tuple[str, frozenset[str]]:
     return model, features
 
 
+def memory_bytes() -> int:
+    """The machine's physical memory."""
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @functools.cache
 def this_machine() -> Machine:
     """Describe the machine that this process runs on."""

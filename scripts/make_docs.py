@@ -15,7 +15,10 @@ Written by `make docs` from the code. `dlc inspect MODEL.onnx --supported` says 
 ## What the ONNX importer takes
 
 An operator that ONNX defines by a function body and that is not listed is expanded from that body. Versions are those
-from which a converter holds.
+from which a converter holds. What no converter takes, the host runs by onnx's reference implementation where that can.
+
+Random operators draw from Philox4x32-10: the same numbers in every run and on every target, decided by the attribute
+`seed`, or without one by the node's name. They agree with other runtimes in distribution, not in values.
 
 | domain | operator | since versions |
 |---|---|---|

@@ -18,6 +18,7 @@ import numpy as np
 from dlc.errors import DlcError
 
 if TYPE_CHECKING:
+    from dlc.ir.graph import Node
     from dlc.options import Options
     from dlc.pipeline import Context, Pass
 
@@ -93,6 +94,10 @@ class Target(ABC):
     def passes(self, options: Options) -> list[Pass]:
         """The target's passes, run behind the common simplify and quantise passes."""
 
+    def declines(self, node: Node) -> str | None:
+        """Why the target has no kernel for an operator, so that the host runs the node in numpy; None where it has."""
+        return None
+
     def compile(self, module: Any, context: Context) -> Build:
         """Turn the IRModule behind the common passes into package members.
 
@@ -120,6 +125,9 @@ class Executable(Protocol):
     Optionally it has ``trace(inputs, sizes)``, an iterator over (explanation row, array): the value that each kernel
     computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
     An array need only be valid until the next one is asked for.
+
+    An executable that works on several calls at once has ``submit(inputs, outputs, sizes) -> Future``, which begins
+    one, and ``depth``, the number of calls that keep it busy. One that holds processes or devices has ``close()``.
     """
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:

@@ -44,18 +44,19 @@ def run(
         common.check_writable(output)
     if output is not None and several and not output.is_dir():
         raise DlcError(f"cannot write {output}: the inputs are a folder, so it must be a folder that exists")
-    session = dlc.load(package, threads)
-    sets = common.input_sets(inputs) if inputs else [("", random_inputs(session.inputs, shapes, seed))]
     summaries = {}
-    for label, arrays in sets:
-        try:
-            outputs = session.run(arrays)
-        except DlcError as error:
-            where = f"{inputs / label if several else inputs}: " if inputs is not None else ""
-            raise DlcError(f"{where}{error}") from error
-        if output is not None:
-            common.save_npz(output / label if several else output, outputs)
-        summaries[label] = {name: _summary(array) for name, array in outputs.items()}
+    with dlc.load(package, threads) as session:
+        sets = common.input_sets(inputs) if inputs else [("", random_inputs(session.inputs, shapes, seed))]
+        results = session.map(arrays for _, arrays in sets)
+        for label, _ in sets:
+            try:
+                outputs = next(results)
+            except DlcError as error:
+                where = f"{inputs / label if several else inputs}: " if inputs is not None else ""
+                raise DlcError(f"{where}{error}") from error
+            if output is not None:
+                common.save_npz(output / label if several else output, outputs)
+            summaries[label] = {name: _summary(array) for name, array in outputs.items()}
     if as_json:
         click.echo(json.dumps(summaries if several else next(iter(summaries.values())), indent=1))
         return

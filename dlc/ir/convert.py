@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm.ir._ffi_api as ir_ffi
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import Op
+from tvm.sym import Analyzer
 
 from dlc.ir.graph import OBJECT, TUPLE, Graph, Node, Origin, Value, is_tensor
 from dlc.ir.ops import OPS
@@ -24,6 +26,10 @@ from dlc.ir.ops import OPS
 
 class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""
+
+
+class UndecidedTypeError(IrTypeError):
+    """Whether operands fit depends on the sizes of symbols."""
 
 
 # --- registration of our operators ---
@@ -86,7 +92,26 @@ def _plain_attrs(attrs: Any) -> dict[str, Any]:
 
 def shape_of(expr: Any) -> tuple[Any, ...]:
     """The extents of a typed Relax tensor expression; ints where known."""
-    return tuple(_plain(d) for d in expr.ty.shape.values)
+    return tuple(_extent(d) for d in expr.ty.shape.values)
+
+
+def _extent(dim: Any) -> Any:
+    """An extent in plain form. Relax divides by a negative stride, which TVM's own simplifier and code cannot do."""
+    plain = _plain(dim)
+    if isinstance(plain, int) or not _NEGATIVE_DIVISOR.search(str(plain)):
+        return plain
+    turned = tvm_ffi.structural_map(plain, (tirx.FloorDiv, _positive_divisor))
+    return _plain(Analyzer().simplify(turned))
+
+
+_NEGATIVE_DIVISOR = re.compile(r"// (T\.int64\()?-")
+
+
+def _positive_divisor(division: Any) -> Any:
+    divisor = _plain(division.b)
+    if not isinstance(divisor, int) or divisor >= 0:
+        return division
+    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -divisor))
 
 
 def value_of(var: Any, objects: Mapping[str, str] | None = None) -> Value:
@@ -133,6 +158,18 @@ def _prims(values: Any) -> list[Any]:
     return [_plain(v) for v in values.fields]
 
 
+def _end_shift(stride: int) -> int:
+    """What is added to a slice's end, so that TVM finds the extent: it computes (end - begin + stride - 1) // stride,
+    which for negative strides is that of an end two further on."""
+    return 2 if stride < 0 else 0
+
+
+def _read_slice(call: Any) -> dict[str, Any]:
+    axes, begin, end, strides = (tuple(_prims(a)) for a in call.args[1:])
+    end = tuple(e - _end_shift(stride) for e, stride in zip(end, strides, strict=True))
+    return {"axes": axes, "begin": begin, "end": end, "strides": strides}
+
+
 _BUILD: dict[str, Build] = {
     "relax.where": lambda x, a: relax.op.where(*x),
     "relax.astype": lambda x, a: relax.op.astype(x[0], a["dtype"]),
@@ -144,7 +181,7 @@ _BUILD: dict[str, Build] = {
         x[0],
         list(a["axes"]),
         [_int64(v) for v in a["begin"]],
-        [_int64(v) for v in a["end"]],
+        [_int64(v + _end_shift(stride)) for v, stride in zip(a["end"], a["strides"], strict=True)],
         list(a["strides"]),
         # Ours are clamped already; without this an end of -1 below a negative stride would count from the back.
         assume_inbound=True,
@@ -181,9 +218,7 @@ _READ: dict[str, Read] = {
     "relax.broadcast_to": lambda c: {"shape": tuple(_plain(d) for d in c.args[1].values)},
     "relax.permute_dims": lambda c: {"axes": tuple(int(a) for a in c.attrs.axes)},
     "relax.concat": lambda c: {"axis": int(c.attrs.axis)},
-    "relax.strided_slice": lambda c: dict(
-        zip(("axes", "begin", "end", "strides"), (tuple(_prims(a)) for a in c.args[1:]), strict=True)
-    ),
+    "relax.strided_slice": _read_slice,
     "relax.nn.pad": lambda c: {
         "pad_width": tuple(int(v) for v in c.attrs.pad_width),
         "mode": str(c.attrs.pad_mode),
@@ -401,8 +436,8 @@ def infer_type(
         raise IrTypeError(_reason(error)) from error
     if typed.shape is None:
         texts = " and ".join(f"[{', '.join(str(d) for d in s)}]" for s, _ in types)
-        raise IrTypeError(f"cannot tell whether the extents of {texts} agree")
-    return tuple(_plain(d) for d in typed.shape.values), str(typed.dtype)
+        raise UndecidedTypeError(f"cannot tell whether the extents of {texts} agree")
+    return tuple(_extent(d) for d in typed.shape.values), str(typed.dtype)
 
 
 class FunctionBuilder:

@@ -5,6 +5,7 @@ Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,29 @@ class Node:
         """The only output."""
         (value,) = self.outputs
         return value
+
+
+def symbol_names(item: Any) -> set[str]:
+    """The names of the symbols in an extent, a list of them, or whatever holds extents."""
+    if item is None or isinstance(item, int | float):
+        return set()
+    if isinstance(item, tuple | list):
+        return {name for part in item for name in symbol_names(part)}
+    return set(_NAME.findall(str(item))) - _NOT_SYMBOLS
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_NOT_SYMBOLS = {"T", "int", "int32", "int64", "max", "min"}
+
+
+def node_symbols(node: Node) -> set[str]:
+    """The symbols that running a node needs: in its attributes and results, and in what it runs."""
+    found = symbol_names([v.shape for v in node.outputs])
+    found |= {name for value in node.attrs.values() if not isinstance(value, str) for name in symbol_names(value)}
+    for block in node.blocks:
+        found |= symbol_names([v.shape for v in block.inputs])
+        found |= {name for inner in block.nodes for name in node_symbols(inner)}
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor
+from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import IF, ITEM, LOOP
 
@@ -38,7 +38,7 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
 def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The size of each symbol, read from the inputs' shapes; DlcError where a shape does not fit."""
     sizes: dict[str, int] = {}
-    for value in graph.inputs:
+    for value in (v for v in graph.inputs if is_tensor(v.dtype)):
         actual = inputs[value.name].shape
         if len(actual) != len(value.shape):
             raise DlcError(f"input '{value.name}' has shape {list(actual)}, expected {[str(d) for d in value.shape]}")
@@ -63,8 +63,7 @@ def check_extents(value: Value, result: np.ndarray, sizes: Mapping[str, int]) ->
 
 
 def _unknown(dim: Dim, sizes: Mapping[str, int]) -> bool:
-    names = set(re.findall(r"[A-Za-z_]\w*", str(dim))) - {"T", "int", "int64", "max", "min"}
-    return not names <= set(sizes)
+    return not symbol_names(dim) <= set(sizes)
 
 
 def _concrete(attrs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -188,7 +187,7 @@ class _Run:
         stacks: list[list[np.ndarray]] = [[] for _ in block.outputs[1 + count :]]
         iteration = 0
         while going and (trips is None or iteration < trips):
-            slices = [np.ascontiguousarray(array[iteration]) for array in scanned]
+            slices = [np.require(array[iteration], requirements="C") for array in scanned]
             at, condition = np.asarray(iteration, np.int64), np.asarray(going)
             going, *results = self.block(block, [at, condition, *carried, *slices, *captured])
             going = bool(np.asarray(going).reshape(-1)[0])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.graph import Graph, Node, Origin, Value, node_symbols, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM
 
@@ -20,13 +20,17 @@ Handler = Callable[["Rewriter", Node], Any]
 
 
 def live_nodes(graph: Graph) -> list[Node]:
-    """The nodes that the outputs depend on, in order."""
+    """The nodes that the outputs depend on, in order: for their elements, or for an extent that only data tell."""
     needed = set(graph.outputs)
+    dynamic = any(node.op == ITEM and symbol_names(node.output.shape) for node in graph.nodes)
+    symbols: set[str] = set()
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        if any(v.name in needed for v in node.outputs):
+        told = node.op == ITEM and symbols & symbol_names(node.output.shape)
+        if told or any(v.name in needed for v in node.outputs):
             kept.append(node)
             needed.update(node.inputs)
+            symbols |= node_symbols(node) if dynamic else set()
     return kept[::-1]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +115,78 @@ class Session:
         Raises:
             DlcError: an input or output does not fit; names it, what was expected and what came.
         """
+        arrays = self._checked(inputs)
+        if self._compute is not None:
+            return self._computed(arrays, outputs or {})
+        plan = self._plan_of(arrays)
+        if outputs is None:
+            results = self._allocated(plan)
+            self._execute(arrays, results, plan.sizes)
+            return {name: array for (name, _), array in zip(self._given, results, strict=True)}
+        results = self._preallocated(outputs, arrays, plan)
+        self._execute(arrays, results, plan.sizes)
+        return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+
+    def map(self, inputs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Compute the outputs of many inputs, in order; a target that works on several at once is kept busy.
+
+        Args:
+            inputs: what `run` takes, one after the other. Arrays may not change until their outputs have come.
+
+        Yields:
+            What `run` returns for each.
+
+        Raises:
+            DlcError: as `run`, when the outputs of the input concerned would be next.
+        """
+        submit = getattr(self.executable, "submit", None)
+        if submit is None:
+            yield from (self.run(each) for each in inputs)
+            return
+        waiting: deque[tuple[Future[None], list[np.ndarray]]] = deque()
+        for each in inputs:
+            waiting.append(self._begin(submit, each))
+            if len(waiting) >= self.executable.depth:  # type: ignore[attr-defined]
+                yield self._ended(*waiting.popleft())
+        while waiting:
+            yield self._ended(*waiting.popleft())
+
+    def close(self) -> None:
+        """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
+        close = getattr(self.executable, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, submit: Any, inputs: Mapping[str, Any]) -> tuple[Future[None], list[np.ndarray]]:
+        """A call under way and where its outputs will be; a wrong input becomes the call's error."""
+        try:
+            arrays = self._checked(inputs)
+            plan = self._plan_of(arrays)
+            results = self._allocated(plan)
+            return submit(arrays, results, plan.sizes), results
+        except DlcError as error:
+            future: Future[None] = Future()
+            future.set_exception(error)
+            return future, []
+
+    def _ended(self, future: Future[None], results: list[np.ndarray]) -> dict[str, Any]:
+        future.result()
+        return {name: array for (name, _), array in zip(self._given, results, strict=True)}
+
+    def _allocated(self, plan: _Plan) -> list[np.ndarray]:
+        return [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
+
+    def _plan_of(self, arrays: list[np.ndarray]) -> _Plan:
+        return self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
+
+    def _checked(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        """The arrays in the model's order, usable by native code."""
         if len(inputs) != len(self._wanted):
             self._complain_names(inputs)
         arrays = []
@@ -131,16 +205,7 @@ class Session:
             if array.flags.num & _USABLE != _USABLE:
                 array = array.copy(order="C")
             arrays.append(array)
-        if self._compute is not None:
-            return self._computed(arrays, outputs or {})
-        plan = self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
-        if outputs is None:
-            results = [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
-            self._execute(arrays, results, plan.sizes)
-            return {name: array for (name, _), array in zip(self._given, results, strict=True)}
-        results = self._preallocated(outputs, arrays, plan)
-        self._execute(arrays, results, plan.sizes)
-        return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+        return arrays
 
     # --- the slow path: shapes seen for the first time, preallocated outputs, errors ---------------------------------
 

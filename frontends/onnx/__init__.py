@@ -15,18 +15,26 @@ import onnx
 from dlc.errors import DlcError
 from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     activation,
+    control,
     convolution,
     einsum,
     elementwise,
     indexing,
     linear,
+    ngrams,
     normalisation,
+    placing,
     pooling,
     quantisation,
+    random_numbers,
     reduction,
     resize,
+    sampling,
     shape,
     slicing,
+    spectral,
+    vendor_fused,
+    vendor_quantised,
 )
 from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
 from dlc.frontends.onnx.importer import Importer

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 
 from dlc.frontends.onnx.symbols import Symbols, as_dims
-from dlc.frontends.onnx.tensor import Call, ConversionError, Dim, Tensor, constant
-from dlc.ir.convert import infer_type
+from dlc.frontends.onnx.tensor import Block, Call, ConversionError, Dim, HostError, Tensor, constant
+from dlc.ir.convert import UndecidedTypeError, infer_type
+from dlc.ir.graph import TUPLE
 from dlc.ir.ops import OPS
+from dlc.ir.ops.host import ITEM
 
 # A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
 _FOLD_LIMIT = 1 << 22
@@ -55,6 +57,7 @@ class Context:
     onnx_op: str
     onnx_node: str
     branch: Callable[[onnx.GraphProto], tuple[Tensor, ...]]
+    block: Callable[[onnx.GraphProto, Sequence[Tensor]], Block]
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute of the node."""
@@ -87,7 +90,7 @@ class Context:
     def known(self, tensor: Tensor, what: str) -> np.ndarray:
         """The content of a tensor that must be constant; `what` is its role in the message."""
         if tensor.value is None:
-            raise ConversionError(f"{what} must be known when compiling")
+            raise HostError(f"{what} must be known when compiling")
         return tensor.value
 
     def dims(self, tensor: Tensor, what: str) -> tuple[Dim, ...]:
@@ -129,7 +132,11 @@ class Context:
             else:
                 assert first is not None
                 inputs.append(self.like(operand, first))
-        shape, dtype = infer_type(op, [(t.shape, t.dtype) for t in inputs], attrs)
+        try:
+            shape, dtype = infer_type(op, [(t.shape, t.dtype) for t in inputs], attrs)
+        except UndecidedTypeError as error:
+            advice = "give the inputs' shapes, with one name for extents that are always equal"
+            raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
@@ -137,10 +144,30 @@ class Context:
     def _call(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
     ) -> Tensor:
-        call = Call(op, tuple(self.materialised(t) for t in inputs), attrs, self.onnx_op, self.onnx_node)
-        call.output = Tensor(shape, dtype, call=call)
+        return self._note(
+            Call(op, tuple(self.materialised(t) for t in inputs), attrs, self.onnx_op, self.onnx_node),
+            Tensor(shape, dtype),
+        )
+
+    def _note(self, call: Call, output: Tensor) -> Tensor:
+        call.output, output.call = output, call
         self.calls.append(call)
-        return call.output
+        return output
+
+    def results(
+        self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], types: Sequence[Tensor],
+        blocks: Sequence[Block] = (),
+    ) -> list[Tensor]:  # fmt: skip
+        """The results of a host operator (see `dlc.ir.ops.host`), new tensors of the types of `types`."""
+        operands = tuple(self.materialised(t) for t in inputs)
+        declared = {"shapes": tuple(t.shape for t in types), "dtypes": tuple(t.dtype for t in types)}
+        call = Call(op, operands, {**attrs, **declared}, self.onnx_op, self.onnx_node, blocks=tuple(blocks))
+        source = self._note(call, Tensor((), TUPLE))
+        items = []
+        for index, wanted in enumerate(types):
+            item = Call(ITEM, (source,), {"index": index}, self.onnx_op, self.onnx_node)
+            items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
+        return items
 
     def _fold(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str

@@ -6,7 +6,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, one_each, window
 
 
@@ -20,7 +20,7 @@ def check_kernel(c: Context, w: Tensor) -> list[int]:
     if w.rank < 3:
         raise ConversionError(f"a convolution's weight needs 3 dimensions or more, got {w}")
     if not w.static:
-        raise ConversionError(f"the shape of the weight must be known when compiling, got {w}")
+        raise HostError(f"the shape of the weight must be known when compiling, got {w}")
     kernel = list(w.shape[2:])
     given = c.attr("kernel_shape")
     if given and list(given) != kernel:
@@ -121,7 +121,7 @@ def _transposed_pads(
         elif isinstance(extent, int):
             total = strides[i] * (extent - 1) + extra[i] + spans[i] - wanted[len(wanted) - rank + i]
         else:
-            raise ConversionError(f"'output_shape' needs a known extent, not {extent}")
+            raise HostError(f"'output_shape' needs a known extent, not {extent}")
         total = max(total, 0) if wanted is None else total
         small, large = total // 2, total - total // 2
         upper = mode == "SAME_UPPER"

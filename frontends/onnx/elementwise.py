@@ -7,12 +7,11 @@ from functools import reduce
 
 import ml_dtypes
 import numpy as np
-import onnx
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
 _UNARY = {
     "Abs": "abs", "Neg": "negative", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Sin": "sin", "Cos": "cos",
@@ -145,18 +144,55 @@ def where(c: Context, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # --- casts -----------------------------------------------------------------------------------------------------------
 
 
+_EXPONENT = "float8_e8m0fnu"
+
+
 def _saturated(c: Context, x: Tensor, dtype: str) -> Tensor:
     """`x` clamped to the finite range of a small float type, which has no room for infinity or rounds to NaN."""
     limit = float(ml_dtypes.finfo(dtype).max)
     return c.emit("minimum", c.emit("maximum", x, -limit), limit)
 
 
+def _to_exponent(c: Context, x: Tensor) -> Tensor:
+    """A cast to float8_e8m0, which is an exponent alone, by the bits of float32; negative numbers lose their sign."""
+    bits = c.emit("dlc.bitcast", c.cast(x, "float32"), dtype="int32")
+    exponent = c.emit("bitwise_and", c.emit("right_shift", bits, 23), 0xFF)
+    fraction = c.emit("bitwise_and", bits, 0x7FFFFF)
+    mode, saturate = c.attr("round_mode", "up"), c.attr("saturate", 1)
+    if mode not in ("up", "down", "nearest"):
+        raise ConversionError(f"attribute 'round_mode' is '{mode}'")
+    code = exponent
+    if mode != "down":
+        # Above which fraction a number goes up; with exponent 0, 2^-127 itself has the fraction of a half.
+        usual, least = (0, 0x400000) if mode == "up" else (0x3FFFFF, 0x5FFFFF)
+        limit = c.emit("where", c.emit("equal", exponent, 0), c.like(least, bits), c.like(usual, bits))
+        above = c.emit("greater", fraction, limit)
+        code = c.emit("add", exponent, c.cast(above, "int32"))
+    if saturate:
+        code = c.emit("minimum", code, 254)
+    code = c.emit("where", c.emit("equal", exponent, 255), c.like(255, code), code)
+    return c.emit("dlc.bitcast", c.cast(code, "uint8"), dtype=_EXPONENT)
+
+
+def _from_exponent(c: Context, x: Tensor) -> Tensor:
+    """float8_e8m0 as float32: 2^(code - 127), of which code 0 is subnormal; code 255 is NaN."""
+    code = c.cast(c.emit("dlc.bitcast", x, dtype="uint8"), "int32")
+    bits = c.emit("left_shift", code, 23)
+    bits = c.emit("where", c.emit("equal", code, 0), c.like(0x400000, bits), bits)
+    bits = c.emit("where", c.emit("equal", code, 255), c.like(0x7FC00000, bits), bits)
+    return c.emit("dlc.bitcast", bits, dtype="float32")
+
+
 def cast_to(c: Context, x: Tensor, dtype: str) -> Tensor:
     """ONNX Cast to a type by numpy's name."""
-    if x.is_float and dtype.startswith("float8") and dtype != "float8_e8m0fnu" and c.attr("saturate", 1):
+    if x.dtype == dtype:
+        return x
+    if x.dtype == _EXPONENT:
+        return cast_to(c, _from_exponent(c, x), dtype)
+    if dtype == _EXPONENT:
+        return _to_exponent(c, x)
+    if x.is_float and dtype.startswith("float8") and c.attr("saturate", 1):
         x = _saturated(c, x, dtype)
-    if dtype == "float8_e8m0fnu" or x.dtype == "float8_e8m0fnu":
-        raise ConversionError("casts of float8_e8m0 are not supported")
     return c.cast(x, dtype)
 
 
@@ -166,27 +202,30 @@ def cast(c: Context, x: Tensor) -> Tensor:
     return cast_to(c, x, element_type(c.require("to")))
 
 
+@converter("BitCast", since=26)
+def bit_cast(c: Context, x: Tensor) -> Tensor:
+    """The same bits as another type of the same width."""
+    dtype = element_type(c.require("to"))
+    if any(t.startswith(("int4", "uint4", "int2", "uint2", "float4")) for t in (x.dtype, dtype)):
+        raise HostError(f"the bits of {x.dtype} as {dtype}: no kernel packs types narrower than a byte")
+    return x if x.dtype == dtype else c.emit("dlc.bitcast", x, dtype=dtype)
+
+
 @converter("CastLike", since=15)
 def cast_like(c: Context, x: Tensor, like: Tensor) -> Tensor:
     """Change the element type to another tensor's."""
+    if x.is_object or like.is_object:  # a tensor whose rank is known when running alone
+        raise HostError(f"no kernel handles {x if x.is_object else like}")
     return cast_to(c, x, like.dtype)
 
 
 @converter("Identity", "Dropout")
-def identity(c: Context, x: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
-    """Inference: dropout keeps everything, and its mask says so."""
+def identity(c: Context, x: Tensor) -> tuple[Tensor, ...]:
+    """Up to opset 11 dropout is inference and keeps everything; its mask is not defined, and 0 as in ONNX Runtime."""
     if c.node.op_type == "Identity" or not c.wants(1):
         return (x,)
-    kept = np.ones((), bool) if c.version >= 10 else np.ones((), x.dtype)
+    kept = np.zeros((), bool) if c.version >= 10 else np.zeros((), x.dtype)
     return x, c.broadcast(c.constant(kept), x.shape)
-
-
-@converter("Dropout", since=12)
-def dropout(c: Context, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> tuple[Tensor, ...]:
-    """As above; a training mode that is on, or not known, is refused."""
-    if training is not None and c.number(training, "training_mode") and (ratio is None or c.number(ratio, "ratio")):
-        raise ConversionError("dropout in training mode is not supported")
-    return identity(c, x)
 
 
 @converter("Constant")
@@ -202,13 +241,4 @@ def constant(c: Context) -> Tensor:
     for name, dtype in forms.items():
         if name in c.node.attrs:
             return c.constant(np.asarray(c.node.attrs[name], dtype=dtype))
-    raise ConversionError("a constant of this form (sparse, or strings) is not supported")
-
-
-@converter("If")
-def if_(c: Context, condition: Tensor) -> tuple[Tensor, ...]:
-    """The taken branch, where the condition is known when compiling."""
-    if condition.value is None:
-        raise ConversionError("If on a run-time condition: control flow is not supported yet")
-    graph: onnx.GraphProto = c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch")
-    return c.branch(graph)
+    raise HostError("a constant of strings, or a sparse one")

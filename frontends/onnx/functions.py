@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 
 from dlc.frontends.onnx.context import Context, NodeView
+from dlc.frontends.onnx.host import runs_on_host
 from dlc.frontends.onnx.nodes import domain_of, opsets_of
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.tensor import Tensor
+from dlc.frontends.onnx.tensor import Tensor, type_proto
 
 Matcher = Callable[[Context, onnx.FunctionProto, Sequence["Tensor | None"]], "Sequence[Tensor | None] | None"]
 
@@ -21,7 +21,6 @@ FUNCTION_MATCHERS: dict[tuple[str, str], Matcher] = {}
 must compare the body with the one it knows, because anybody may use the name."""
 
 FunctionKey = tuple[str, str, str]
-_CONTROL_FLOW = {"If", "Loop", "Scan"}
 
 
 def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
@@ -56,28 +55,13 @@ def schema_body(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -
         return body
     if not dependent:
         return None
-    types = [_type_proto(t).SerializeToString() for t in inputs]
+    types = [(onnx.TypeProto() if t is None else type_proto(t)).SerializeToString() for t in inputs]
     text = schema.get_context_dependent_function_with_opset_version(
         max(dependent), node.proto.SerializeToString(), types
     )
     body = onnx.FunctionProto()
     body.ParseFromString(text)
     return body
-
-
-def _type_proto(tensor: Tensor | None) -> onnx.TypeProto:
-    proto = onnx.TypeProto()
-    if tensor is None:
-        return proto
-    proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    proto.tensor_type.shape.SetInParent()
-    for dim in tensor.shape:
-        entry = proto.tensor_type.shape.dim.add()
-        if isinstance(dim, int):
-            entry.dim_value = dim
-        else:
-            entry.dim_param = str(dim)
-    return proto
 
 
 def schema_defaults(op_type: str, version: int, domain: str) -> dict[str, onnx.AttributeProto]:
@@ -104,7 +88,8 @@ class _Scan:
                     self.nodes(body.node, opsets_of(body.opset_import) or opsets, f"{label}/")
                 continue
             version = opsets.get(domain, 1)
-            if lookup(domain, node.op_type, version) is None and not has_body(node.op_type, version, domain):
+            known = lookup(domain, node.op_type, version) is not None or has_body(node.op_type, version, domain)
+            if not known and not runs_on_host(node.op_type, domain, version):
                 self.found.setdefault((domain, node.op_type), []).append(label)
 
 
@@ -115,6 +100,5 @@ def unsupported(model: onnx.ModelProto) -> str:
     parts = []
     for (domain, op_type), names in sorted(scan.found.items()):
         where = ", ".join(f"'{n}'" for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        note = " (control flow is not supported yet)" if not domain and op_type in _CONTROL_FLOW else ""
-        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}{note}")
+        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}")
     return "; ".join(parts)

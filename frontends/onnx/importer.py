@@ -12,19 +12,23 @@ from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.functions import (
     FUNCTION_MATCHERS,
+    has_body,
     local_functions,
     schema_body,
     schema_defaults,
 )
+from dlc.frontends.onnx.host import Surroundings, host_call
 from dlc.frontends.onnx.inputs import GraphInputs
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
 from dlc.frontends.onnx.symbols import Symbols
-from dlc.frontends.onnx.tensor import Call, ConversionError, Tensor, constant
+from dlc.frontends.onnx.tensor import Block, Call, ConversionError, HostError, Tensor, constant, string_constant
 from dlc.frontends.onnx.write import write
 from dlc.ir.convert import IrTypeError
 
+# Converters of these pass on values that are no tensors.
+_TAKE_OBJECTS = {"Identity", "If", "Loop", "Scan"}
 _DEEPEST = 64  # functions calling functions; a model that goes deeper calls itself
 
 
@@ -57,7 +61,8 @@ class Scope:
                 return self.parent.find(name)
             raise ConversionError(f"value '{name}' is used before it is made")
         if isinstance(found, onnx.TensorProto):
-            found = constant(tensor_array(found))
+            strings = found.data_type == onnx.TensorProto.STRING
+            found = string_constant(found) if strings else constant(tensor_array(found))
             self.values[name] = found
         return found
 
@@ -89,9 +94,7 @@ class Importer:
             raise DlcError(f"{self.loaded.name}: {error}") from error
         if not outputs:
             raise DlcError(f"{self.loaded.name}: the graph has no outputs")
-        # An output that is a list of symbolic extents has to be computed like any other.
-        nowhere = self._context(NodeView("Shape", "", "", (), (), {}, onnx.NodeProto()), 1, scope)
-        outputs = [nowhere.materialised(t) for t in outputs]
+        outputs = [self._returned(t, scope) for t in outputs]
         return write(self.loaded.name, inputs, self.calls, outputs, [o.name for o in graph.output])
 
     # --- nodes -------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ class Importer:
             try:
                 view = replace(view, attrs={a.name: attribute_value(a) for a in proto.attribute})
                 inputs = [scope.find(n) if n else None for n in view.inputs]
-                results = self.apply(view, inputs, scope)
+                results = self._apply_or_host(view, inputs, scope)
             except DlcError:
                 raise
             except Exception as error:
@@ -114,8 +117,6 @@ class Importer:
     def _failure(self, view: NodeView, scope: Scope, error: Exception) -> Exception:
         known = isinstance(error, ConversionError | IrTypeError)
         reason = " ".join(str(error).split()) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if "cannot tell whether the extents" in reason:
-            reason += "; give the inputs' shapes, with one name for extents that are always equal"
         if scope.caller is not None:
             # The user does not know the body's nodes; the call that was expanded puts its own name in front.
             return ConversionError(f"in its body, {view.op_type}: {reason}")
@@ -133,6 +134,22 @@ class Importer:
             if result.call is not None and id(result.call) in new and scope.caller is None:
                 result.call.value = f"{scope.prefix}{name}"
 
+    def _apply_or_host(self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
+        start = len(self.calls)
+        try:
+            return self.apply(view, inputs, scope)
+        except HostError as error:
+            del self.calls[start:]
+            return self._host(view, inputs, scope, str(error))
+
+    def _host(
+        self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope, reason: str
+    ) -> Sequence[Tensor | None]:
+        opsets = {**scope.opsets, "": scope.opsets.get("", onnx.defs.onnx_opset_version())}
+        around = Surroundings(opsets, tuple(self.proto.functions), self.proto.ir_version)
+        context = self._context(view, opsets.get(view.domain, 1), scope)
+        return host_call(context, inputs, scope.find, around, reason)
+
     def apply(self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:
         """The outputs of one node."""
         version = scope.opsets.get(view.domain, 1)
@@ -143,6 +160,10 @@ class Importer:
             matched = matcher(context, function, inputs) if matcher else None
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
         convert = lookup(view.domain, view.op_type, version)
+        objects = [t for t in inputs if t is not None and t.is_object]
+        expanded = convert is None and has_body(view.op_type, version, view.domain)
+        if objects and view.op_type not in _TAKE_OBJECTS and not expanded:
+            raise HostError(f"no kernel handles {objects[0]}")
         if convert is not None:
             result = convert(context, *inputs)
             return result if isinstance(result, tuple | list) else (result,)
@@ -158,6 +179,7 @@ class Importer:
             onnx_op=shown.op_type,
             onnx_node=shown.name,
             branch=lambda graph: self._branch(graph, scope),
+            block=lambda graph, params: self._block(graph, params, scope),
         )
 
     # --- bodies ------------------------------------------------------------------------------------------------------
@@ -181,7 +203,7 @@ class Importer:
     ) -> Sequence[Tensor | None]:
         body = schema_body(view, version, inputs)
         if body is None:
-            raise ConversionError("the operator is not supported")
+            raise HostError("the operator has no kernel")
         bound = schema_defaults(view.op_type, version, view.domain) | {a.name: a for a in view.proto.attribute}
         opsets = dict(scope.opsets) | opsets_of(body.opset_import)
         inner = Scope(opsets, bound=bound, caller=scope.caller or view, depth=scope.depth + 1)
@@ -209,3 +231,28 @@ class Importer:
         inner = replace(outer, values={t.name: t for t in graph.initializer}, parent=outer, depth=outer.depth + 1)
         self.nodes(graph.node, inner)
         return tuple(inner.find(o.name) for o in graph.output)
+
+    def _block(self, graph: onnx.GraphProto, params: Sequence[Tensor], outer: Scope) -> Block:
+        """A graph as a block: the values around it are captured, its calls are kept apart."""
+        if len(graph.input) != len(params):
+            raise ConversionError(f"the body '{graph.name}' takes {len(graph.input)} values, it is given {len(params)}")
+        values: dict[str, Tensor | onnx.TensorProto] = {t.name: t for t in graph.initializer}
+        values |= {v.name: t for v, t in zip(graph.input, params, strict=True)}
+        inner = replace(outer, values=values, parent=outer, depth=outer.depth + 1)
+        around, self.calls = self.calls, []
+        try:
+            self.nodes(graph.node, inner)
+            outputs = [self._returned(inner.find(o.name), inner) for o in graph.output]
+            return Block(list(params), self.calls, outputs)
+        finally:
+            self.calls = around
+
+    def _returned(self, tensor: Tensor, scope: Scope) -> Tensor:
+        """A result that is not computed by any call as one that is."""
+        if tensor.literal is not None:
+            node = onnx.helper.make_node("Constant", [], ["value"], value=tensor.literal)
+            (made,) = self._host(node_view(node, {}, scope.prefix)[0], [], scope, "a constant of strings")
+            assert made is not None
+            return made
+        nowhere = self._context(NodeView("Shape", "", "", (), (), {}, onnx.NodeProto()), 1, scope)
+        return nowhere.materialised(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -10,7 +11,7 @@ import onnx
 from dlc.errors import DlcError
 from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.symbols import Symbols
-from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor, object_tensor
 
 Shapes = Mapping[str, Sequence[int | str]]
 
@@ -65,6 +66,8 @@ class GraphInputs:
 
     def _tensor(self, proto: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> Tensor:
         kind = proto.type.WhichOneof("value")
+        if kind in ("sequence_type", "optional_type") or proto.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            return replace(object_tensor(proto.type), name=proto.name)
         if kind != "tensor_type":
             raise DlcError(f"{self.model}: input '{proto.name}' is a {str(kind).removesuffix('_type')}, not a tensor")
         try:

@@ -65,3 +65,9 @@ def matmul_integer(
 ) -> Tensor:
     """Integers in, int32 out."""
     return integer_product(c, a, b, a_zero, b_zero)
+
+
+@converter("Det", since=11)
+def det(c: Context, x: Tensor) -> Tensor:
+    """The determinants of square matrices."""
+    return c.emit("dlc.determinant", x)

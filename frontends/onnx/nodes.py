@@ -10,19 +10,21 @@ import onnx
 from onnx import AttributeProto, numpy_helper
 
 from dlc.frontends.onnx.context import NodeView
-from dlc.frontends.onnx.tensor import ConversionError
+from dlc.frontends.onnx.tensor import ConversionError, HostError
 
 _FORMS = {
     AttributeProto.FLOAT: lambda a: float(a.f),
     AttributeProto.INT: lambda a: int(a.i),
     AttributeProto.STRING: lambda a: a.s.decode("utf-8", "replace"),
-    AttributeProto.TENSOR: lambda a: tensor_array(a.t),
+    AttributeProto.TENSOR: lambda a: a.t if a.t.data_type == onnx.TensorProto.STRING else tensor_array(a.t),
     AttributeProto.GRAPH: lambda a: a.g,
     AttributeProto.FLOATS: lambda a: [float(v) for v in a.floats],
     AttributeProto.INTS: lambda a: [int(v) for v in a.ints],
     AttributeProto.STRINGS: lambda a: [v.decode("utf-8", "replace") for v in a.strings],
     AttributeProto.TENSORS: lambda a: [tensor_array(t) for t in a.tensors],
     AttributeProto.GRAPHS: lambda a: list(a.graphs),
+    AttributeProto.TYPE_PROTO: lambda a: a.tp,
+    AttributeProto.SPARSE_TENSOR: lambda a: a.sparse_tensor,
 }
 
 
@@ -39,13 +41,13 @@ def opsets_of(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 def element_type(elem_type: int) -> str:
     """numpy's name of an ONNX element type; ConversionError for those that tensors here cannot have."""
     if elem_type == onnx.TensorProto.STRING:
-        raise ConversionError("tensors of strings are not supported")
+        raise HostError("tensors of strings are nothing for a kernel")
     try:
         name = str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except Exception as error:
         raise ConversionError(f"element type {elem_type} is unknown") from error
     if name.startswith("complex"):
-        raise ConversionError(f"tensors of {name} are not supported")
+        raise HostError(f"tensors of {name} are nothing for a kernel")
     return name
 
 

@@ -15,15 +15,9 @@ def _per_channel(c: Context, parameter: Tensor, rank: int) -> Tensor:
     return c.reshape(parameter, (parameter.shape[0], *[1] * max(rank - 2, 0)))
 
 
-@converter("BatchNormalization")
-def batch_normalisation(
-    c: Context, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor
-) -> tuple[Tensor, ...]:
-    """Inference: one multiplication and one addition a channel."""
-    if c.attr("training_mode", 0) or any(c.wants(i) for i in range(1, 5)):
-        raise ConversionError("training mode is not supported")
+def _folded(c: Context, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Batch normalisation with given statistics: one multiplication and one addition a channel."""
     epsilon = c.attr("epsilon", 1e-5)
-    parameters = [gamma, beta, mean, variance]
     if all(p.value is not None for p in parameters):
         g, b, m, v = (np.asarray(p.value).astype(np.float64) for p in parameters)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -33,9 +27,40 @@ def batch_normalisation(
         gamma, beta, mean, variance = (c.cast(p, x.dtype) for p in parameters)
         scale = c.emit("multiply", gamma, c.emit("rsqrt", c.emit("add", variance, epsilon)))
         shift = c.emit("subtract", beta, c.emit("multiply", mean, scale))
-    if scale.rank != 1 or x.rank < 2:
-        raise ConversionError(f"parameters {scale} do not fit an activation {x}")
-    return (c.emit("add", c.emit("multiply", x, _per_channel(c, scale, x.rank)), _per_channel(c, shift, x.rank)),)
+    return c.emit("add", c.emit("multiply", x, scale), shift)
+
+
+def _statistics(c: Context, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """Training mode: normalised by the batch's own mean and variance, with which the running ones move on."""
+    gamma, beta, mean, variance = parameters
+    axes, momentum, epsilon = [i for i in range(x.rank) if i != 1], c.attr("momentum", 0.9), c.attr("epsilon", 1e-5)
+    normal, own_mean, _ = standardise(c, x, axes, epsilon)
+    centred = c.emit("subtract", x, own_mean)
+    own_variance = c.reduce("mean", c.emit("multiply", centred, centred), axes)
+    scaled = c.emit("multiply", normal, c.cast(_per_channel(c, gamma, x.rank), x.dtype))
+    moved = []
+    for old, own in ((mean, own_mean), (variance, own_variance)):
+        fresh = c.cast(c.reshape(own, (x.shape[1],)), old.dtype)
+        moved.append(c.emit("add", c.emit("multiply", old, momentum), c.emit("multiply", fresh, 1 - momentum)))
+    return c.emit("add", scaled, c.cast(_per_channel(c, beta, x.rank), x.dtype)), *moved
+
+
+@converter("BatchNormalization")
+def batch_normalisation(c: Context, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """Scale, bias, mean and variance a channel; up to opset 8, with `spatial` 0, an element of an image."""
+    if x.rank < 2 or len(parameters) != 4:
+        raise ConversionError(f"batch normalisation of {x} with {len(parameters)} parameters")
+    training = c.attr("training_mode", 0)
+    if not training and any(c.wants(i) for i in range(1, 5)):
+        # Up to opset 13 the number of outputs says that a model is being trained.
+        raise ConversionError("training mode is not supported before opset 14")
+    if not c.attr("spatial", 1):
+        return (_folded(c, x, parameters),)
+    if any(p.rank != 1 for p in parameters):
+        raise ConversionError(f"parameters {parameters[0]} do not fit an activation {x}")
+    if training:
+        return _statistics(c, x, *parameters)
+    return (_folded(c, x, [_per_channel(c, p, x.rank) for p in parameters]),)
 
 
 def standardise(c: Context, x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, window
+from dlc.ir.ops.windows import output_extents
 
 
 def _pool(c: Context, x: Tensor, mode: str, **extra: Any) -> Tensor:
@@ -16,12 +19,39 @@ def _pool(c: Context, x: Tensor, mode: str, **extra: Any) -> Tensor:
     return c.emit("dlc.pool", x, mode=mode, kernel=tuple(kernel), out_dtype=x.dtype, **attrs)
 
 
+def _max_places(c: Context, x: Tensor) -> Tensor:
+    """Where each window's first maximum lies in the flattened tensor: the windows written out, then argmax."""
+    kernel = list(c.require("kernel_shape"))
+    attrs, rank = window(c, x, kernel), len(kernel)
+    if not x.static:
+        raise HostError(f"the output Indices needs known extents, not {x}")
+    attrs["ceil_mode"] = c.attr("ceil_mode", 0)
+    extents, pads, strides, dilations = x.shape[2:], attrs["pads"], attrs["strides"], attrs["dilations"]
+    outs = output_extents(extents, kernel, attrs)
+    # Taps and windows by row: positions on the image, -1 outside.
+    ticks, starts = np.indices(kernel).reshape(rank, 1, -1), np.indices(outs).reshape(rank, -1, 1)
+    spots = [ticks[i] * dilations[i] + starts[i] * strides[i] - pads[i] for i in range(rank)]
+    inside = np.all([(s >= 0) & (s < e) for s, e in zip(spots, extents, strict=True)], axis=0)
+    column_major = bool(c.attr("storage_order", 0))
+    places, order = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
+    for i in range(rank):
+        places = places * extents[i] + np.clip(spots[i], 0, extents[i] - 1)
+    for i in reversed(range(rank)) if column_major else range(rank):
+        order = order * extents[i] + spots[i]
+    area, planes = int(np.prod(extents)), x.shape[0] * x.shape[1]
+    values = c.emit("take", c.reshape(x, (planes, area)), c.constant(places), axis=1)
+    lowest = -np.inf if x.is_float else int(np.iinfo(x.dtype).min)
+    best = c.emit("argmax", c.emit("where", c.constant(inside), values, c.like(lowest, x)), axis=2, keepdims=1)
+    whole = c.broadcast(c.constant(order[None]), (planes, *order.shape))
+    found = c.reshape(c.emit("gather_elements", whole, best, axis=2), (planes, order.shape[0]))
+    bases = c.constant((np.arange(planes, dtype=np.int64) * area).reshape(planes, 1))
+    return c.reshape(c.emit("add", found, bases), (*x.shape[:2], *outs))
+
+
 @converter("MaxPool")
-def max_pool(c: Context, x: Tensor) -> Tensor:
-    """The maximum of each window."""
-    if c.wants(1):
-        raise ConversionError("the output Indices is not supported")
-    return _pool(c, x, "max", count_include_pad=0)
+def max_pool(c: Context, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The maximum of each window, and where it lies."""
+    return _pool(c, x, "max", count_include_pad=0), _max_places(c, x) if c.wants(1) else None
 
 
 @converter("AveragePool")

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 
 
 def _scaled(c: Context, extent: Dim, scale: float) -> Dim:
@@ -64,7 +64,7 @@ def _by_sizes(c: Context, x: Tensor, axes: Sequence[int], sizes: Sequence[Dim]) 
     policy = c.attr("keep_aspect_ratio_policy", "stretch")
     known = all(isinstance(d, int) for d in (*sizes, *(x.shape[a] for a in axes)))
     if not known and any(not c.symbols.same(s, x.shape[a]) for a, s in zip(axes, sizes, strict=True)):
-        raise ConversionError("sizes and extents must be known when compiling, because their ratio is the scale")
+        raise HostError("sizes and extents must be known when compiling, because their ratio is the scale")
     if not known:
         return shape, scales
     ratios = [size / x.shape[axis] for axis, size in zip(axes, sizes, strict=True)]

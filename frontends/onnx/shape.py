@@ -8,7 +8,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 from dlc.ir.ops.shapes import broadcast
 
 
@@ -75,7 +75,7 @@ def flatten(c: Context, x: Tensor) -> Tensor:
 def _squeeze(c: Context, x: Tensor, axes: Sequence[int] | None) -> Tensor:
     if axes is None:
         if not x.static:
-            raise ConversionError(f"which dimensions of {x} are 1 must be known when compiling")
+            raise HostError(f"which dimensions of {x} are 1 must be known when compiling")
         picked = [i for i, d in enumerate(x.shape) if d == 1]
     else:
         picked = [c.axis(a, x.rank) for a in axes]
@@ -142,7 +142,7 @@ def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, 
         raise ConversionError(f"attribute 'num_outputs' is {count}, but the node has {len(c.node.outputs)} outputs")
     if sizes is None:
         if not isinstance(extent, int):
-            raise ConversionError(f"the extent {extent} to split must be known when compiling")
+            raise HostError(f"the extent {extent} to split must be known when compiling")
         # From opset 18 the last part may be smaller.
         part = -(-extent // count)
         sizes = [min(part, max(extent - i * part, 0)) for i in range(count)]

@@ -37,11 +37,11 @@ class Symbols:
             self._by_name[name] = self._new(name)
         return self._by_name[name]
 
-    def fresh(self, hint: str) -> Any:
-        """A symbol of its own, for a dimension without a name."""
-        return self._new(hint)
+    def fresh(self, hint: str, least: int = 1) -> Any:
+        """A symbol of its own, for a dimension without a name; `least` is 0 where the extent depends on data."""
+        return self._new(hint, least)
 
-    def _new(self, hint: str) -> Any:
+    def _new(self, hint: str, least: int = 1) -> Any:
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
         if not base[0].isalpha() or keyword.iskeyword(base) or base in _RESERVED:
             base = f"n_{base}"
@@ -51,8 +51,12 @@ class Symbols:
             name = f"{base}_{count}"
         self._identifiers.add(name)
         var = tirx.Var(name, "int64")
-        self._analyzer.bind(var, tvm.ir.Range(1, tirx.IntImm("int64", _LARGEST_EXTENT)))
+        self._analyzer.bind(var, tvm.ir.Range(least, tirx.IntImm("int64", _LARGEST_EXTENT)))
         return var
+
+    def names(self) -> frozenset[str]:
+        """The names of all symbols so far."""
+        return frozenset(self._identifiers)
 
     def simplify(self, dim: Dim) -> Dim:
         """The extent in its simplest form; an int where it is a number."""

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
+
+from dlc.ir.graph import OBJECT, is_tensor
 
 Dim = Any  # an int or a symbolic int64 expression
 
 
 class ConversionError(ValueError):
     """A node cannot be converted; the text is the reason alone, without the node's name."""
+
+
+class HostError(ConversionError):
+    """The node is right, but no operator of the IR says what it does: the host has to run it."""
 
 
 @dataclass(eq=False)
@@ -30,6 +37,8 @@ class Tensor:
         elements: the content of an integer tensor that holds symbolic extents: an object array of ints and expressions.
         call: the operator call that makes it; None for a constant, an input or symbolic elements.
         name: the parameter's name, for an input.
+        type: the ONNX type of what is no tensor of numbers; its dtype then begins with ``object``.
+        literal: the content of a constant tensor of strings.
     """
 
     shape: tuple[Dim, ...]
@@ -38,6 +47,13 @@ class Tensor:
     elements: np.ndarray | None = None
     call: Call | None = None
     name: str = ""
+    type: onnx.TypeProto | None = None
+    literal: onnx.TensorProto | None = None
+
+    @property
+    def is_object(self) -> bool:
+        """Whether only the host can handle the value."""
+        return not is_tensor(self.dtype)
 
     @property
     def rank(self) -> int:
@@ -55,12 +71,17 @@ class Tensor:
         return self.dtype.startswith(("float", "bfloat"))
 
     def __str__(self) -> str:
+        if self.is_object:
+            return self.dtype
         return f"{self.dtype}[{', '.join(str(d) for d in self.shape)}]"
 
 
 @dataclass(eq=False)
 class Call:
-    """One operator call to be written; `value` is the ONNX name of its result, empty inside a composition."""
+    """One operator call to be written; `value` is the ONNX name of its result, empty inside a composition.
+
+    `blocks` are what control flow runs.
+    """
 
     op: str
     inputs: tuple[Tensor, ...]
@@ -68,7 +89,66 @@ class Call:
     onnx_op: str
     onnx_node: str
     value: str = ""
+    blocks: tuple[Block, ...] = ()
     output: Tensor = field(init=False)
+
+
+@dataclass(eq=False)
+class Block:
+    """A function that control flow runs: its parameters, what it calls and what it returns."""
+
+    params: list[Tensor]
+    calls: list[Call]
+    outputs: list[Tensor]
+
+    def captured(self) -> list[Tensor]:
+        """The values around the block that it reads, constants left out, in the order of first use."""
+        inside = {id(t) for t in self.params} | {id(call.output) for call in self.calls}
+        read = [t for call in self.calls for t in call.inputs] + self.outputs
+        return list({id(t): t for t in read if id(t) not in inside and t.value is None}.values())
+
+    def take(self, captured: list[Tensor]) -> None:
+        """Make values around the block its last parameters."""
+        self.params = [*self.params, *captured]
+
+
+def string_constant(proto: onnx.TensorProto) -> Tensor:
+    """A constant tensor of strings, which only the host can read."""
+    kind = onnx.helper.make_tensor_type_proto(proto.data_type, list(proto.dims))
+    return Tensor((), f"{OBJECT}: string", type=kind, literal=proto)
+
+
+def type_proto(tensor: Tensor) -> onnx.TypeProto:
+    """The ONNX type of a tensor; a symbolic extent becomes a named one."""
+    if tensor.type is not None:
+        return tensor.type
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    proto.tensor_type.shape.SetInParent()
+    for dim in tensor.shape:
+        entry = proto.tensor_type.shape.dim.add()
+        if isinstance(dim, int):
+            entry.dim_value = dim
+        else:
+            entry.dim_param = str(dim)
+    return proto
+
+
+def object_tensor(proto: onnx.TypeProto) -> Tensor:
+    """A value that is no tensor of numbers of known rank."""
+    return Tensor((), f"{OBJECT}: {_type_text(proto)}", type=proto)
+
+
+def _type_text(proto: onnx.TypeProto) -> str:
+    kind = proto.WhichOneof("value")
+    if kind == "tensor_type":
+        name = onnx.TensorProto.DataType.Name(proto.tensor_type.elem_type).lower()
+        return name if name == "string" else f"{name} of unknown rank"
+    if kind == "sequence_type":
+        return f"sequence of {_type_text(proto.sequence_type.elem_type)}"
+    if kind == "optional_type":
+        return f"optional {_type_text(proto.optional_type.elem_type)}"
+    return str(kind).removesuffix("_type")
 
 
 def constant(array: np.ndarray) -> Tensor:

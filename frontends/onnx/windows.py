@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlc.frontends.onnx.context import Context
-from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 
 CHANNELS_FIRST = "channels_first"
 
@@ -55,7 +55,7 @@ def _pads(
         elif isinstance(extent, int):
             total = max((-(-extent // stride) - 1) * stride + span - extent, 0)
         else:
-            raise ConversionError(f"auto_pad {mode} with stride {stride} needs a known extent, not {extent}")
+            raise HostError(f"auto_pad {mode} with stride {stride} needs a known extent, not {extent}")
         small, large = total // 2, total - total // 2
         begins.append(small if mode == "SAME_UPPER" else large)
         ends.append(large if mode == "SAME_UPPER" else small)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,25 +10,54 @@ import numpy as np
 from dlc.errors import DlcError
 from dlc.frontends.onnx.tensor import Call, Tensor
 from dlc.ir.convert import FunctionBuilder, IrTypeError
-from dlc.ir.graph import Origin
+from dlc.ir.graph import Origin, symbol_names
+from dlc.ir.ops import OPS
+from dlc.ir.ops.host import ITEM
 
 _NARROW = ("int4", "uint4", "int2", "uint2")
 
 
 def _needed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Call]:
-    """The calls that outputs depend on, in order."""
+    """The calls that outputs depend on, in order: for their elements, or for an extent that only data tell."""
     wanted = {id(t.call) for t in outputs if t.call is not None}
+    symbols: set[str] = set()
     kept = []
     for call in reversed(calls):
-        if id(call) in wanted:
+        if id(call) in wanted or (call.op == ITEM and symbols & symbol_names(call.output.shape)):
             kept.append(call)
             wanted |= {id(t.call) for t in call.inputs if t.call is not None}
+            symbols |= _symbols(call)
     return kept[::-1]
 
 
+def _symbols(call: Call) -> set[str]:
+    """The symbols that running a call needs."""
+    found = symbol_names([call.output.shape, [v for v in call.attrs.values() if not isinstance(v, str)]])
+    for block in call.blocks:
+        found |= {name for inner in block.calls for name in _symbols(inner)}
+    return found
+
+
+def _blocks(calls: Sequence[Call], model: str, functions: dict[str, Any], names: dict[int, str]) -> None:
+    """Write the blocks of control flow among `calls` as functions, inner ones first; `names` by a block's id."""
+    for block in (b for call in calls for b in call.blocks):
+        needed = _needed(block.calls, block.outputs)
+        _blocks(needed, model, functions, names)
+        name = f"block{len(functions)}"
+        writer = _Writer(name, functions, names)
+        writer.parameters(block.params, [f"p{i}" for i in range(len(block.params))])
+        writer.calls(needed, model)
+        # The name among the attributes keeps equal blocks apart, which Relax would make one.
+        module = writer.builder.finish([writer.expression(t) for t in block.outputs], {"block": name})
+        functions[name], names[id(block)] = module[name], name
+
+
 class _Writer:
-    def __init__(self) -> None:
-        self.builder = FunctionBuilder("main")
+    def __init__(self, name: str, functions: Mapping[str, Any], names: Mapping[int, str]) -> None:
+        self.builder = FunctionBuilder(name)
+        self.names = names
+        for inner, function in functions.items():
+            self.builder.add_region(inner, function)
         self.written: dict[int, Any] = {}  # a tensor's id -> its Relax expression
 
     def expression(self, tensor: Tensor) -> Any:
@@ -46,6 +75,7 @@ class _Writer:
 
     def inputs(self, tensors: Sequence[Tensor]) -> None:
         used: set[str] = set()
+        names: list[str] = []
         for tensor in tensors:
             # Generators and files use these names, so they are plain identifiers; dlc.inputs keeps ONNX's spelling.
             base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in tensor.name)
@@ -55,24 +85,42 @@ class _Writer:
                 count += 1
                 name = f"{base}_{count}"
             used.add(name)
+            names.append(name)
+        self.parameters(tensors, names)
+
+    def parameters(self, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+        for tensor, name in zip(tensors, names, strict=True):
             self.written[id(tensor)] = self.builder.input(name, tensor.shape, tensor.dtype)
 
-    def call(self, call: Call) -> None:
+    def calls(self, calls: Sequence[Call], model: str) -> None:
+        for call in calls:
+            try:
+                self.written[id(call.output)] = self.call(call)
+            except IrTypeError as error:
+                raise DlcError(f"{model}: node '{call.onnx_node or call.value}' ({call.onnx_op}): {error}") from error
+
+    def call(self, call: Call) -> Any:
         origin = Origin(call.onnx_op, call.onnx_node, call.value)
         operands = [self.expression(t) for t in call.inputs]
-        self.written[id(call.output)] = self.builder.emit(call.op, operands, call.attrs, origin)
+        name = call.value or call.op.rsplit(".", 1)[-1]
+        if call.op == ITEM:
+            return self.builder.item(operands[0], call.attrs["index"], origin, name)
+        if OPS[call.op].kind == "host":
+            blocks = [self.names[id(block)] for block in call.blocks]
+            return self.builder.host(call.op, blocks, operands, call.attrs, origin, name)
+        return self.builder.emit(call.op, operands, call.attrs, origin)
 
 
 def write(
     model: str, inputs: Sequence[Tensor], calls: Sequence[Call], outputs: Sequence[Tensor], names: Sequence[str]
 ) -> Any:
     """The module with function ``main``; its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names."""
-    writer = _Writer()
+    needed = _needed(calls, outputs)
+    functions: dict[str, Any] = {}
+    block_names: dict[int, str] = {}
+    _blocks(needed, model, functions, block_names)
+    writer = _Writer("main", functions, block_names)
     writer.inputs(inputs)
-    for call in _needed(calls, outputs):
-        try:
-            writer.call(call)
-        except IrTypeError as error:
-            raise DlcError(f"{model}: node '{call.onnx_node or call.value}' ({call.onnx_op}): {error}") from error
+    writer.calls(needed, model)
     bound = [writer.expression(t) for t in outputs]
     return writer.builder.finish(bound, {"inputs": [t.name for t in inputs], "outputs": list(names)})

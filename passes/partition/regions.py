@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
+from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
@@ -23,7 +25,7 @@ VIEW = "relax.reshape"
 # Data movement that reads its input in order, and so may sit in the middle of an elementwise region.
 _STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
 _CASTS = frozenset({"relax.astype", "dlc.dequantize"})
-_ANCHORS = frozenset({"contraction", "window", "reduction"})
+_ANCHORS = frozenset({"contraction", "window", "reduction", "opaque"})
 
 
 def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -115,6 +117,12 @@ class _Grouping:
                     self.absorb_producers(group, node)
 
 
+def extents_of(node: Node) -> list[Any]:
+    """All symbolic expressions in what a node makes and in its attributes."""
+    given = [item for value in node.attrs.values() for item in (value if isinstance(value, tuple) else (value,))]
+    return [item for item in (*node.output.shape, *given) if isinstance(item, tvm.ir.Expr)]
+
+
 def _region_kind(nodes: Sequence[Node]) -> tuple[str, Node]:
     for node in nodes:
         if OPS[node.op].kind in _ANCHORS:
@@ -139,11 +147,24 @@ class _Writer:
             return False
         return not any(name in m.inputs and OPS[m.op].kind == "contraction" for m in members)
 
+    def carriers(self, members: Sequence[Node], outer: Sequence[str]) -> list[str]:
+        """Graph inputs that a region must take only for their extents: those with symbols that nothing else brings."""
+        wanted = {str(s.name) for node in members for s in symbols(extents_of(node))}
+        known = {str(d) for name in outer for d in self.values[name].shape}
+        found = []
+        for value in self.graph.inputs:
+            brings = {str(d) for d in value.shape} & (wanted - known)
+            if brings:
+                found.append(value.name)
+                known |= brings
+        return found
+
     def region(self, number: int, members: list[Node]) -> tuple[str, list[str]]:
         """Write one region function; returns its name and the values it takes."""
         inside = {n.output.name for n in members}
         outer = [n for m in members for n in m.inputs if n not in inside and not self.is_inline(n, members)]
         outer = list(dict.fromkeys(outer))
+        outer += self.carriers(members, outer)
         kind, anchor = _region_kind(members)
         label = anchor.op.rsplit(".", 1)[-1] if kind != "pointwise" else members[-1].op.rsplit(".", 1)[-1]
         # The number comes first: TVM renames what ends in a number that it may want itself.

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.graph import Graph, Node
+from dlc.ir.graph import Graph, Node, Value, node_symbols, symbol_names
+from dlc.ir.ops.host import ITEM
 from dlc.ir.rewrite import copy_node, live_nodes
+
+LabelOf = Callable[[Node], Hashable]
 
 
 @dataclass(frozen=True)
@@ -32,32 +35,50 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def _closure(
-    nodes: Sequence[Node], label: Hashable, label_of: Callable[[Node], Hashable], known: set[str]
-) -> list[int]:
-    """The positions of all nodes of a label that can run before any node of another label does."""
-    made = set(known)
-    taken = []
-    for position, node in enumerate(nodes):
-        if label_of(node) == label and all(name in made for name in node.inputs):
-            taken.append(position)
-            made.add(node.output.name)
-    return taken
+class _Scheduler:
+    """Orders the nodes of a graph so that those of one label come together.
 
+    Attributes:
+        needs: by a node's value, the values that must be there before: those that it reads, and those that alone tell
+            the size of a symbol that it uses.
+    """
 
-def _order(graph: Graph, label_of: Callable[[Node], Hashable]) -> list[tuple[Hashable, list[Node]]]:
-    known = {v.name for v in graph.inputs} | set(graph.constants)
-    rest = live_nodes(graph)
-    parts: list[tuple[Hashable, list[Node]]] = []
-    while rest:
-        ready = [label_of(n) for n in rest if all(name in known for name in n.inputs)]
-        # The label with most to do now: what it makes lets the others run longer without a change.
-        closures = [(label, _closure(rest, label, label_of, known)) for label in dict.fromkeys(ready)]
-        label, taken = max(closures, key=lambda c: len(c[1]))
-        parts.append((label, [rest[i] for i in taken]))
-        known |= {rest[i].output.name for i in taken}
-        rest = [n for i, n in enumerate(rest) if i not in set(taken)]
-    return parts
+    def __init__(self, graph: Graph, label_of: LabelOf) -> None:
+        self.label_of = label_of
+        self.known = {v.name for v in graph.inputs} | set(graph.constants)
+        self.rest = live_nodes(graph)
+        given = symbol_names([v.shape for v in graph.inputs])
+        told: dict[str, str] = {}
+        self.needs: dict[str, set[str]] = {}
+        for node in self.rest:
+            used = node_symbols(node) if told or node.op == ITEM else set()
+            self.needs[node.output.name] = set(node.inputs) | {told[s] for s in used if s in told}
+            if node.op == ITEM:
+                for symbol in used - given:
+                    told.setdefault(symbol, node.output.name)
+
+    def closure(self, label: Hashable) -> list[int]:
+        """The positions of all nodes of a label that can run before any node of another label does."""
+        made = set(self.known)
+        taken = []
+        for position, node in enumerate(self.rest):
+            if self.label_of(node) == label and self.needs[node.output.name] <= made:
+                taken.append(position)
+                made.add(node.output.name)
+        return taken
+
+    def run(self) -> list[tuple[Hashable, list[Node]]]:
+        """The parts in order."""
+        parts: list[tuple[Hashable, list[Node]]] = []
+        while self.rest:
+            ready = [self.label_of(n) for n in self.rest if self.needs[n.output.name] <= self.known]
+            # The label with most to do now: what it makes lets the others run longer without a change.
+            closures = [(label, self.closure(label)) for label in dict.fromkeys(ready)]
+            label, taken = max(closures, key=lambda c: len(c[1]))
+            parts.append((label, [self.rest[i] for i in taken]))
+            self.known |= {self.rest[i].output.name for i in taken}
+            self.rest = [n for i, n in enumerate(self.rest) if i not in set(taken)]
+        return parts
 
 
 def segments(graph: Graph, label_of: Callable[[Node], Hashable]) -> list[Segment]:
@@ -67,22 +88,48 @@ def segments(graph: Graph, label_of: Callable[[Node], Hashable]) -> list[Segment
         graph: a function without regions, or with them.
         label_of: the label of a node; nodes of one label may come apart where another label lies between them.
     """
-    parts = _order(graph, label_of)
+    parts = _Scheduler(graph, label_of).run()
     readers: dict[str, set[int]] = {}
     for number, (_, nodes) in enumerate(parts):
         for node in nodes:
             for name in node.inputs:
                 readers.setdefault(name, set()).add(number)
+    taken = _inputs(graph, [nodes for _, nodes in parts])
+    for number, inputs in enumerate(taken):
+        for name in inputs:
+            readers.setdefault(name, set()).add(number)
     found = []
-    for number, (label, nodes) in enumerate(parts):
-        inside = {n.output.name for n in nodes}
-        inputs = dict.fromkeys(i for n in nodes for i in n.inputs if i not in inside and i not in graph.constants)
+    for number, ((label, nodes), inputs) in enumerate(zip(parts, taken, strict=True)):
         outputs = [
             n.output.name
             for n in nodes
             if n.output.name in graph.outputs or readers.get(n.output.name, set()) - {number}
         ]
         found.append(Segment(label, tuple(nodes), tuple(inputs), tuple(outputs)))
+    return found
+
+
+def _inputs(graph: Graph, parts: Sequence[Sequence[Node]]) -> list[list[str]]:
+    """What each part takes: the values that it reads, and others that only bring it the size of a symbol."""
+    carriers: dict[str, str] = {}  # symbol -> the first value that has it as an extent
+
+    def carry(values: Sequence[Value]) -> None:
+        for value in values:
+            for dim in value.shape:
+                if not isinstance(dim, int):
+                    carriers.setdefault(str(dim), value.name)
+
+    carry(graph.inputs)
+    values = graph.values()
+    found = []
+    for nodes in parts:
+        inside = {n.output.name for n in nodes}
+        read = dict.fromkeys(i for n in nodes for i in n.inputs if i not in inside and i not in graph.constants)
+        brought = {str(dim) for name in read for dim in values[name].shape}
+        wanted = {name for node in nodes for name in node_symbols(node)} - brought
+        read |= dict.fromkeys(carriers[symbol] for symbol in sorted(wanted) if symbol in carriers)
+        found.append(list(read))
+        carry([n.output for n in nodes])
     return found
 
 

@@ -124,6 +124,11 @@ class _Turner:
         elif node.op == "relax.nn.pad":
             pairs = np.asarray(attrs["pad_width"]).reshape(rank, 2)[to_last(rank)]
             attrs["pad_width"] = [int(v) for v in pairs.reshape(-1)]
+        elif node.op == "dlc.resize":
+            turn = to_last(rank)
+            halves = attrs["roi"][:rank], attrs["roi"][rank:]
+            attrs |= {key: tuple(attrs[key][a] for a in turn) for key in ("shape", "scales")}
+            attrs["roi"] = tuple(half[a] for half in halves for a in turn if half)
         elif node.op in ("relax.nn.softmax", "relax.nn.log_softmax"):
             attrs["axis"] = _axis(attrs["axis"], rank)
         else:
@@ -161,7 +166,7 @@ class _Turner:
             if _feeds_windows(rw, node):
                 self.as_last(rw, node.inputs[0])
             turned = self.elementwise(rw, node)
-        elif node.inputs[0] in self.last and len(node.output.shape) >= 2:
+        elif node.inputs and node.inputs[0] in self.last and len(node.output.shape) >= 2:
             if node.op == "relax.reshape":
                 turned, is_last = self.reshape(rw, node), False
             elif spec.kind == "reduction" and "axes" in node.attrs and "keepdims" in node.attrs:

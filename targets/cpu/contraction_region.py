@@ -33,14 +33,16 @@ def anchor_of(body: Graph) -> Node:
 
 
 def declines(body: Graph, constants: Constants) -> str | None:
-    """Why no kernel can be generated for the region; None when one can."""
+    """Why the packed kernels do not take the region (plain loops do, see `kernels/contract_plain.py`); else None."""
     node = anchor_of(body)
     values = body.values()
     a, w = (values[name].dtype for name in node.inputs)
     if (a, w) == ("uint8", "int8"):
-        return None if node.inputs[1] in constants else "integer contraction of two activations"
+        if node.inputs[1] not in constants:
+            return "integer contraction of two activations"
+        return "a zero point of the weight" if node.attrs.get("b_zero_point", 0) else None
     if (a, w) != ("float32", "float32"):
-        return f"no kernel multiplies {a} by {w}"
+        return f"no packed kernel multiplies {a} by {w}"
     if node.op == "dlc.conv" and node.inputs[1] not in constants:
         return "the weight of a convolution is not a constant"
     return None

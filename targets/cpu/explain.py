@@ -8,6 +8,7 @@ from dlc.ir.graph import Node
 from dlc.targets.cpu.isa import Isa
 
 _BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
+_BY_UNIT = {"winograd": "Winograd GEMM"}
 
 
 def _precision(node: Node) -> str:
@@ -26,13 +27,18 @@ def _tile(schedule: dict[str, Any], isa: Isa) -> str:
 
 
 def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
+    if schedule.get("unit") == "plain":
+        return f"plain loops {isa.name}"
     # Where the tiles of AMX do not fit a problem, the same instruction set's vectors take it.
     unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else "avx512_vnni"
-    return f"{_BY_ANCHOR.get(anchor, node.attrs['dlc.kind'])} {unit}"
+    assert node.body is not None
+    kind = node.attrs["dlc.kind"]
+    name = node.body.nodes[-1].op.removeprefix("dlc.") if kind == "opaque" else kind
+    return f"{_BY_UNIT.get(schedule.get('unit', ''), _BY_ANCHOR.get(anchor, name))} {unit}"
 
 
-def explanation(node: Node, symbol: str, isa: Isa) -> dict[str, Any]:
-    """The row as JSON."""
+def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, Any]:
+    """The row as JSON; `note` is what the kernel's family says of itself."""
     assert node.body is not None
     schedule = node.attrs.get("dlc.schedule", {})
     anchor = next((n.op for n in node.body.nodes if n.op in _BY_ANCHOR), "")
@@ -48,5 +54,5 @@ def explanation(node: Node, symbol: str, isa: Isa) -> dict[str, Any]:
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
         "predicted_for": schedule.get("predicted_for", ""),
-        "why_not_better": schedule.get("note", ""),
+        "why_not_better": schedule.get("note", "") or note,
     }

@@ -15,11 +15,23 @@ from dlc.errors import DlcError
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols, symbols
 from dlc.ir.graph import Graph, Node
+from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels import normalise, pointwise, pool, reduce
+from dlc.targets.cpu.kernels import (
+    contract_plain,
+    normalise,
+    order,
+    pointwise,
+    pool,
+    reduce,
+    resample,
+    scan,
+    scatter,
+    sources,
+)
 from dlc.targets.cpu.kernels.builder import Layout, simplify
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.cpu.program import Call, Program, Ref
@@ -27,8 +39,10 @@ from dlc.targets.cpu.schedule import region_constants
 
 VIEW = "relax.reshape"
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
+    "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
+    "opaque": (resample, order, scan, scatter, sources),
     "pointwise": (pointwise,),
 }
 
@@ -118,35 +132,35 @@ class Lowering:
         layouts = {names[n]: layout for n, layout in body_layouts(node, self.layouts).items()}
         constants = {names[n]: a for n, a in constants.items()}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
-        if kind == "contraction":
+        if kind == "contraction" and contraction_region.declines(renamed, constants) is None:
             refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
+            note = ""
         else:
-            refs, symbol = self._generated(node, kind, renamed, layouts, constants, fill)
+            refs, symbol, note = self._generated(node, kind, renamed, layouts, constants, fill)
         output = self.place(node.output.name)
         layout = self.layouts[node.output.name]
         if output.kind == "workspace":
             bits = tvm.DataType(node.output.dtype).bits
             self.program.buffers[output.name] = simplify(layout.size * max(1, bits // 8))
-        row = explanation(node, symbol, self.isa)
-        dims = self._dims(layouts)
+        row = explanation(node, symbol, self.isa, note)
+        dims = self._dims(renamed, layouts)
         self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
 
-    def _dims(self, layouts: dict[str, Layout]) -> list[Any]:
-        return symbols(d for layout in layouts.values() for d in (*layout.shape, layout.size))
+    def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
+        """The symbols that a kernel takes: those of its operands, and what its operators' attributes say of others."""
+        found = [extent for node in body.nodes for extent in extents_of(node)]
+        return symbols([*found, *(d for layout in layouts.values() for d in (*layout.shape, layout.size))])
 
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
     ) -> tuple[list[Ref], str]:
-        reason = contraction_region.declines(body, constants)
-        if reason is not None:
-            raise DlcError(f"node {node.origin}: target cpu has no kernel: {reason}")
         region = ContractionRegion(body, layouts, constants, self.isa)
         schedule = node.attrs.get("dlc.schedule", {})
         operands = region.operands(schedule)
         digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)
         if digest not in self.known:
             assert node.body is not None
-            func = region.emit(node.body.name, schedule, operands, self._dims(layouts), fill)
+            func = region.emit(node.body.name, schedule, operands, self._dims(body, layouts), fill)
             self.known[digest] = self._add(func)
         # A constant is placed as the kernel reads it, packed; placing the node's own input would keep it twice.
         sources = {f"i{i}": name for i, name in enumerate(node.inputs)}
@@ -156,7 +170,7 @@ class Lowering:
     def _generated(
         self, node: Node, kind: str, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any],
         fill: float | None,
-    ) -> tuple[list[Ref], str]:  # fmt: skip
+    ) -> tuple[list[Ref], str, str]:  # fmt: skip
         family, reasons = self._family(kind, body)
         if family is None:
             raise DlcError(f"node {node.origin}: target cpu has no kernel: {'; '.join(reasons)}")
@@ -164,9 +178,11 @@ class Lowering:
         if digest not in self.known:
             assert node.body is not None
             halo_fill = {} if fill is None else {body.outputs[0]: fill}
-            func = family.emit(node.body.name, body, layouts, self.isa, self._dims(layouts), halo_fill)
+            func = family.emit(node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill)
             self.known[digest] = self._add(func)
-        return [self.place(name) for name in node.inputs], self.known[digest]
+        # A family that has slow forms says which and why.
+        note = family.note(body) if hasattr(family, "note") else ""
+        return [self.place(name) for name in node.inputs], self.known[digest], note
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:
@@ -176,7 +192,8 @@ class Lowering:
             if reason is None:
                 return family, []
             reasons.append(reason)
-        return None, reasons
+        # Most families only say that the operator is another's.
+        return None, [r for r in reasons if not r.startswith("a region of")] or reasons
 
     def _add(self, func: Any) -> str:
         symbol = str(func.attrs["global_symbol"])

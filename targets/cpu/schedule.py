@@ -32,10 +32,12 @@ def schedule_pass(isa: Isa, machine: Machine) -> Pass:
             if node.body is None or node.attrs.get("dlc.kind") != "contraction":
                 continue
             constants = region_constants(graph, node)
-            if declines(node.body, constants) is not None:
-                continue  # the lowering says so
-            region = ContractionRegion(node.body, body_layouts(node, layouts), constants, isa)
-            choice = json.dumps(region.choose(machine))
+            reason = declines(node.body, constants)
+            if reason is None:
+                region = ContractionRegion(node.body, body_layouts(node, layouts), constants, isa)
+                choice = json.dumps(region.choose(machine))
+            else:
+                choice = json.dumps({"unit": "plain", "note": reason})
             module[node.body.name] = module[node.body.name].with_attr("dlc.schedule", choice)
         return module
 

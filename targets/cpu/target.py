@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlc.hardware import this_machine
+from dlc.ir.graph import Node
 from dlc.options import Options
 from dlc.package import safetensors_bytes
+from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass
@@ -21,6 +23,8 @@ from dlc.targets.cpu.lower import lower
 from dlc.targets.cpu.plan import plan
 from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
+
+_NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
 
 
 def best_level() -> Isa:
@@ -48,9 +52,15 @@ class CpuTarget(Target):
         """The full name, as recorded in the package."""
         return self._spec
 
+    def declines(self, node: Node) -> str | None:
+        """The operators that have no kernel, because they are rare."""
+        return f"target cpu has no kernel for {node.op}" if node.op in _NO_KERNEL else None
+
     def passes(self, options: Options) -> list[Pass]:
-        """Layouts, fusion, halos, tile sizes."""
+        """Types, layouts, fusion, halos, tile sizes."""
         return [
+            matrices.PASS,
+            widen.PASS,
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,

@@ -24,27 +24,26 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    seen: dict[str, tuple[str, str, int]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             found = dict(getattr(report, "user_properties", ())).get(_KEY)
             if found is not None:
-                name, status, reason, bound = found
-                seen[name] = (status, reason, bound)
+                name, status, reason = found
+                seen[name] = (status, reason)
     if not seen:
         return
     target = config.getoption("--target", default="reference")
     expected = runner.listed(target)
     write = terminalreporter.write_line
-    passed = [n for n, (status, *_) in seen.items() if status == "pass"]
-    bound = sum(1 for n in passed if seen[n][2])
+    passed = [n for n, (status, _) in seen.items() if status == "pass"]
     terminalreporter.section(f"ONNX node cases on {target}")
-    write(f"{len(passed)} of {len(seen)} pass, {bound} of them with shape parameters bound as constants")
+    write(f"{len(passed)} of {len(seen)} pass")
     fresh = sorted(n for n in passed if expected.get(n, "new"))
     if fresh:
         write(f"newly passing (run with --update-passing): {', '.join(fresh)}")
-    reasons = Counter(reason.split(" in '")[0] for status, reason, _ in seen.values() if status != "pass")
+    reasons = Counter(reason.split(" in '")[0] for status, reason in seen.values() if status != "pass")
     for reason, count in reasons.most_common():
         write(f"{count:5d}  {reason[:110]}")
     if config.getoption("--update-passing", default=False):
-        runner.write_lists({n: (status, reason) for n, (status, reason, _) in seen.items()}, target)
+        runner.write_lists({n: (status, reason) for n, (status, reason) in seen.items()}, target)

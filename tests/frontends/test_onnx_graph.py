@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_an_initialiser_that_is_an_input_is_a_constant() -> None:
     graph = graph_of(proto)
     assert [v.name for v in graph.inputs] == ["x"]
     assert run(graph, np.zeros(2, np.float32))[0].tolist() == [1, 1]
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    weight = RNG.normal(size=64).astype(np.float32)
+    proto = model([node("Add", ["x", "w"], ["y"])], {"x": [64]}, ["y"], {"w": weight})
+    path = tmp_path / "model.onnx"
+    onnx.save_model(proto, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").stat().st_size >= weight.nbytes
+    (y,) = run(view(import_model(path)), np.ones(64, np.float32))
+    np.testing.assert_array_equal(y, weight + 1)
+
+
+def test_outputs_may_be_left_out() -> None:
+    normal = node("LayerNormalization", ["x", "g"], ["y", "", "inverse"], epsilon=0.0)
+    proto = model([normal], {"x": [1, 2]}, ["y", "inverse"], {"g": np.ones(2, np.float32)})
+    y, inverse = run(graph_of(proto), np.array([[1, 5]], np.float32))
+    assert y.tolist() == [[-1, 1]] and inverse.tolist() == [[0.5]]
 
 
 def test_what_no_output_needs_is_not_written() -> None:

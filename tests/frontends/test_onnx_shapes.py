@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from dlc.errors import DlcError
 from dlc.frontends.onnx import import_model
 from dlc.ir.convert import view
 from tests.frontends.build import graph_of, model, node, ops, run
@@ -136,9 +135,12 @@ def test_odd_symbol_names(name: str) -> None:
 
 
 def test_two_unnamed_dimensions_are_two_symbols() -> None:
-    proto = model([node("Add", ["x", "z"], ["y"])], {"x": [None], "z": [None]}, ["y"])
-    with pytest.raises(DlcError, match=r"Add.*cannot tell whether the extents of \[x_0\] and \[z_0\] agree"):
-        import_model(proto)
+    graph = graph_of(model([node("Add", ["x", "z"], ["y"])], {"x": [None], "z": [None]}, ["y"]))
+    assert ops(graph) == ["dlc.onnx", "dlc.item"]
+    assert graph.nodes[0].attrs["reason"] == (
+        "cannot tell whether the extents of [x_0] and [z_0] agree; "
+        "give the inputs' shapes, with one name for extents that are always equal"
+    )
 
 
 def test_constants_are_folded() -> None:

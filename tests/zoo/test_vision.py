@@ -113,7 +113,8 @@ def test_full_set_is_read_from_a_given_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03 short"), gzip.compress(bytes(9_000))[:-9]]
+    "content",
+    [b"", b"not gzip", gzip.compress(b"\0\0\x08\x03 short", mtime=0), gzip.compress(bytes(9_000), mtime=0)[:-9]],
 )
 def test_broken_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
     write_full_set(tmp_path)

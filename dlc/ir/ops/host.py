@@ -50,7 +50,8 @@ def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
         results = evaluator.run(None, dict(zip(evaluator.input_names, inputs, strict=True)))
     except Exception as error:  # the reference implementation raises what numpy raises
         raise DlcError(f"{label}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    return tuple(results)
+    # The reference implementation makes an optional value a list of one; ours is the value itself, or None.
+    return tuple(r[0] if attrs["op_type"] == "Optional" and r else r for r in results)
 
 
 def _interpreted(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:

@@ -5,18 +5,21 @@ linear, cubic), coordinates (half_pixel, half_pixel_symmetric, pytorch_half_pixe
 tf_crop_and_resize), nearest (round_prefer_floor, round_prefer_ceil, floor, ceil), cubic (the coefficient a), antialias,
 exclude_outside, roi (starts then ends, for tf_crop_and_resize), extrapolation (the value outside the input there).
 
-Every mode is separable: one matrix of weights a dimension.
+Every mode is separable: dimension after dimension, each output is the sum of a few inputs times weights. Weights and
+sums are float64, every product and sum rounded on its own, sums in the order of the inputs; an integer result is
+rounded half to even in the end. Targets follow this exactly for integers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlc.ir.ops.registry import OpSpec, register
+from dlc.ir.ops.shapes import same
 
 
 def _infer(types: Sequence[tuple[tuple[Any, ...], str]], attrs: Mapping[str, Any]) -> tuple[Sequence[Any], str]:
@@ -53,47 +56,55 @@ def source_positions(length: int, size: int, axis: int, attrs: Mapping[str, Any]
     return position
 
 
-def _nearest(position: float, mode: str) -> int:
-    if mode == "floor":
-        return math.floor(position)
-    if mode == "ceil":
-        return math.ceil(position)
-    return math.ceil(position - 0.5) if mode == "round_prefer_floor" else math.floor(position + 0.5)
+def is_resized(length: Any, size: Any, axis: int, attrs: Mapping[str, Any]) -> bool:
+    """Whether anything happens along an axis of `length` inputs and `size` outputs."""
+    return not same(length, size) or attrs["scales"][axis] != 1.0 or attrs["coordinates"] == "tf_crop_and_resize"
 
 
-def _linear(distance: float) -> float:
-    return max(1 - abs(distance), 0.0)
+def reach(axis: int, attrs: Mapping[str, Any]) -> tuple[float, float]:
+    """(how far an output sees along an axis, in inputs; what shrinks distances: antialiasing stretches the kernel)."""
+    scale = min(attrs["scales"][axis], 1.0) if attrs["antialias"] else 1.0
+    return (1.0 if attrs["mode"] == "linear" else 2.0) / scale, scale
 
 
-def _cubic(a: float) -> Callable[[float], float]:
-    def weight(distance: float) -> float:
-        d = abs(distance)
-        if d <= 1:
-            return (a + 2) * d**3 - (a + 3) * d**2 + 1
-        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
-
-    return weight
+def tap_count(axis: int, attrs: Mapping[str, Any]) -> int:
+    """Inputs that make an output along one axis."""
+    return 1 if attrs["mode"] == "nearest" else math.ceil(2 * reach(axis, attrs)[0])
 
 
-def weights(length: int, size: int, axis: int, attrs: Mapping[str, Any]) -> np.ndarray:
-    """The matrix (size, length) that resamples one axis."""
-    matrix = np.zeros((size, length))
-    positions = source_positions(length, size, axis, attrs)
-    mode, scale = attrs["mode"], min(attrs["scales"][axis], 1.0) if attrs["antialias"] else 1.0
-    for row, position in zip(matrix, positions, strict=True):
-        if mode == "nearest":
-            row[min(max(_nearest(position, attrs["nearest"]), 0), length - 1)] = 1
-            continue
-        kernel, reach = (_linear, 1.0) if mode == "linear" else (_cubic(attrs["cubic"]), 2.0)
-        # Antialiasing stretches the kernel over the inputs that one output covers.
-        first, last = math.floor(position - reach / scale) + 1, math.ceil(position + reach / scale)
-        taps = [(i, kernel((i - position) * scale)) for i in range(first, last)] or [(math.floor(position), 1.0)]
-        if attrs["exclude_outside"]:
-            taps = [(i, w) for i, w in taps if 0 <= i < length]
-        total = sum(w for _, w in taps)
-        for index, tap in taps:
-            row[min(max(index, 0), length - 1)] += tap / total if total else 0.0
-    return matrix
+def _nearest(position: np.ndarray, mode: str) -> np.ndarray:
+    if mode in ("floor", "ceil"):
+        return np.floor(position) if mode == "floor" else np.ceil(position)
+    return np.ceil(position - 0.5) if mode == "round_prefer_floor" else np.floor(position + 0.5)
+
+
+def _linear(d: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - d, 0.0)
+
+
+def _cubic(d: np.ndarray, a: float) -> np.ndarray:
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def taps(length: int, size: int, axis: int, attrs: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What makes each output along one axis: the inputs' positions, int64, and their weights, float64; (size, taps)."""
+    position = source_positions(length, size, axis, attrs)[:, np.newaxis]
+    if attrs["mode"] == "nearest":
+        index = _nearest(position, attrs["nearest"])
+        return np.clip(index, 0, length - 1).astype(np.int64), np.ones((size, 1))
+    far, scale = reach(axis, attrs)
+    index = np.floor(position - far) + 1 + np.arange(tap_count(axis, attrs))
+    distance = np.abs((index - position) * scale)
+    weight = _linear(distance) if attrs["mode"] == "linear" else _cubic(distance, attrs["cubic"])
+    if attrs["exclude_outside"]:
+        weight = np.where((index >= 0) & (index < length), weight, 0.0)
+    total = np.zeros((size, 1))
+    for column in weight.T:
+        total += column[:, np.newaxis]
+    weight = np.divide(weight, total, out=np.zeros_like(weight), where=total != 0)
+    return np.clip(index, 0, length - 1).astype(np.int64), weight
 
 
 def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:
@@ -102,18 +113,18 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
     result = x if exact else x.astype(np.float64)
     outside = np.zeros(attrs["shape"], bool)
     for axis, (length, size) in enumerate(zip(x.shape, attrs["shape"], strict=True)):
-        crop = attrs["coordinates"] == "tf_crop_and_resize"
-        if length == size and attrs["scales"][axis] == 1.0 and not crop:
+        if not is_resized(length, size, axis, attrs):
             continue
-        matrix = weights(length, size, axis, attrs)
+        index, weight = taps(length, size, axis, attrs)
+        column = [-1 if i == axis else 1 for i in range(x.ndim)]
         if exact:
-            result = np.take(result, matrix.argmax(axis=1), axis=axis)
+            result = np.take(result, index[:, 0], axis=axis)
         else:
-            result = np.moveaxis(np.tensordot(matrix, result, axes=(1, axis)), 0, axis)
-        if crop:
+            parts = [np.take(result, i, axis=axis) * w.reshape(column) for i, w in zip(index.T, weight.T, strict=True)]
+            result = np.asarray(sum(parts))
+        if attrs["coordinates"] == "tf_crop_and_resize":
             position = source_positions(length, size, axis, attrs)
-            column = (position < 0) | (position > length - 1)
-            outside |= column.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+            outside |= ((position < 0) | (position > length - 1)).reshape(column)
     if x.dtype.kind in "iu" and not exact:
         info = np.iinfo(x.dtype)
         result = np.clip(np.rint(result), info.min, info.max)

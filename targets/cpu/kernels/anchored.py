@@ -168,16 +168,6 @@ def _sweep_symbolic(extent: Expr, lanes: int, most: int, visit: Callable[[list[P
             visit([Piece(done, let(tail_mask(rest, lanes)))])
 
 
-@contextmanager
-def loops(extents: Sequence[Expr]) -> Iterator[Index]:
-    """Nested loops; yields the index."""
-    if not extents:
-        yield ()
-        return
-    with loop(extents[0]) as first, loops(extents[1:]) as others:
-        yield (first, *others)
-
-
 # --- accumulators ----------------------------------------------------------------------------------------------------
 
 

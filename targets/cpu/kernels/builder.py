@@ -21,8 +21,12 @@ from tvm.script.ir_builder import tirx as T
 Expr = Any  # a tirx expression or a Python int; TVM ships no types
 C_ABI = 3  # tvm::CallingConv: plain C arguments, no packed-call wrapper
 
-# Types that lie in memory as another one: bool as numpy's bytes, the short floats as their bits.
-STORAGE = {"bool": "uint8", "float16": "uint16", "bfloat16": "uint16"}
+# Types that lie in memory as another one: bool as numpy's bytes, short floats as their bits, short integers in a byte.
+_IN_A_BYTE = (
+    "bool", "float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz", "float8_e4m3fnuz", "float4_e2m1fn", "int4", "uint4",
+    "int2", "uint2",
+)  # fmt: skip
+STORAGE = {"float16": "uint16", "bfloat16": "uint16", **dict.fromkeys(_IN_A_BYTE, "uint8")}
 
 _analyzer = tvm.sym.Analyzer()
 
@@ -82,7 +86,7 @@ class Layout:
 class Operand:
     """One tensor parameter inside a kernel: a flat buffer and the layout of the tensor in it.
 
-    `load` gives what lies in memory (`storage`); `store` also takes a bool mask or a float32 for a short float.
+    `load` gives what lies in memory (`storage`); `store` also takes the type that the kernels compute with.
     """
 
     name: str

@@ -1,12 +1,14 @@
 """Dense contractions: matmul, GEMV, batched matmul and convolution, on vector units and on tiles.
 
 The problem is described in `contract_problem`. Vectors: priced in `contract_cost`, emitted by `contract_emit`. Tiles:
-`contract_amx_plan`, `contract_amx_cost`, `contract_amx`. A schedule says which of them it is for.
+`contract_amx_plan`, `contract_amx_cost`, `contract_amx`. s16 pairs: `contract_wide`, `contract_winograd`.
+A schedule says which of them it is for.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from dlc.targets.cpu.kernels import (
     contract_cost,
     contract_emit,
     contract_problem,
+    contract_wide,
+    contract_winograd,
 )
 from dlc.targets.cpu.kernels.builder import Operand
 from dlc.targets.cpu.kernels.contract_emit import Store
@@ -50,9 +54,16 @@ __all__ = [
 ]
 
 
+# Units that prepare activations in scratch before they multiply.
+_IN_SCRATCH: dict[str, Any] = {"wide": contract_wide, "winograd": contract_winograd}
+
+
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
     """All schedules that make sense, on every unit that takes the problem."""
     vectors = contract_cost.candidates(problem, isa, machine)
+    for unit in _IN_SCRATCH.values():
+        if unit.declines(problem, isa) is None:
+            vectors += unit.candidates(problem, isa, machine)
     if isa.dot != "amx":
         return vectors
     reason = contract_amx_plan.declines(problem)
@@ -66,6 +77,8 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     """The time that the cost model of the schedule's unit expects."""
     if schedule.unit == "amx":
         return contract_amx_cost.amx_predicted_seconds(problem, schedule, isa, machine)
+    if schedule.unit in _IN_SCRATCH:
+        return _IN_SCRATCH[schedule.unit].predicted_seconds(problem, schedule, isa, machine)
     return contract_cost.predicted_seconds(problem, schedule, isa, machine)
 
 
@@ -79,6 +92,8 @@ def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
     """Elements of the packed weights."""
     if schedule.unit == "amx":
         return contract_amx_plan.packed_bytes(problem)
+    if schedule.unit in _IN_SCRATCH:
+        return _IN_SCRATCH[schedule.unit].packed_size(problem, isa)
     return contract_problem.packed_size(problem, isa)
 
 
@@ -86,6 +101,8 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
     """W (groups, total k in run order, n) as the schedule's kernel reads it."""
     if schedule.unit == "amx":
         return contract_amx_plan.pack_tiles(problem, weight)
+    if schedule.unit in _IN_SCRATCH:
+        return _IN_SCRATCH[schedule.unit].pack(problem, schedule, isa, weight)
     return contract_problem.pack(problem, schedule, isa, weight)
 
 
@@ -99,5 +116,6 @@ def emit(
     store: Store,
 ) -> None:
     """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit`."""
-    emitter = contract_amx.emit_tiles if schedule.unit == "amx" else contract_emit.emit
-    emitter(problem, schedule, isa, a, w, init, store)
+    emitters = {"amx": contract_amx.emit_tiles, "vector": contract_emit.emit}
+    emitters |= {name: unit.emit for name, unit in _IN_SCRATCH.items()}
+    emitters[schedule.unit](problem, schedule, isa, a, w, init, store)

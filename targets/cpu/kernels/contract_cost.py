@@ -21,8 +21,9 @@ _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline an
 _WAY = 4096  # bytes of one way of L1
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
 _CROWD = 10  # registers that straight-line code wants besides those of the tile
-_FRICTION = 0.05  # cycles that a load costs although there would be a port for it
-_STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
+_FRICTION = 0.05  # cycles that a load costs although there would be a port for it,
+_CROWDED_FRICTION = 0.25  # and where products and sums go through ports of their own, all of which are busy
+STORE_COST = 4.0  # cycles per accumulator vector for its start value and a short epilogue
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Core:
     """What one core does per cycle with the vectors of one instruction set.
 
     Attributes:
-        multiplies: vector multiply-adds.
+        multiplies: vector multiplications or multiply-adds.
+        vectors: vector arithmetic of any kind; the multipliers are some of these ports.
         loads: vector loads; a broadcast of a scalar counts as one.
         issue: instructions of any kind.
         latency: cycles from one multiply-add to the next on the same accumulator.
@@ -39,6 +41,7 @@ class Core:
     """
 
     multiplies: float
+    vectors: float
     loads: float
     issue: float
     latency: float
@@ -51,8 +54,10 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
     rate = 1.0 if halves else 2.0
+    # Intel closes one of its three vector ports while 512-bit instructions run; AMD has four, of 256 bits.
+    vectors = 2.0 if isa.vector_bits == 512 else 4.0 if "AMD" in machine.model else 3.0
     l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
-    return Core(rate, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
+    return Core(rate, vectors, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
 
 
 def _int(extent: Expr) -> int:
@@ -98,11 +103,13 @@ class _Sizes:
 def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
     """Vector registers that a tile keeps alive."""
     phases = len(dot.phases)
-    temporary = 0 if dot.multiply_cost == 1 else 1
+    temporary = 0 if dot.fused else 1
     if rows == 1 and dot.widen_cost == 0:
         return vectors + 1 + temporary  # weights are memory operands
-    # One more than counted: LLVM loads the next operand before the last one is used up.
-    return rows * vectors + vectors + phases + temporary + 1
+    # LLVM loads the next operand before the last one is used up, where that is soon: a row's activation used once, or
+    # a product that waits for its sum.
+    ahead = 1 if vectors == 1 or temporary else 0
+    return rows * vectors + vectors + phases + temporary + ahead
 
 
 def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
@@ -125,19 +132,22 @@ def _tiles(sizes: _Sizes, schedule: Schedule) -> Iterator[tuple[int, int, int]]:
 def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, unroll: int) -> float:
     """Cycles that one group of k of one tile takes when all operands are in L1."""
     dot = sizes.dot
-    multiplies = rows * vectors * dot.multiply_cost + rows * dot.spread_cost + vectors * dot.widen_cost
+    multiplies = rows * vectors * dot.multiplies
+    others = rows * vectors * dot.additions + rows * dot.spread_cost + vectors * dot.widen_cost
     loads = rows + vectors * len(dot.phases)
     # LLVM unrolls short runs and keeps the activations that overlapping rows share, until it runs out of registers.
     crowd = _CROWD if sizes.overlapping and sizes.run_steps <= _STRAIGHT and rows > 1 else 0
     spilled = max(0, registers_needed(dot, rows, vectors) + crowd - isa.registers)
-    instructions = multiplies + loads + 3 / unroll + 2 * spilled
+    instructions = multiplies + others + loads + 3 / unroll + 2 * spilled
     busy = max(
-        multiplies / core.multiplies,
+        # Schedulers give the other instructions to all ports alike, those of the multipliers too.
+        multiplies / core.multiplies + others / core.vectors,
         (loads + 2 * spilled) / core.loads,
         instructions / core.issue,
         core.latency * len(dot.phases),
     )
-    return busy + _FRICTION * (loads + 2 * spilled) + _conflicts(sizes, core, rows)
+    friction = _FRICTION if dot.fused else _CROWDED_FRICTION
+    return busy + friction * (loads + 2 * spilled) + _conflicts(sizes, core, rows)
 
 
 def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
@@ -152,7 +162,7 @@ def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
     return 64 * rows / core.bandwidth[1]
 
 
-def _level(size: float, machine: Machine) -> int:
+def level_of(size: float, machine: Machine) -> int:
     """Where data of `size` bytes that are used again and again stay: 0 for L1 to 3 for memory."""
     # Not all of a cache is ours: outputs, stacks and what streams through it take their part.
     for level, capacity in enumerate((machine.l1, machine.l2, machine.l3)):
@@ -182,7 +192,7 @@ def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, cor
     w_panel, w_total = w_vector * schedule.nr, w_vector * sizes.vectors
 
     def cycles(volume: float, resident: float) -> float:
-        level = _level(resident, machine)
+        level = level_of(resident, machine)
         return 0.0 if level == 0 else volume / core.bandwidth[level]
 
     everything = w_total * problem.groups + a_total
@@ -205,11 +215,16 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     compute = 0.0
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
-        compute += count * (sizes.steps * step + _TILE_OVERHEAD + _STORE_COST * rows * vectors)
+        compute += count * (sizes.steps * step + _TILE_OVERHEAD + STORE_COST * rows * vectors)
     traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
     # Loads overlap with arithmetic, but never entirely.
     cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
-    return problem.groups * cycles / _HERTZ
+    return seconds(problem.groups * cycles)
+
+
+def seconds(cycles: float) -> float:
+    """Cycles as time."""
+    return cycles / _HERTZ
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:

@@ -202,7 +202,8 @@ class _Emitter:
         runs, problem = self.problem.runs, self.problem
         total = self.step_total
         work = total * len(tile.moves) * tile.vectors if isinstance(total, int) else None
-        straight = work is not None and work <= _UNROLLED_STEPS
+        # Where sums need registers besides the accumulators, LLVM would move loads out of straight-line code and spill.
+        straight = self.dot.fused and work is not None and work <= _UNROLLED_STEPS
         short = self.dot.group > 1 and any(run.length < self.dot.group for run in runs)
         for nest in nests(runs, straight or (short and len(runs) <= _MAX_UNROLLED_RUNS)):
             w_first = sum(self.steps[: nest.first])

@@ -81,6 +81,16 @@ def loop(extent: Expr) -> Iterator[Expr]:
 
 
 @contextmanager
+def loops(extents: Sequence[Expr]) -> Iterator[tuple[Expr, ...]]:
+    """Nested loops; yields the index."""
+    if not extents:
+        yield ()
+        return
+    with loop(extents[0]) as first, loops(extents[1:]) as others:
+        yield (first, *others)
+
+
+@contextmanager
 def each(segment: Segment) -> Iterator[Expr]:
     """The start of every tile of a segment."""
     if segment.when is not None:

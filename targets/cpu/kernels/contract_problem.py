@@ -84,7 +84,10 @@ class Schedule:
             or ``a`` (rows are the outer loop).
         unroll: groups of k per iteration of the innermost loop.
         prefetch: how many groups ahead the weights are prefetched; 0 for never.
-        unit: what multiplies: ``vector``, or ``amx`` (tiles; `mr` is then 16 a tile, whatever rows the last ones have).
+        unit: what multiplies: ``vector``; ``wide`` (vectors, over activations that were widened in scratch);
+            ``winograd`` (the same over points of Winograd's algorithm); or ``amx`` (tiles; `mr` is then 16 a tile,
+            whatever rows the last ones have).
+        block: wide and winograd: lines (of outputs, of tiles; rows without outer axes) that are in scratch at a time.
         k_block: amx: steps of k after which the partial sums are put aside; 0 for never.
         flat: amx: rows run through the last outer axis without a break; those between its lines are not stored.
         note: why a better unit of the machine is not used.
@@ -99,6 +102,7 @@ class Schedule:
     unit: str = "vector"
     k_block: int = 0
     flat: bool = False
+    block: int = 0
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ adds the products to the accumulators of those channels. Integer steps take u8 a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ class Dot:
         name: as in `Isa.dot`, or ``float``.
         acc_dtype: ``float32`` or ``int32``.
         phases: the k of a group that each instruction takes; a packed vector holds phase after phase, channel-major.
-        multiply_cost: arithmetic operations for a group and one accumulator vector.
-        spread_cost: arithmetic operations to spread a group of one row over a vector, besides the load.
-        widen_cost: arithmetic operations to make one packed vector of weights usable, besides the loads.
+        multiplies: instructions of the multipliers for a group and one accumulator vector.
+        additions: instructions that any vector port takes, for the same.
+        spread_cost: such instructions to spread a group of one row over a vector, besides the load.
+        widen_cost: such instructions to make one packed vector of weights usable, besides the loads.
         spread: (words, lanes) -> one vector per phase; a word is as `load_group` makes it.
         widen: (loaded weights of one phase, lanes) -> vector that `step` takes.
         step: (accumulator, spread activation, widened weights, lanes) -> accumulator.
@@ -39,13 +40,19 @@ class Dot:
     name: str
     acc_dtype: str
     phases: tuple[tuple[int, ...], ...]
-    multiply_cost: float
+    multiplies: float
+    additions: float
     spread_cost: float
     widen_cost: float
     spread: Callable[[Expr, int], list[Expr]]
     widen: Callable[[Expr, int], Expr]
     step: Callable[[Expr, Expr, Expr, int], Expr]
     meaning: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    @property
+    def fused(self) -> bool:
+        """Whether one instruction multiplies and adds: nothing lies between operands and accumulator."""
+        return self.multiplies + self.additions == 1
 
     @property
     def group(self) -> int:
@@ -102,12 +109,13 @@ def _alone(words: Expr, _lanes: int) -> list[Expr]:
     return [words]
 
 
-VNNI = Dot("vnni", "int32", ((0, 1, 2, 3),), 1, 0, 0, _spread_bytes, _same, _vnni_step, _exact_sum)
+VNNI = Dot("vnni", "int32", ((0, 1, 2, 3),), 1, 0, 0, 0, _spread_bytes, _same, _vnni_step, _exact_sum)
 PMADDWD = Dot(
     "pmaddwd",
     "int32",
     ((0, 2), (1, 3)),
-    4,
+    2,
+    2,
     2,
     2,
     _spread_pairs,
@@ -115,11 +123,29 @@ PMADDWD = Dot(
     _pmaddwd_step,
     _pair_sums,
 )
+# Both operands are s16 in memory: nothing to spread or widen. A caller sees to it that no sum leaves 32 bits.
+PAIRS = Dot(
+    "pairs",
+    "int32",
+    ((0, 1),),
+    1,
+    1,
+    0,
+    0,
+    lambda words, lanes: [T.reinterpret(vector_type("int16", 2 * lanes), words)],
+    _same,
+    _pmaddwd_step,
+    _exact_sum,
+)
+PAIRS_NARROW = replace(  # the weights are s8 in memory
+    PAIRS, name="narrow pairs", widen_cost=1, widen=lambda w, lanes: T.cast(w, vector_type("int16", 2 * lanes))
+)
 PLAIN = Dot(
     "plain",
     "int32",
     ((0,),),
-    3,  # without SSE4.1 a 32-bit product of narrow factors is two 16-bit ones and an interleave
+    2,
+    1,  # without SSE4.1 a 32-bit product of narrow factors is two 16-bit ones and an interleave
     1,
     2,
     _alone,
@@ -134,6 +160,7 @@ FLOAT_FMA = Dot(
     1,
     0,
     0,
+    0,
     _alone,
     _same,
     lambda acc, a, w, lanes: T.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.fma", a, w, acc),
@@ -143,7 +170,8 @@ FLOAT = Dot(
     "float",
     "float32",
     ((0,),),
-    2,
+    1,
+    1,
     1,  # no broadcasting load before AVX
     0,
     _alone,
@@ -162,6 +190,8 @@ def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:
         return FLOAT_FMA if isa.has_fma else FLOAT
     if (a_dtype, w_dtype) == ("uint8", "int8"):
         return _INTEGER[isa.dot]
+    if a_dtype == "int16" and w_dtype in ("int16", "int8") and isa.dot == "pmaddwd":
+        return PAIRS if w_dtype == "int16" else PAIRS_NARROW
     raise DlcError(f"no multiply-add for {a_dtype} activations and {w_dtype} weights on {isa.name}")
 
 
@@ -173,6 +203,9 @@ def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
     """
     if dot.group == 1:
         return T.cast(buffer[base], dot.acc_dtype)
+    if dot.group == 2:
+        assert not shift
+        return T.reinterpret("int32", buffer[T.ramp(base, 1, 2)])
     word = T.reinterpret("uint32", buffer[T.ramp(base, 1, 4)])
     if shift:
         word = T.shift_right(word, T.uint32(8 * shift))

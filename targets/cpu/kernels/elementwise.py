@@ -18,7 +18,7 @@ from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vecmath
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.builder import Expr, hold, splat, stack, store, unfused_add
-from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.cpu.kernels.storage import compute_dtype, odd_float32, round_trip
 
 
 @dataclass(frozen=True)
@@ -383,6 +383,12 @@ def _where(call: Call, args: Sequence[Expr]) -> Expr:
 
 @_register("relax.astype")
 def _astype(call: Call, args: Sequence[Expr]) -> Expr:
-    value = v.convert(args[0], compute_dtype(call.out))
-    short = call.out in ("float16", "bfloat16") and call.dtypes[0] != call.out
-    return round_trip(value, call.out) if short else value
+    (value,), kind = args, compute_dtype(call.out)
+    source = v.element(value)
+    if call.out == call.dtypes[0]:
+        return value
+    if source == "float64" and call.out == "float16":
+        value = odd_float32(value)  # as numpy, rounded once; ml_dtypes' types go through float32
+    elif v.is_float(source) and not v.is_float(kind) and kind != "bool" and v.width(kind) < 32:
+        value = v.convert(value, "int32")  # as numpy: beyond the type's range, the low bits of the integer
+    return round_trip(v.convert(value, kind), call.out)

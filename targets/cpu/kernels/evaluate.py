@@ -21,10 +21,12 @@ from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, simplify, splat
 from dlc.targets.cpu.kernels.elementwise import EMIT, Call
 from dlc.targets.cpu.kernels.lookup import bytes_at, in_registers
 from dlc.targets.cpu.kernels.quantized import EMIT_QUANTIZED, table_index
-from dlc.targets.cpu.kernels.storage import compute_dtype, widen
+from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip, widen
 
 ELEMENTWISE = {**EMIT, **EMIT_QUANTIZED}
 _QUANTIZE = ("dlc.quantize", "dlc.dequantize")
+# Operators that give a value of their inputs' type unrounded, and the cast, which rounds by itself.
+_EXACT = frozenset(f"relax.{name}" for name in ("abs", "astype", "maximum", "minimum", "negative", "nn.relu", "where"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,9 @@ class Evaluator:
             self.isa,
             tuple(self.scalar(n) for n in node.inputs),
         )
-        return ELEMENTWISE[node.op](call, args)
+        result = ELEMENTWISE[node.op](call, args)
+        # As the meaning has it, whatever is fused: every operator rounds its result to its type.
+        return result if node.op in _EXACT else round_trip(hold(result), node.output.dtype)
 
     def _along_axis(self, name: str, axis: int, shape: Sequence[Expr], at: At) -> Expr:
         """A vector of parameters along one axis of a tensor of `shape`, at the tensor's place."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.kernels.builder import Expr, Operand, simplify
-from dlc.targets.cpu.kernels.storage import narrow
-from dlc.targets.cpu.kernels.vector import constant, is_float, width
+from dlc.targets.cpu.kernels.storage import compute_dtype, narrow
+from dlc.targets.cpu.kernels.vector import constant, width
 
 _WIDEST = 64  # bytes of one store; LLVM splits it where registers are narrower
 
@@ -49,10 +49,9 @@ def _int64(value: Expr) -> Expr:
 def _fill_run(operand: Operand, value: float, start: Expr, count: Expr) -> None:
     """Store `count` consecutive elements."""
     kind = operand.storage
-    logical = "float32" if is_float(operand.dtype) and operand.dtype != "float64" else operand.dtype
 
     def number(lanes: int) -> Expr:
-        return narrow(constant(value, logical, lanes), operand.dtype)
+        return narrow(constant(value, compute_dtype(operand.dtype), lanes), operand.dtype)
 
     sizes: Sequence[int] = [_WIDEST * 8 // width(kind) // 2**k for k in range(7)]
     if isinstance(count, int):

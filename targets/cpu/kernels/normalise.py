@@ -1,7 +1,9 @@
-"""Softmax, log-softmax and layer normalisation of float32, with what is computed before and after them.
+"""Softmax, log-softmax and layer normalisation of floats, with what is computed before and after them.
 
 Vectors run along the last axis. Where it is normalised over, a row's statistics are folded lanes; elsewhere
 they are vectors. Sums are in the order that `reduce` documents for the last axis, or of the indices.
+
+Short floats are computed in float32 and rounded once, float64 in float64 with libm's functions.
 
 Error bounds for rows of n elements, with e = 2**-24 (half a unit in the last place of 1), to first order:
 - softmax: (n + 6 + ln n + max - x) e relative. Each subtraction's rounding grows by the exponential, whose own error is
@@ -30,7 +32,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
-    loops,
     masked,
     region_kernel,
     sweep,
@@ -39,6 +40,8 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, load, simplify, splat, stack, store
+from dlc.targets.cpu.kernels.contract_loops import loops
+from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM = "relax.nn.softmax", "relax.nn.log_softmax", "relax.nn.layer_norm"
 _OPERATORS = (_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM)
@@ -62,7 +65,7 @@ def declines(body: Graph) -> str | None:
     anchor = anchor_of(body)
     assert anchor is not None
     rank, values = len(anchor.output.shape), body.values()
-    if any(values[name].dtype != "float32" for name in anchor.inputs):
+    if not v.is_float(compute_dtype(anchor.output.dtype)):
         return f"{anchor.op} of {values[anchor.inputs[0]].dtype}"
     if not rank:
         return f"{anchor.op} of a scalar"
@@ -101,18 +104,20 @@ class _Rows:
         self.shape = region.shape
         self.last = len(self.shape) - 1
         self.folds = self.last in axes
-        self.lanes = vector_lanes(self.isa, 32, self.shape[self.last])
+        self.dtype = compute_dtype(region.dtype)
+        self.short = self.dtype != region.dtype
+        self.lanes = vector_lanes(self.isa, v.width(self.dtype), self.shape[self.last])
         self.inner_axes = [a for a in axes if a != self.last]
         self.kept_axes = [a for a in range(self.last) if a not in axes]
         self.kept: Index = ()
         self.pieces: list[Piece] = []
         self.computed = region.anchor.inputs[0] not in region.inputs  # not merely loaded
         out = region.outputs[region.body.outputs[0]]
-        self.in_output = out if out.dtype == "float32" else None
+        self.in_output = out if out.dtype == self.dtype else None
         self.scratch: Any = None
         row = simplify(prod([self.shape[a] for a in axes], start=1)) * (1 if self.folds else self.lanes)
-        if self.in_output is None and isinstance(row, int) and 4 * row <= _ROW_BYTES:
-            self.scratch = stack("float32", row + self.lanes)
+        if self.in_output is None and isinstance(row, int) and v.width(self.dtype) // 8 * row <= _ROW_BYTES:
+            self.scratch = stack(self.dtype, row + self.lanes)
 
     def run(self) -> None:
         """Emit all rows."""
@@ -136,6 +141,10 @@ class _Rows:
     def keeps(self) -> bool:
         """Whether a pass can leave something for the next one."""
         return self.in_output is not None or self.scratch is not None
+
+    def rounded(self, value: Expr) -> Expr:
+        """`value` as the anchor's type holds it."""
+        return let(round_trip(let(value), self.region.dtype))
 
     # --- places ---
 
@@ -166,7 +175,7 @@ class _Rows:
         """What `keep` left."""
         if self.in_output is not None:
             return let(self.in_output.load(self.index(spot), self.lanes, spot.piece.mask))
-        return let(load(self.scratch, "float32", self._flat(spot), self.lanes, spot.piece.mask))
+        return let(load(self.scratch, self.dtype, self._flat(spot), self.lanes, spot.piece.mask))
 
     def again(self, spot: _Spot) -> Expr:
         """The anchor's input once more: loaded, kept by the first pass, or computed again."""
@@ -186,8 +195,8 @@ class _Rows:
 
     def reduce(self, start: float, combine: Callable[[Expr, Expr], Expr], value: Callable[[_Spot], Expr]) -> Expr:
         """Combine `value` over the row: a vector with the same number in all lanes, or one number a lane."""
-        neutral = v.constant(start, "float32", self.lanes)
-        partial = [Accumulator("float32", self.lanes, neutral) for _ in range(_UNROLL if self.folds else 1)]
+        neutral = v.constant(start, self.dtype, self.lanes)
+        partial = [Accumulator(self.dtype, self.lanes, neutral) for _ in range(_UNROLL if self.folds else 1)]
 
         def visit(spots: list[_Spot]) -> None:
             values = [value(spot) for spot in spots]
@@ -198,7 +207,7 @@ class _Rows:
         self.each(visit)
         total = tree([p.get() for p in partial], combine)
         if self.folds:
-            total = splat(across(total, "float32", self.lanes, combine), self.lanes)
+            total = splat(across(total, self.dtype, self.lanes, combine), self.lanes)
         return let(total)
 
     def finish(self, value: Callable[[_Spot], Expr]) -> None:
@@ -206,7 +215,8 @@ class _Rows:
 
         def visit(spots: list[_Spot]) -> None:
             for spot in spots:
-                self.region.finish(self.index(spot), value(spot), self.lanes, spot.piece.mask)
+                result = round_trip(let(value(spot)), self.region.dtype)
+                self.region.finish(self.index(spot), result, self.lanes, spot.piece.mask)
 
         self.each(visit)
 
@@ -234,15 +244,23 @@ class _Softmax(_Rows):
         peak = self.peak()
 
         def power(spot: _Spot) -> Expr:
-            e = vecmath.exp(self.again(spot) - peak, self.isa)
+            e = self.power(self.again(spot), peak)
             self.keep(spot, e)
             return e
 
-        inverse = let(v.constant(1, "float32", self.lanes) / self.reduce(0, _add, power))
+        total = self.rounded(self.reduce(0, _add, power))
+        if self.short:
+            self.finish(lambda spot: self._power_again(spot, peak) / total)
+            return
+        inverse = let(v.constant(1, self.dtype, self.lanes) / total)
         self.finish(lambda spot: self._power_again(spot, peak) * inverse)
 
+    def power(self, x: Expr, peak: Expr) -> Expr:
+        """e**(x - peak), each step rounded to the anchor's type."""
+        return self.rounded(vecmath.unary("exp", self.rounded(x - peak), self.isa))
+
     def _power_again(self, spot: _Spot, peak: Expr) -> Expr:
-        return self.kept_value(spot) if self.keeps else vecmath.exp(self.load(spot) - peak, self.isa)
+        return self.kept_value(spot) if self.keeps else self.power(self.load(spot), peak)
 
 
 class _LogSoftmax(_Softmax):
@@ -251,9 +269,9 @@ class _LogSoftmax(_Softmax):
     def rows(self) -> None:
         """Three passes."""
         peak = self.peak()
-        total = self.reduce(0, _add, lambda spot: vecmath.exp(self.again(spot) - peak, self.isa))
-        log = vecmath.log(total, self.isa)
-        self.finish(lambda spot: let(self.again(spot) - peak) - log)
+        total = self.rounded(self.reduce(0, _add, lambda spot: self.power(self.again(spot), peak)))
+        log = self.rounded(vecmath.unary("log", total, self.isa))
+        self.finish(lambda spot: self.rounded(self.again(spot) - peak) - log)
 
 
 class _LayerNorm(_Rows):
@@ -262,9 +280,9 @@ class _LayerNorm(_Rows):
     def rows(self) -> None:
         """Mean, variance, result."""
         count = simplify(prod([self.shape[a] for a in self.axes], start=1))
-        size = v.constant(count, "float32") if isinstance(count, int) else let(T.cast(count, "float32"))
+        size = v.constant(count, self.dtype) if isinstance(count, int) else let(T.cast(count, self.dtype))
         size = let(splat(size, self.lanes))
-        epsilon = v.constant(self.region.anchor.attrs["epsilon"], "float32", self.lanes)
+        epsilon = v.constant(self.region.anchor.attrs["epsilon"], self.dtype, self.lanes)
 
         def first(spot: _Spot) -> Expr:
             x = self.load(spot)
@@ -278,11 +296,11 @@ class _LayerNorm(_Rows):
 
         mean = let(self.reduce(0, _add, first) / size)
         variance = let(self.reduce(0, _add, square) / size)
-        inverse = let(v.constant(1, "float32", self.lanes) / v.intrinsic("llvm.sqrt", variance + epsilon))
+        inverse = let(v.constant(1, self.dtype, self.lanes) / v.intrinsic("llvm.sqrt", variance + epsilon))
         self.finish(lambda spot: self._scaled(spot, let((self.again(spot) - mean) * inverse)))
 
     def _scaled(self, spot: _Spot, centred: Expr) -> Expr:
         _, gamma, beta = self.region.anchor.inputs
         place, mask = (*spot.inner, spot.piece.base), spot.piece.mask
-        scale = self.region.value(gamma, place, self.lanes, mask)
-        return let(centred * scale) + self.region.value(beta, place, self.lanes, mask)
+        scale, shift = (v.convert(self.region.value(n, place, self.lanes, mask), self.dtype) for n in (gamma, beta))
+        return let(centred * scale) + shift

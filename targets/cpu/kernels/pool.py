@@ -28,14 +28,14 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    loops,
     region_kernel,
     sweep,
     tree,
     vector_lanes,
     why_not,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, Layout, hold, let, simplify, splat
+from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _POOL = "dlc.pool"
@@ -157,7 +157,8 @@ class _Pool:
                 x = let(self._load(out[0], place, piece))
                 loaded[p].append(x)
                 if self.mode == "max":
-                    totals[p] = x if totals[p] is None else let(v.larger(x, totals[p]))
+                    # Held: the analyser would write a maximum of n elements out as 2^n.
+                    totals[p] = x if totals[p] is None else hold(v.larger(x, totals[p]))
                 else:
                     totals[p] = x if totals[p] is None else let(x + totals[p])
         for p, piece in enumerate(pieces):
@@ -229,6 +230,6 @@ class _Pool:
             known = isinstance(counted, int)
             size = v.constant(counted, kind, self.lanes) if known else splat(let(T.cast(counted, kind)), self.lanes)
             total = v.convert(let(total), kind) / size
-        if dtype in ("float16", "bfloat16") and self.mode != "max":
+        if self.mode != "max":
             total = round_trip(total, dtype)
         self.region.finish((*out, piece.base), total, self.lanes, piece.mask)

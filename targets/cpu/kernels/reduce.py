@@ -38,7 +38,6 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
-    loops,
     masked,
     region_kernel,
     sweep,
@@ -48,7 +47,7 @@ from dlc.targets.cpu.kernels.anchored import (
     wrapping,
 )
 from dlc.targets.cpu.kernels.builder import Expr, Layout, let, positions, simplify, splat
-from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
 
 _ARG = ("relax.argmax", "relax.argmin")
@@ -194,7 +193,7 @@ class _Reduction:
             kind = self.rule.dtype
             size = v.constant(count, kind) if isinstance(count, int) else T.cast(count, kind)
             result = v.convert(let(result / let(splat(size, lanes))), compute_dtype(dtype))
-        if dtype in ("float16", "bfloat16") and not self.is_arg:
+        if not self.is_arg:
             result = round_trip(result, dtype)
         self.region.finish(self._out_index(where), result, lanes, mask)
 

@@ -154,15 +154,15 @@ def _floor_divide(call: Call, args: Sequence[str]) -> str:
     return f"{b} == 0 ? {a} / {b} : {exact} == 0 ? {zero} : {low}"
 
 
-def extreme(dtype: str, a: str, b: str, comparison: str) -> str:
+def extreme(dtype: str, comparison: str, a: str, b: str) -> str:
     """numpy's maximum (``>``) or minimum (``<``) of two names: a NaN wins."""
     nan = f" || {_is_nan(a)}" if dtype.startswith("float") else ""
     return f"({a} {comparison} {b}{nan}) ? {a} : {b}"
 
 
 EMIT |= {
-    "relax.maximum": lambda call, args: extreme(call.dtype, args[0], args[1], ">"),
-    "relax.minimum": lambda call, args: extreme(call.dtype, args[0], args[1], "<"),
+    "relax.maximum": lambda call, args: extreme(call.dtype, ">", *args),
+    "relax.minimum": lambda call, args: extreme(call.dtype, "<", *args),
 }
 
 

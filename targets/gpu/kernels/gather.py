@@ -33,7 +33,7 @@ def positions(ev: Evaluator, node: Node, index: Index) -> str:
 
 def _accumulate(dtype: str, mode: str, a: str, b: str) -> str:
     if mode in ("max", "min"):
-        return extreme(dtype, a, b, ">" if mode == "max" else "<")
+        return extreme(dtype, ">" if mode == "max" else "<", a, b)
     operator = "*" if mode in ("mul", "prod") else "+"
     if dtype.startswith("float"):
         return f"{a} {operator} {b}"

@@ -151,7 +151,7 @@ def _combine(name: str, dtype: str) -> tuple[str, Combine]:
     if name in ("max", "min"):
         info = None if floating else np.iinfo(dtype)
         end = (-np.inf if name == "max" else np.inf) if info is None else (info.min if name == "max" else info.max)
-        return literal(end, dtype), lambda a, b: extreme(dtype, a, b, ">" if name == "max" else "<")
+        return literal(end, dtype), lambda a, b: extreme(dtype, ">" if name == "max" else "<", a, b)
     operator, neutral = ("*", 1) if name == "prod" else ("+", 0)
     if floating:
         return literal(neutral, dtype), lambda a, b: f"{a} {operator} {b}"

@@ -76,7 +76,7 @@ def pool(ev: Evaluator, node: Node, index: Index) -> str:
     with taps(ev, attrs, attrs["kernel"], extents, places) as (where, _):
         element = ev.at(x, (index[0], *where, index[-1]))
         if mode == "max":
-            ev.w.line(f"{result} = {extreme(dtype, element, result, '>')};")
+            ev.w.line(f"{result} = {extreme(dtype, '>', element, result)};")
         elif dtype == "int32":
             zero = int(attrs.get("x_zero_point", 0))
             ev.w.line(f"{result} = {wrap('int32', lambda a, b: f'{a} + {b} - {zero}u', result, element)};")

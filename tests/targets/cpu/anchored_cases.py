@@ -38,7 +38,7 @@ class Body:
         self.constants[name] = np.array(value, dtype)
         return name
 
-    def node(self, op: str, inputs: Sequence[str], shape: Sequence[Any], dtype: str, **attrs: Any) -> str:
+    def node(self, op: str, inputs: Sequence[str], shape: Sequence[Any], dtype: str, /, **attrs: Any) -> str:
         attrs |= {"dtype": dtype} if op == "relax.astype" else {}
         name = f"v{len(self.nodes)}"
         self.nodes.append(Node(op, tuple(inputs), (Value(name, tuple(shape), dtype),), attrs))

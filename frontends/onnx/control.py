@@ -1,0 +1,196 @@
+"""Control flow: If, Loop and Scan as `dlc.if` and `dlc.loop`, whose blocks are functions of the module.
+
+An extent that a loop changes, or in which two branches differ, becomes a symbol that gets its size when running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.registry import converter
+from dlc.frontends.onnx.tensor import Block, ConversionError, Dim, HostError, Tensor
+from dlc.ir.dims import symbols
+from dlc.ir.ops.host import IF, LOOP
+
+
+def _fresh(c: Context, hint: str) -> Any:
+    return c.symbols.fresh(hint, least=0)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A new tensor of the same type, content unknown."""
+    return Tensor(tensor.shape, tensor.dtype, type=tensor.type)
+
+
+def _joined(c: Context, a: Tensor, b: Tensor, what: str, free: frozenset[str] = frozenset()) -> Tensor:
+    """The type of a value that may be of either type: extents that differ become new symbols; `free` ones stay."""
+    if a.is_object or b.is_object:
+        if a.is_object and b.is_object:
+            return _like(a)
+        raise HostError(f"{what} is {a} and {b}")
+    if a.dtype != b.dtype:
+        raise ConversionError(f"{what} is {a} and {b}")
+    if a.rank != b.rank:
+        raise HostError(f"the rank of {what} changes: {a} and {b}")
+    pairs = zip(a.shape, b.shape, strict=True)
+    dims = [x if str(x) in free or c.symbols.same(x, y) else _fresh(c, "extent") for x, y in pairs]
+    return Tensor(tuple(dims), a.dtype)
+
+
+def _outside(c: Context, tensor: Tensor, before: frozenset[str]) -> Tensor:
+    """A block's result as seen from around it: extents over symbols that exist only inside become new ones."""
+    dims = [d if {str(v.name) for v in symbols([d])} <= before else _fresh(c, "extent") for d in tensor.shape]
+    return Tensor(tuple(dims), tensor.dtype, type=tensor.type)
+
+
+# --- If --------------------------------------------------------------------------------------------------------------
+
+
+@converter("If")
+def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
+    """The taken branch, where the condition is known when compiling; else both as blocks."""
+    if condition.value is not None:
+        return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
+    before = c.symbols.names()
+    blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
+    pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
+    types = [
+        _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")
+        for index, (a, b) in enumerate(pairs)
+    ]
+    captured = list({id(t): t for block in blocks for t in block.captured()}.values())
+    for block in blocks:
+        block.take(captured)
+    return c.results(IF, [condition, *captured], {}, types, blocks)
+
+
+# --- Loop ------------------------------------------------------------------------------------------------------------
+
+
+@converter("Loop")
+def loop(c: Context, trips: Tensor | None, condition: Tensor | None, *initial: Tensor) -> Sequence[Tensor]:
+    """A loop with a trip count, a condition, or both."""
+    graph: onnx.GraphProto = c.require("body")
+    start = [_like(t) for t in initial]
+    return _loop(c, trips, condition, start, list(initial), [], graph, _LoopForm())
+
+
+class _LoopForm:
+    """How a Loop's body takes its parameters and gives its results."""
+
+    def params(self, counter: Tensor, going: Tensor, states: list[Tensor], slices: list[Tensor]) -> list[Tensor]:
+        return [counter, going, *states, *slices]
+
+    def outputs(self, c: Context, outputs: list[Tensor]) -> list[Tensor]:
+        return outputs
+
+
+class _ScanForm(_LoopForm):
+    """A Scan's body has no counter and no condition."""
+
+    def params(self, counter: Tensor, going: Tensor, states: list[Tensor], slices: list[Tensor]) -> list[Tensor]:
+        return [*states, *slices]
+
+    def outputs(self, c: Context, outputs: list[Tensor]) -> list[Tensor]:
+        return [c.constant(True), *outputs]
+
+
+def _loop(
+    c: Context, trips: Tensor | None, condition: Tensor | None, types: list[Tensor], initial: list[Tensor],
+    scanned: list[Tensor], graph: onnx.GraphProto, form: _LoopForm,
+) -> list[Tensor]:  # fmt: skip
+    """`types` are the carried values' types, widened until the body gives back what it takes."""
+    before = c.symbols.names()
+    free: frozenset[str] = frozenset()
+    while True:
+        states = [_like(t) for t in types]
+        slices = [Tensor(t.shape[1:], t.dtype) for t in scanned]
+        counter, going = Tensor((), "int64"), Tensor((), "bool")
+        block = c.block(graph, form.params(counter, going, states, slices))
+        block.params = [counter, going, *states, *slices]
+        block.outputs = form.outputs(c, block.outputs)
+        results = block.outputs[1 : 1 + len(states)]
+        if len(results) < len(states):
+            raise ConversionError(f"the body returns {len(results)} of {len(states)} carried values")
+        known = c.symbols.names()
+        pairs = enumerate(zip(states, results, strict=True))
+        types = [_joined(c, state, result, f"carried value {index}", free) for index, (state, result) in pairs]
+        if c.symbols.names() == known:
+            break
+        free |= c.symbols.names() - known
+    length = _length(c, trips, condition, block)
+    stacked = [_outside(c, t, before) for t in block.outputs[1 + len(states) :]]
+    stacked = [Tensor((length, *t.shape), t.dtype) for t in stacked]
+    finals = [_outside(c, t, before) for t in states]
+    attrs = {
+        "carried": len(states),
+        "scanned": len(scanned),
+        "has_trips": trips is not None,
+        "has_condition": condition is not None,
+    }
+    given = [t for t in (trips, condition) if t is not None]
+    captured = block.captured()
+    block.take(captured)
+    return c.results(LOOP, [*given, *initial, *scanned, *captured], attrs, [*finals, *stacked], [block])
+
+
+def _length(c: Context, trips: Tensor | None, condition: Tensor | None, block: Block) -> Dim:
+    """How many iterations there are: the trip count, where no condition can end the loop before."""
+    going = block.outputs[0]
+    goes_on = going.value is not None and bool(going.value.reshape(-1)[0])
+    started = condition is None or (condition.value is not None and bool(condition.value.reshape(-1)[0]))
+    unchanged = going is block.params[1] and started
+    if trips is not None and ((goes_on and started) or unchanged):
+        known = trips.value if trips.value is not None else trips.elements
+        if known is not None:
+            count = known.reshape(-1)[0]
+            return max(int(count), 0) if trips.value is not None else count
+    return _fresh(c, "iterations")
+
+
+# --- Scan ------------------------------------------------------------------------------------------------------------
+
+
+def _flipped(c: Context, x: Tensor, axis: int) -> Tensor:
+    extent = x.shape[axis]
+    return c.emit("strided_slice", x, axes=(axis,), begin=(extent - 1,), end=(-1,), strides=(-1,))
+
+
+def _to_front(c: Context, x: Tensor, axis: int) -> Tensor:
+    return c.transpose(x, [axis, *(a for a in range(x.rank) if a != axis)])
+
+
+def _from_front(c: Context, x: Tensor, axis: int) -> Tensor:
+    order = list(range(1, x.rank))
+    order.insert(axis, 0)
+    return c.transpose(x, order)
+
+
+@converter("Scan", since=9)
+def scan(c: Context, *inputs: Tensor) -> Sequence[Tensor]:
+    """A loop over slices of its last inputs."""
+    graph: onnx.GraphProto = c.require("body")
+    scans = int(c.require("num_scan_inputs"))
+    states, sequences = list(inputs[: len(inputs) - scans]), list(inputs[len(inputs) - scans :])
+    if not sequences:
+        raise ConversionError("a Scan needs a sequence to scan")
+    axes = c.attr("scan_input_axes") or [0] * scans
+    backwards = c.attr("scan_input_directions") or [0] * scans
+    moved = []
+    for x, axis, back in zip(sequences, axes, backwards, strict=True):
+        front = _to_front(c, x, c.axis(axis, x.rank))
+        moved.append(_flipped(c, front, 0) if back else front)
+    trips = c.reshape(c.extents([moved[0].shape[0]]), ())
+    results = _loop(c, trips, None, [_like(t) for t in states], states, moved, graph, _ScanForm())
+    finals, stacks = results[: len(states)], results[len(states) :]
+    axes = c.attr("scan_output_axes") or [0] * len(stacks)
+    backwards = c.attr("scan_output_directions") or [0] * len(stacks)
+    turned = []
+    for x, axis, back in zip(stacks, axes, backwards, strict=True):
+        forward = _flipped(c, x, 0) if back else x
+        turned.append(_from_front(c, forward, c.axis(axis, x.rank)))
+    return [*finals, *turned]

@@ -1,0 +1,1 @@
+"""Passes that say the same in operators that a target has."""
