@@ -86,12 +86,26 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
         DlcError: there is no such stage, or the model or options are wrong.
     """
     target = _target(options)
+    from dlc import composite
+    from dlc.ir.convert import view
+
     known = [FRONTEND, *(step.name for step in passes_of(options, target))]
     if stage not in known:
         raise DlcError(f"no stage '{stage}'; known: {', '.join(known)}")
     module = import_source(model, options)
+    if stage == FRONTEND:
+        return module
     context = _context(module, options, target, calibration, None)
-    return module if stage == FRONTEND else run_passes(module, passes_of(options, target), context, stage)
+    common = common_passes(options)
+    if stage in {step.name for step in common}:
+        return run_passes(module, common, context, stage)
+    module = run_passes(module, common, context)
+    if composite.needs_host(view(module), target):
+        text = (
+            "the host runs some of the model's nodes, so the target's stages are one a part: compile with DLC_DUMP=DIR"
+        )
+        raise DlcError(f"no stage '{stage}' of the whole model: {text}")
+    return run_passes(module, target.passes(options), context, stage)
 
 
 def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:

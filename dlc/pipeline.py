@@ -34,6 +34,7 @@ class Context:
         options: what the user chose.
         calibration: samples, one dict of input name -> array each; None when none was given.
         target: the target object, for passes that depend on the hardware.
+        part: the part of a composite package that is compiled, see `dlc.composite`; stages are dumped below its name.
         declined: rewrites that were not done, with reasons.
         notes: facts for the manifest and the report, by key.
         progress: called with (stage, done, total) during long work.
@@ -42,6 +43,7 @@ class Context:
     options: Options
     calibration: Any = None
     target: Any = None
+    part: str = ""
     declined: list[Declined] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -60,10 +62,9 @@ class Pass:
     run: Callable[[Any, Context], Any]
 
 
-def _dump(module: Any, folder: str, number: int, name: str) -> None:
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / f"{number:02d}-{name}.py").write_text(module.script(show_meta=False))
+def _dump(module: Any, folder: Path, number: int, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number:02d}-{name}.py").write_text(module.script(show_meta=False))
 
 
 def run_passes(module: Any, passes: Sequence[Pass], context: Context, stop_after: str | None = None) -> Any:
@@ -79,7 +80,7 @@ def run_passes(module: Any, passes: Sequence[Pass], context: Context, stop_after
         if debug:
             verify(module, after=step.name)
         if folder:
-            _dump(module, folder, number, step.name)
+            _dump(module, Path(folder) / context.part, number, step.name)
         if step.name == stop_after:
             break
     return module

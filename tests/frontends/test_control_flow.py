@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import onnxruntime
 import pytest
 
 import dlc
+from dlc.compiler import module_at
 from dlc.errors import DlcError
 from dlc.explain import read
+from dlc.options import Options
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
 TARGETS = ("reference", "cpu")
@@ -180,3 +183,19 @@ def test_contractions_inside_a_loop_stay_float_and_say_so() -> None:
     package = dlc.compile(model, quantize="int8", calibration=samples)
     declined = [d for d in read(package).declined if d["pass"] == "quantize"]
     assert any("MatMul" in d["node"] and "stays float" in d["reason"] for d in declined)
+
+
+def test_stages_of_parts_are_dumped_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (float[4, 6] x, int64[2] shape) => (float[a, b] y) {
+        scaled = Mul (x, x)
+        turned = Reshape (scaled, shape)
+        y = Relu (turned)
+    }"""
+    model = onnx.parser.parse_model(HEAD + text)
+    monkeypatch.setenv("DLC_DUMP", str(tmp_path))
+    dlc.compile(model)
+    assert [len(list((tmp_path / part).glob("*regions.py"))) for part in ("part0", "part1")] == [1, 1]
+    monkeypatch.delenv("DLC_DUMP")
+    assert "dlc.onnx" in module_at(model, Options(), "simplify").script()
+    with pytest.raises(DlcError, match=r"no stage 'regions' of the whole model: .* DLC_DUMP"):
+        module_at(model, Options(), "regions")
