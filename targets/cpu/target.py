@@ -24,7 +24,8 @@ from dlc.targets.cpu.plan import plan
 from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
 
-_NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
+# Rare operators: the host computes them in numpy.
+NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
 
 
 def best_level() -> Isa:
@@ -54,7 +55,7 @@ class CpuTarget(Target):
 
     def declines(self, node: Node) -> str | None:
         """The operators that have no kernel, because they are rare."""
-        return f"target cpu has no kernel for {node.op}" if node.op in _NO_KERNEL else None
+        return f"target cpu has no kernel for {node.op}" if node.op in NO_KERNEL else None
 
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
