@@ -6,7 +6,9 @@ Runs in a process that Ray started. Imports neither TVM's compiler nor onnx.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,61 @@ def _receive_packages(group: Group) -> tuple[Plan, dict[str, Session]]:
     return Plan.from_json(record["plan"]), sessions
 
 
+class _Inbox:
+    """Takes in what an input begins with while the one before is computed: its sizes and its first values.
+
+    Gloo moves a message when both sides are ready; without this a worker would stand still for every transfer. The
+    first receives of a program are from ranks that it does not receive from later (see `ahead`), because messages of
+    one rank are told apart by their order alone.
+
+    Attributes:
+        waiting: what for, for messages.
+    """
+
+    def __init__(self, group: Group, plan: Plan, steps: Sequence[Step]) -> None:
+        self.group, self.plan, self.steps = group, plan, steps
+        self.waiting = "the driver"
+        self._ready: queue.Queue[tuple[dict[str, int], dict[str, np.ndarray]] | BaseException | None] = queue.Queue(1)
+        threading.Thread(target=self._fill, daemon=True).start()
+
+    def take(self) -> tuple[dict[str, int], dict[str, np.ndarray]] | None:
+        """(size of each symbol, values by name) of the next input; None when there is none. LinkError as `Group`."""
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _fill(self) -> None:
+        try:
+            while (header := self._header()) is not None:
+                values = {}
+                for step in self.steps:
+                    for name in step.values:
+                        values[name] = self.plan.values[name].empty(header)
+                        if values[name].nbytes:
+                            self.waiting = f"rank {step.peer}"
+                            self.group.receive(values[name], step.peer)
+                self._ready.put((header, values))
+            self._ready.put(None)
+        except BaseException as error:  # the main thread raises it
+            self._ready.put(error)
+
+    def _header(self) -> dict[str, int] | None:
+        self.waiting = "the driver"
+        header = np.empty(1 + len(self.plan.symbols), np.int64)
+        self.group.receive(header, DRIVER)
+        if header[0] == STOP:
+            return None
+        return {name: int(size) for name, size in zip(self.plan.symbols, header[1:], strict=True)}
+
+
+def ahead(steps: Sequence[Step]) -> int:
+    """How many of a program's steps are receives that can be done while the input before is computed."""
+    count = next((i for i, step in enumerate(steps) if step.do != "receive"), len(steps))
+    later = {step.peer for step in steps[count:] if step.do == "receive"}
+    return next((i for i, step in enumerate(steps[:count]) if step.peer in later), count)
+
+
 class _Loop:
     """The worker's steps, input after input."""
 
@@ -76,20 +133,20 @@ class _Loop:
         self.group, self.note = group, note
         note("receiving its packages")
         self.plan, self.sessions = _receive_packages(group)
-        self.steps = self.plan.programs[rank]
+        steps = self.plan.programs[rank]
+        self.first, self.steps = steps[: ahead(steps)], steps[ahead(steps) :]
         self.group.wait(self.group.send(np.ones(1, np.int64), DRIVER))  # loaded: the driver may begin
 
     def run(self) -> None:
         """Until the driver's header says stop. The sends of one input are waited for behind the next input."""
-        header = np.empty(1 + len(self.plan.symbols), np.int64)
+        inbox = _Inbox(self.group, self.plan, self.first)
         earlier: list[Any] = []
         while True:
-            self.note("waiting for the driver")
-            self.group.receive(header, DRIVER)
-            if header[0] == STOP:
+            self.note(f"waiting for {inbox.waiting}")
+            taken = inbox.take()
+            if taken is None:
                 break
-            sizes = {name: int(size) for name, size in zip(self.plan.symbols, header[1:], strict=True)}
-            current = self.one(sizes)
+            current = self.one(*taken)
             self._finish(earlier)
             earlier = current
         self._finish(earlier)
@@ -98,9 +155,10 @@ class _Loop:
         for work, _ in sends:
             self.group.wait(work)
 
-    def one(self, sizes: Mapping[str, int]) -> list[Any]:
-        """The steps for one input; returns the sends that may be under way, each with the array that it reads."""
-        values: dict[str, np.ndarray] = {}
+    def one(self, sizes: Mapping[str, int], values: dict[str, np.ndarray]) -> list[Any]:
+        """The steps for one input, from its first values on; returns the sends that may be under way, each with the
+        array that it reads.
+        """
         sends: list[Any] = []
         for step in self.steps:
             if step.do == "run":
