@@ -124,6 +124,7 @@ class Crew:
         actor = self._ray.remote(**options)(Worker)
         self._actors = [actor.remote() for _ in range(count)]
         self._serving: list[Any] = []
+        self._ended: set[Any] = set()  # the processes of the workers before the last restart
         self.identities: list[dict[str, Any]] = [{} for _ in range(count)]
 
     @property
@@ -145,7 +146,10 @@ class Crew:
         while True:
             try:
                 found: dict[str, Any] = self._ray.get(self._actors[number].identity.remote(), timeout=_BEGIN_SECONDS)
-                return found
+                # A process that was ended a moment ago may still answer.
+                if found["pid"] not in self._ended or time.monotonic() > until:
+                    return found
+                time.sleep(0.1)
             except self._ray.exceptions.RayError as error:
                 # A worker that is being started again is unavailable for a moment.
                 if time.monotonic() > until or isinstance(error, self._ray.exceptions.ActorDiedError):
@@ -188,6 +192,7 @@ class Crew:
 
     def restart(self) -> None:
         """End every worker that lives, so that Ray starts all of them again."""
+        self._ended = {identity.get("pid") for identity in self.identities}
         self._kill(no_restart=False)
 
     def dismiss(self) -> None:
