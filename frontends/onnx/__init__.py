@@ -27,6 +27,7 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     pooling,
     quantisation,
     random_numbers,
+    recurrent,
     reduction,
     resize,
     sampling,
