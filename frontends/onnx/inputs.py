@@ -52,7 +52,7 @@ class GraphInputs:
                 f"{self.model}: input '{proto.name}' has {len(dims)} dimensions, the given shape {len(shape)}"
             )
         for index, (size, dim) in enumerate(zip(shape, dims, strict=True)):
-            if dim.HasField("dim_value") and size != dim.dim_value:
+            if dim.HasField("dim_value") and size != dim.dim_value and dim.dim_value != -1:
                 raise DlcError(
                     f"{self.model}: input '{proto.name}': dimension {index} is {dim.dim_value}, "
                     f"the given shape says {size}"
@@ -86,7 +86,8 @@ class GraphInputs:
         if isinstance(dim, int):
             return dim
         text = dim if isinstance(dim, str) else dim.dim_param
-        if not isinstance(dim, str) and dim.HasField("dim_value"):
+        # Some exporters write -1 where ONNX has a dimension without a value.
+        if not isinstance(dim, str) and dim.HasField("dim_value") and dim.dim_value != -1:
             return int(dim.dim_value)
         if text in self.sizes:
             return self.sizes[text]

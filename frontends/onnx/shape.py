@@ -40,7 +40,9 @@ def target_shape(c: Context, x: Tensor, wanted: Sequence[Dim], allow_zero: bool)
         rest = [d for i, d in enumerate(dims) if i != unknown[0]]
         quotient = c.symbols.quotient(x.shape, rest)
         if quotient is None:
-            raise ConversionError(f"cannot reshape {x} to {_text(wanted)}")
+            if all(isinstance(d, int) for d in (*x.shape, *rest)):
+                raise ConversionError(f"cannot reshape {x} to {_text(wanted)}")
+            raise HostError(f"whether {x} can be reshaped to {_text(wanted)} depends on the sizes")
         dims[unknown[0]] = quotient
     return dims
 

@@ -136,8 +136,8 @@ def test_shapes_that_do_not_broadcast(tmp_path: Path) -> None:
 
 def test_a_reshape_that_does_not_fit(tmp_path: Path) -> None:
     node = helper.make_node("Reshape", ["x", "s"], ["y"], "r")
-    proto = model([node], {"x": ["n", 8]}, ["y"], {"s": np.array([-1, 5])})
-    assert message(save(tmp_path, proto)) == "node 'r' (Reshape): cannot reshape float32[n, 8] to [-1, 5]"
+    proto = model([node], {"x": [3, 8]}, ["y"], {"s": np.array([-1, 5])})
+    assert message(save(tmp_path, proto)) == "node 'r' (Reshape): cannot reshape float32[3, 8] to [-1, 5]"
 
 
 def test_shapes_of_the_user(tmp_path: Path) -> None:
