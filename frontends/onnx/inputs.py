@@ -86,6 +86,8 @@ class GraphInputs:
         if isinstance(dim, int):
             return dim
         text = dim if isinstance(dim, str) else dim.dim_param
+        if not any(character.isalnum() for character in text):
+            text = ""  # "?" and the like stand for anything, not for one size
         # Some exporters write -1 where ONNX has a dimension without a value.
         if not isinstance(dim, str) and dim.HasField("dim_value") and dim.dim_value != -1:
             return int(dim.dim_value)

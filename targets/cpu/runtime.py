@@ -17,6 +17,7 @@ from dlc.targets.cpu.amx_permission import request_amx
 
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
+_REMEMBERED = 256  # combinations of sizes
 
 
 def _aligned_bytes(size: int) -> np.ndarray:
@@ -64,6 +65,7 @@ class CpuExecutable:
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
         self._fixed = self._inputs + len(self._output_ranks)
         self._free: list[_State] = []
+        self._known: set[tuple[int, ...]] = set()  # sizes of the symbols that were checked
 
     def clone(self) -> CpuExecutable:
         """The executable itself: calls share nothing that they write."""
@@ -83,12 +85,29 @@ class CpuExecutable:
         return result
 
     def output_shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-        """The outputs' extents."""
+        """The outputs' extents; DlcError where some value inside would have a negative extent."""
+        self._check(sizes)
         values, position, shapes = self._evaluate(sizes), 1, []
         for rank in self._output_ranks:
             shapes.append(tuple(values[position : position + rank]))
             position += rank
         return shapes
+
+    def _check(self, sizes: Mapping[str, int]) -> None:
+        """Hold every value to extents of at least 0: kernels compute addresses from them."""
+        key = tuple(sizes[name] for name in self._symbols)
+        if self._static is not None or key in self._known:
+            return
+        from dlc.ir.interpret import evaluate_dim  # only models with symbolic extents need the table of operators
+
+        for call, row in zip(self._calls, self._explanation.nodes, strict=True):
+            shape = [evaluate_dim(d, sizes) for d in call["shape"]]
+            if min(shape, default=0) < 0:
+                given = ", ".join(f"{name} = {sizes[name]}" for name in self._symbols)
+                raise DlcError(f"node {row['node']}: its output would have the extents {shape} for {given}")
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known.add(key)
 
     # --- running ---
 

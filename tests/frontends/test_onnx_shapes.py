@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+import dlc
+from dlc.errors import DlcError
 from dlc.frontends.onnx import import_model
 from dlc.ir.convert import view
 from tests.frontends.build import graph_of, model, node, ops, run
@@ -160,3 +162,17 @@ def test_weights_of_a_qdq_model_stay_quantised() -> None:
     values = {"w": np.ones((3, 2), np.int8), "s": np.float32(0.5).reshape(())}
     graph = view(import_model(model(nodes, {"x": [1, 3]}, ["y"], values)))
     assert ops(graph) == ["dlc.dequantize", "dlc.matmul"]
+
+
+def test_an_extent_that_would_be_negative_is_refused_before_anything_runs() -> None:
+    proto = model([node("Conv", ["x", "w"], ["c"], name="wide"), node("Relu", ["c"], ["y"])],
+                  {"x": [1, 1, "n"]}, ["y"], {"w": np.ones((1, 1, 9), np.float32)})  # fmt: skip
+    session = dlc.load(dlc.compile(proto))
+    assert session.run({"x": np.ones((1, 1, 12), np.float32)})["y"].shape == (1, 1, 4)
+    with pytest.raises(DlcError, match=r"its output would have the extents \[1, -\d+, 1\] for n = 2"):
+        session.run({"x": np.ones((1, 1, 2), np.float32)})
+
+
+def test_what_stands_for_any_extent_is_no_name() -> None:
+    graph = graph_of(model([node("Relu", ["x"], ["y"])], {"x": ["?", "?", -1]}, ["y"]))
+    assert len({str(d) for d in graph.inputs[0].shape}) == 3
