@@ -23,7 +23,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
-from dlc.targets.cpu.kernels.builder import Layout, Operand, kernel, load
+from dlc.targets.cpu.kernels.builder import Operand, kernel, load
 from dlc.targets.cpu.kernels.contract import (
     Contraction,
     Schedule,
@@ -37,6 +37,7 @@ from dlc.targets.cpu.kernels.contract import (
     predicted_seconds,
 )
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
 DEPTH = 4

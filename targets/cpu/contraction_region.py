@@ -17,12 +17,13 @@ from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
-from dlc.targets.cpu.kernels.builder import Expr, Layout, kernel, simplify
+from dlc.targets.cpu.kernels.builder import Expr, kernel
 from dlc.targets.cpu.kernels.contract import Contraction
 from dlc.targets.cpu.kernels.contract_cost import GUESS
 from dlc.targets.cpu.kernels.depthwise import Depthwise
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
+from dlc.targets.layout import Layout, simplify
 
 Constants = Mapping[str, np.ndarray]
 

@@ -6,17 +6,10 @@ from typing import Any
 
 from dlc.ir.graph import Node
 from dlc.targets.cpu.isa import Isa
+from dlc.targets.lowering import region_row
 
 _BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM"}
 _BY_UNIT = {"winograd": "Winograd GEMM"}
-
-
-def _precision(node: Node) -> str:
-    assert node.body is not None
-    codes = {n.output.dtype for n in node.body.nodes} | {v.dtype for v in node.body.inputs}
-    if codes & {"uint8", "int8"}:
-        return "int8"
-    return node.body.nodes[0].output.dtype
 
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
@@ -43,14 +36,8 @@ def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, 
     schedule = node.attrs.get("dlc.schedule", {})
     anchor = next((n.op for n in node.body.nodes if n.op in _BY_ANCHOR), "")
     return {
-        "node": node.origin.node or node.origin.value,
-        "op": node.origin.op or node.body.nodes[-1].op.removeprefix("relax.").removeprefix("dlc."),
-        "value": node.origin.value,
-        "channels_last": node.origin.channels_last,
-        "fused": [n.op.removeprefix("relax.").removeprefix("dlc.") for n in node.body.nodes],
-        "precision": _precision(node),
+        **region_row(node, symbol),
         "kernel": _kernel(node, anchor, schedule, isa),
-        "symbol": symbol,
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
         "predicted_for": schedule.get("predicted_for", ""),

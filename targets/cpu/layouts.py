@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dlc.ir.graph import Graph, Node
-from dlc.targets.cpu.kernels.builder import Layout
+from dlc.targets.layout import Layout
 
 
 def output_layout(node: Node) -> Layout:

@@ -22,8 +22,8 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.dims import substitute
 from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.plan import ALIGNMENT, Plan
-from dlc.targets.cpu.program import Program, Ref
+from dlc.targets.plan import ALIGNMENT, Plan
+from dlc.targets.program import Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 import tvm
 
 from dlc.errors import DlcError
-from dlc.ir.convert import view
-from dlc.ir.dims import Symbols, symbols
+from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
@@ -32,12 +30,11 @@ from dlc.targets.cpu.kernels import (
     scatter,
     sources,
 )
-from dlc.targets.cpu.kernels.builder import Layout, simplify
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
-from dlc.targets.cpu.program import Call, Program, Ref
-from dlc.targets.cpu.schedule import region_constants
+from dlc.targets.layout import Layout, simplify
+from dlc.targets.lowering import Lowering, canonical, region_constants
+from dlc.targets.program import Call, Program, Ref
 
-VIEW = "relax.reshape"
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
@@ -45,24 +42,6 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "opaque": (resample, order, scan, scatter, sources),
     "pointwise": (pointwise,),
 }
-
-
-def canonical(body: Graph) -> Graph:
-    """`body` with values renamed by position, so that equal regions are equal text."""
-    names = {v.name: f"i{i}" for i, v in enumerate(body.inputs)}
-    names |= {name: f"s{i}" for i, name in enumerate(body.constants)}
-    names |= {node.output.name: f"v{i}" for i, node in enumerate(body.nodes)}
-    nodes = tuple(
-        replace(
-            node,
-            inputs=tuple(names[n] for n in node.inputs),
-            outputs=(replace(node.output, name=names[node.output.name]),),
-        )
-        for node in body.nodes
-    )
-    inputs = tuple(replace(v, name=names[v.name]) for v in body.inputs)
-    constants = {names[n]: a for n, a in body.constants.items()}
-    return Graph("region", inputs, tuple(names[n] for n in body.outputs), nodes, constants)
 
 
 def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict[str, np.ndarray]) -> str:
@@ -78,51 +57,15 @@ def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict
     return hashlib.sha256(json.dumps(text, default=str).encode()).hexdigest()
 
 
-class Lowering:
-    """The state of one lowering."""
+class CpuLowering(Lowering):
+    """The state of one lowering for one instruction set."""
 
     def __init__(self, module: Any, isa: Isa) -> None:
-        table = Symbols()
-        self.graph, self.isa = table.graph(view(module)), isa
-        self.values, self.layouts = self.graph.values(), value_layouts(self.graph)
-        dims = [d for v in self.graph.inputs for d in v.shape]
-        self.program = Program(self.graph.inputs, tuple(self.values[n] for n in self.graph.outputs), symbols(dims))
-        self.roots: dict[str, str] = {}
-        self.known: dict[str, str] = {}  # digest -> symbol
-        self.constant_index: dict[str, int] = {}
-
-    # --- places ---
-
-    def root(self, name: str) -> str:
-        """The value whose memory `name` is."""
-        return self.roots.get(name, name)
-
-    def constant(self, array: np.ndarray) -> Ref:
-        """The place of a constant; equal ones share it."""
-        array = np.ascontiguousarray(array)
-        key = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() + str(array.dtype)
-        if key not in self.constant_index:
-            self.constant_index[key] = len(self.program.constants)
-            self.program.constants.append(array)
-        return Ref("constant", self.constant_index[key])
-
-    def place(self, name: str) -> Ref:
-        """Where a value of ``main`` lies."""
-        name = self.root(name)
-        if name in self.graph.constants:
-            return self.constant(self.graph.constants[name])
-        for index, value in enumerate(self.graph.inputs):
-            if value.name == name:
-                return Ref("input", index)
-        for index, output in enumerate(self.graph.outputs):
-            if self.root(output) == name:
-                return Ref("output", index)
-        return Ref("workspace", name=name)
-
-    # --- kernels ---
+        super().__init__(module)
+        self.isa, self.layouts = isa, value_layouts(self.graph)
 
     def region(self, node: Node) -> None:
-        """Generate the kernel of one region call, unless an equal one exists, and call it."""
+        """See `Lowering.region`."""
         assert node.body is not None
         kind = node.attrs["dlc.kind"]
         constants = region_constants(self.graph, node)
@@ -200,17 +143,7 @@ class Lowering:
         self.program.kernels[symbol] = func
         return symbol
 
-    def run(self) -> Program:
-        """Lower every call of ``main``."""
-        for node in self.graph.nodes:
-            if node.op == VIEW:
-                self.roots[node.output.name] = self.root(node.inputs[0])
-        for node in self.graph.nodes:
-            if node.op != VIEW:
-                self.region(node)
-        return self.program
-
 
 def lower(module: Any, isa: Isa) -> Program:
     """Generate all kernels of `module` for one instruction set."""
-    return Lowering(module, isa).run()
+    return CpuLowering(module, isa).run()

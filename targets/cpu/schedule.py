@@ -8,18 +8,11 @@ from typing import Any
 from dlc.hardware import Machine
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols
-from dlc.ir.graph import Graph, Node
 from dlc.pipeline import Context, Pass
 from dlc.targets.cpu.contraction_region import ContractionRegion, declines
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
-
-
-def region_constants(graph: Graph, node: Node) -> dict[str, Any]:
-    """The inputs of a region's body that are constants in ``main``."""
-    assert node.body is not None
-    pairs = zip(node.body.inputs, node.inputs, strict=True)
-    return {v.name: graph.constants[name] for v, name in pairs if name in graph.constants}
+from dlc.targets.lowering import region_constants
 
 
 def schedule_pass(isa: Isa, machine: Machine) -> Pass:

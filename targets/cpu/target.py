@@ -20,9 +20,9 @@ from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
 from dlc.targets.cpu.lower import lower
-from dlc.targets.cpu.plan import plan
-from dlc.targets.cpu.program import Call
 from dlc.targets.cpu.schedule import schedule_pass
+from dlc.targets.plan import plan
+from dlc.targets.program import Call
 
 # Rare operators: the host computes them in numpy.
 NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})

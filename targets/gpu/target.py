@@ -13,12 +13,12 @@ from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, stage_outputs
 from dlc.pipeline import Context, Pass
 from dlc.targets.base import Build, Target
-from dlc.targets.cpu.plan import Plan, plan
-from dlc.targets.cpu.program import Call, Program, Ref
 from dlc.targets.gpu.lower import lower
 from dlc.targets.gpu.nvcc import compile_cuda, nvcc_version
 from dlc.targets.gpu.runtime import opencl_devices
 from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE
+from dlc.targets.plan import Plan, plan
+from dlc.targets.program import Call, Program, Ref
 
 _ARCH = re.compile(r"sm_\d+[a-z]?")
 

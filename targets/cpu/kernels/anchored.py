@@ -17,22 +17,12 @@ from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import (
-    Expr,
-    Layout,
-    Operand,
-    kernel,
-    let,
-    positions,
-    simplify,
-    splat,
-    stack,
-    tail_mask,
-)
+from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel, let, positions, splat, stack, tail_mask
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.vector import element, intrinsic, lanes_of, select
+from dlc.targets.layout import Layout, simplify
 
 Index = tuple[Expr, ...]
 

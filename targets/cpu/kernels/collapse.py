@@ -12,8 +12,9 @@ from math import prod
 
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.ops import OPS
-from dlc.targets.cpu.kernels.builder import Expr, Layout, simplify
+from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.evaluate import is_one
+from dlc.targets.layout import Layout, simplify
 
 _PARAMETERS = ("dlc.quantize", "dlc.dequantize")  # inputs 1 and 2 may be vectors along `axis`
 

@@ -35,11 +35,12 @@ from dlc.targets.cpu.kernels.amx import (
     TileUnit,
     aligned_stack,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, simplify, stack, tail_mask
+from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, stack, tail_mask
 from dlc.targets.cpu.kernels.contract_amx_plan import rows_of, step_bytes, steps_of, tile_rows
 from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_loops import Segment, cut, each, loop, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
+from dlc.targets.layout import simplify
 
 PARTIAL_BLOCKS = 16  # whose partial sums wait in scratch when k is cut: 64 KB of 2x2 blocks
 _A_TILES, _W_TILES = (4, 5), (6, 7)

@@ -8,8 +8,9 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.targets.cpu.kernels.amx import GROUP, LANES, ROW_BYTES, ROWS
-from dlc.targets.cpu.kernels.builder import Expr, simplify
+from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction
+from dlc.targets.layout import simplify
 
 
 def declines(problem: Contraction) -> str | None:

@@ -10,10 +10,11 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, simplify, splat, stack, tail_mask, vector_type
+from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, stack, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_loops import Nest, Segment, cut, cut_channels, each, loop, nests, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import dot_for, load_bytes, load_group
+from dlc.targets.layout import simplify
 
 Store = Callable[[tuple[Expr, ...], Expr, Expr, Expr, int, Expr], None]
 

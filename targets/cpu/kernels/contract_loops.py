@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.kernels.builder import Expr, let, simplify
+from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_problem import Run
+from dlc.targets.layout import simplify
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
     wrapping,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, let, splat
 from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator, is_one
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 _ROWS, _VECTORS = 4, 2  # of a register tile
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Layout, simplify
+from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
+from dlc.targets.layout import Layout, simplify
 
 
 class Axis(NamedTuple):

@@ -17,10 +17,11 @@ from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
 from dlc.targets.cpu.kernels.amx import aligned_stack
-from dlc.targets.cpu.kernels.builder import Expr, Layout, Operand, let, simplify, vector_type
+from dlc.targets.cpu.kernels.builder import Expr, Operand, let, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Schedule
+from dlc.targets.layout import Layout, simplify
 
 MOST_SCRATCH = 512 << 10  # bytes: it lies on the stack
 _COPY = 3  # instructions to load, widen and store one vector

@@ -28,20 +28,12 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
-from dlc.targets.cpu.kernels.builder import (
-    Expr,
-    Operand,
-    let,
-    load,
-    simplify,
-    splat,
-    tail_mask,
-    vector_type,
-)
+from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule
 from dlc.targets.cpu.kernels.contract_wide import block_sizes, scratch
+from dlc.targets.layout import simplify
 
 _TAPS, _OUT, _SIDE = 3, 2, 4
 _POINTS = _SIDE * _SIDE

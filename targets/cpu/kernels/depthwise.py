@@ -19,22 +19,12 @@ from tvm.script.ir_builder import tirx as T
 from dlc.errors import DlcError
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import (
-    Expr,
-    Layout,
-    Operand,
-    let,
-    load,
-    simplify,
-    splat,
-    stack,
-    tail_mask,
-    vector_type,
-)
+from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, stack, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Schedule
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
+from dlc.targets.layout import Layout, simplify
 
 _CODE = 512  # multiply-adds of one tile, all taps unrolled, up to which code stays small
 

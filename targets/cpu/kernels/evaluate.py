@@ -17,11 +17,12 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.graph import Graph, Node
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, splat
 from dlc.targets.cpu.kernels.elementwise import EMIT, Call
 from dlc.targets.cpu.kernels.lookup import bytes_at, in_registers
 from dlc.targets.cpu.kernels.quantized import EMIT_QUANTIZED, table_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip, widen
+from dlc.targets.layout import simplify
 
 ELEMENTWISE = {**EMIT, **EMIT_QUANTIZED}
 _QUANTIZE = ("dlc.quantize", "dlc.dequantize")

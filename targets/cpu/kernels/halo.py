@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.kernels.builder import Expr, Operand, simplify
+from dlc.targets.cpu.kernels.builder import Expr, Operand
 from dlc.targets.cpu.kernels.storage import compute_dtype, narrow
 from dlc.targets.cpu.kernels.vector import constant, width
+from dlc.targets.layout import simplify
 
 _WIDEST = 64  # bytes of one store; LLVM splits it where registers are narrower
 

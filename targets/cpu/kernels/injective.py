@@ -14,8 +14,9 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Node
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, hold, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, hold, splat
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator, as_int64, dense_strides, to_gather
+from dlc.targets.layout import simplify
 
 
 def _lanes(component: Expr) -> int:
@@ -80,8 +81,8 @@ def reshape(ev: Evaluator, node: Node, at: At) -> Expr:
     if not at.gather and at.lanes > 1 and not (multiple or same):
         operand = ev.operands.get(node.inputs[0])
         if operand is not None and operand.layout.is_dense:
-            from dlc.targets.cpu.kernels.builder import Layout
             from dlc.targets.cpu.kernels.storage import widen
+            from dlc.targets.layout import Layout
 
             view = replace(operand, layout=Layout.dense(shape))
             return widen(view.load(at.index, at.lanes, at.mask), operand.dtype)

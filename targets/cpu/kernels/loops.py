@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, let, simplify, tail_mask
+from dlc.targets.cpu.kernels.builder import Expr, let, tail_mask
+from dlc.targets.layout import simplify
 
 # (position of the first lane, lanes, mask or None)
 Body = Callable[[Expr, int, Expr], None]

@@ -39,9 +39,10 @@ from dlc.targets.cpu.kernels.anchored import (
     vector_lanes,
     why_not,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, load, simplify, splat, stack, store
+from dlc.targets.cpu.kernels.builder import Expr, let, load, splat, stack, store
 from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 _SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM = "relax.nn.softmax", "relax.nn.log_softmax", "relax.nn.layer_norm"
 _OPERATORS = (_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM)

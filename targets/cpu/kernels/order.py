@@ -15,8 +15,9 @@ from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import Accumulator, Region, region_kernel, why_not
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let
+from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loops, whole_index
+from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:

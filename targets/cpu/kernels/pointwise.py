@@ -7,7 +7,7 @@ from typing import Any
 
 from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Layout, Operand, kernel
+from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel
 from dlc.targets.cpu.kernels.collapse import collapse
 from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width
 from dlc.targets.cpu.kernels.halo import fill_halo
@@ -15,6 +15,7 @@ from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
 from dlc.targets.cpu.kernels.loops import has_masks, nest, vectors
 from dlc.targets.cpu.kernels.transpose import fill, join, turned
 from dlc.targets.cpu.kernels.vector import width
+from dlc.targets.layout import Layout
 
 UNROLL = 4
 

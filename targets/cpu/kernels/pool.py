@@ -34,9 +34,10 @@ from dlc.targets.cpu.kernels.anchored import (
     vector_lanes,
     why_not,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, hold, let, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, hold, let, splat
 from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 _POOL = "dlc.pool"
 _FLOATS = ("float32", "float64", "float16", "bfloat16")

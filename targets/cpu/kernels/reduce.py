@@ -46,9 +46,10 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
     wrapping,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, positions, simplify, splat
+from dlc.targets.cpu.kernels.builder import Expr, let, positions, splat
 from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 _ARG = ("relax.argmax", "relax.argmin")
 _OPERATORS = frozenset({"relax.sum", "relax.mean", "relax.prod", "relax.max", "relax.min", *_ARG})

@@ -33,11 +33,12 @@ from dlc.targets.cpu.kernels.anchored import (
     vector_lanes,
     why_not,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, hold, let, positions, simplify, splat, stack, unfused_add
+from dlc.targets.cpu.kernels.builder import Expr, hold, let, positions, splat, stack, unfused_add
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator
 from dlc.targets.cpu.kernels.resample_weights import Weights
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 _TABLE_BYTES = 1 << 16  # of positions and weights along the last dimension
 

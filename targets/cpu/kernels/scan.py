@@ -23,9 +23,10 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
     wrapping,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let, simplify
+from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loop, loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout, simplify
 
 
 def declines(body: Graph) -> str | None:

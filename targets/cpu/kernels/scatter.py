@@ -24,9 +24,10 @@ from dlc.targets.cpu.kernels.anchored import (
     why_not,
     wrapping,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Layout, let
+from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip, widen
+from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:

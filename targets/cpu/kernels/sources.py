@@ -11,9 +11,10 @@ from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import region_kernel, why_not
-from dlc.targets.cpu.kernels.builder import Layout, let
+from dlc.targets.cpu.kernels.builder import let
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
+from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:

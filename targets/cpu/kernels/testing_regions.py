@@ -12,8 +12,8 @@ from dlc.hardware import this_machine
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.interpret import interpret
 from dlc.targets.cpu.isa import Isa, levels_of
-from dlc.targets.cpu.kernels.builder import Layout
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 # The levels above avx512 differ from it in their integer products only.
 LEVELS = [isa for isa in levels_of(this_machine()) if isa.dot in ("pmaddwd", "plain")]

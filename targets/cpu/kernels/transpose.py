@@ -16,9 +16,10 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.graph import Graph, Node, Value
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, Layout, Operand, hold, let, simplify, tail_mask
+from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, let, tail_mask
 from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width, is_one
 from dlc.targets.cpu.kernels.loops import int64, nest, serial
+from dlc.targets.layout import Layout, simplify
 
 _TABLED = ("dlc.quantize", "dlc.dequantize", "dlc.table")  # inputs other than the first need not broadcast
 _WIDEST = 16  # rows of a tile; more do not fit the registers

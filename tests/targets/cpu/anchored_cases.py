@@ -12,8 +12,9 @@ from dlc.hardware import this_machine
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.interpret import interpret
 from dlc.targets.cpu.isa import GENERIC, Isa, levels_of
-from dlc.targets.cpu.kernels.builder import STORAGE, Layout, symbolic
+from dlc.targets.cpu.kernels.builder import STORAGE, symbolic
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 # The best levels differ from avx512 in their integer products only. GENERIC runs on every machine.
 LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot == "pmaddwd"), GENERIC]

@@ -12,8 +12,9 @@ from dlc.hardware import this_machine
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import AMX_EMULATED, Isa, isa_by_name, levels_of
 from dlc.targets.cpu.kernels import amx
-from dlc.targets.cpu.kernels.builder import Layout, kernel
+from dlc.targets.cpu.kernels.builder import kernel
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 REAL = isa_by_name("amx") in levels_of(this_machine()) and request_amx()
 EMULATED = AMX_EMULATED.requires <= this_machine().features

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import GENERIC, Isa, isa_by_name, levels_of
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.contract import (
     Contraction,
     Schedule,
@@ -31,6 +31,7 @@ from dlc.targets.cpu.kernels.contract import (
 )
 from dlc.targets.cpu.kernels.dot import PLAIN, PMADDWD, VNNI, Dot, dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
 # GENERIC, with portable vectors only, runs on every machine.

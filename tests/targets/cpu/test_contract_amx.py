@@ -20,10 +20,11 @@ from dlc.hardware import Machine, this_machine
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import AMX_EMULATED, Isa, isa_by_name, levels_of
 from dlc.targets.cpu.kernels import amx, contract, contract_amx, contract_amx_plan
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.contract import Axis, Contraction, Run, Schedule
 from dlc.targets.cpu.kernels.contract_amx_cost import SHAPES, amx_candidates, amx_predicted_seconds, amx_utilisation
 from dlc.targets.cpu.kernels.testing import Compiled, llvm_target
+from dlc.targets.layout import Layout
 
 AMX = isa_by_name("amx")
 MACHINE = this_machine()

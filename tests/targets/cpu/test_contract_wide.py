@@ -13,9 +13,10 @@ from test_contract import INTEGER, MACHINE, check, operands, quickly
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import isa_by_name, levels_of
 from dlc.targets.cpu.kernels import contract, contract_wide
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.contract import conv_contraction, matmul_contraction
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 LEVELS = [isa for isa in levels_of(MACHINE) if isa.dot == "pmaddwd"]
 

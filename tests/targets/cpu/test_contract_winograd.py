@@ -13,9 +13,10 @@ from test_contract import INTEGER, MACHINE, conv_reference, operands, quickly
 
 from dlc.targets.cpu.isa import isa_by_name, levels_of
 from dlc.targets.cpu.kernels import contract, contract_winograd
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.contract import Contraction, conv_contraction, conv_weight
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 LEVELS = [isa for isa in levels_of(MACHINE) if isa.dot == "pmaddwd"]
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import GENERIC, Isa, levels_of
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.contract import Schedule
 from dlc.targets.cpu.kernels.depthwise import choose_depthwise, depthwise_problem, emit_depthwise, pack_depthwise
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
 # GENERIC, with portable vectors only, runs on every machine.

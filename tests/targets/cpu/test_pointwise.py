@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from dlc.ir.ops.shapes import broadcast
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import pointwise
-from dlc.targets.cpu.kernels.builder import Layout, kernel, symbolic
+from dlc.targets.cpu.kernels.builder import kernel, symbolic
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.cpu.kernels.testing_regions import LEVELS, Body, check, random
+from dlc.targets.layout import Layout
 
 every_level = pytest.mark.parametrize("isa", LEVELS, ids=lambda isa: isa.name)
 levels = st.sampled_from(LEVELS)

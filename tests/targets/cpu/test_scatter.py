@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlc.targets.cpu.kernels import scatter
-from dlc.targets.cpu.kernels.builder import Layout
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.cpu.kernels.testing_regions import random
+from dlc.targets.layout import Layout
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "uint8", "int64", "uint64", "bool", "int4")
 CASES = st.fixed_dictionaries(

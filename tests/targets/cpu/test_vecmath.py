@@ -9,8 +9,9 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import Isa, levels_of
 from dlc.targets.cpu.kernels import vecmath, vector
-from dlc.targets.cpu.kernels.builder import Layout, kernel, let
+from dlc.targets.cpu.kernels.builder import kernel, let
 from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout
 
 # The two best levels differ from avx512 in their integer products only.
 LEVELS = [isa for isa in levels_of(this_machine()) if isa.dot in ("pmaddwd", "plain")]

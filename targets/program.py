@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dlc.ir.graph import Origin, Value
-from dlc.targets.cpu.kernels.builder import Layout
+from dlc.targets.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 from tvm import tirx
 
 from dlc.ir.dims import substitute, symbols
-from dlc.targets.cpu.kernels.builder import simplify
-from dlc.targets.cpu.program import Program
+from dlc.targets.layout import simplify
+from dlc.targets.program import Program
 
 ALIGNMENT = 64
 # Extent assumed for a symbolic dimension when values are matched to slots; any value gives a correct plan.
