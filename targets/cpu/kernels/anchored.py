@@ -102,6 +102,25 @@ def region_kernel(
         yield opened, Region(body, anchor, inputs, outputs, isa)
 
 
+Emit = Callable[[str, Graph, Mapping[str, Layout], Isa, Sequence[Any], Mapping[str, float]], Any]
+
+
+def emitter(write: Callable[[Region], None]) -> Emit:
+    """A family's ``emit``, from what writes the code of a region into its open kernel.
+
+    The kernel's parameters are the body's inputs in order, then its outputs, then `dims`.
+    """
+
+    def emit(
+        name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo: Mapping[str, float]
+    ) -> Any:
+        with region_kernel(name, body, layouts, isa, dims, halo) as (kernel, region):
+            write(region)
+        return kernel.func
+
+    return emit
+
+
 # --- loops -----------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from dlc.targets.cpu.kernels import (
     contract_winograd,
 )
 from dlc.targets.cpu.kernels.builder import Operand
-from dlc.targets.cpu.kernels.contract_emit import Store
+from dlc.targets.cpu.kernels.contract_emit import Store, Task
 from dlc.targets.cpu.kernels.contract_problem import (
     Axis,
     Contraction,
@@ -115,7 +115,7 @@ def emit(
     init: Operand | None,
     store: Store,
 ) -> None:
-    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit`."""
+    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.Task`."""
     emitters = {"amx": contract_amx.emit_tiles, "vector": contract_emit.emit}
     emitters |= {name: unit.emit for name, unit in _IN_SCRATCH.items()}
-    emitters[schedule.unit](problem, schedule, isa, a, w, init, store)
+    emitters[schedule.unit](Task(problem, schedule, isa, a, w, init, store))

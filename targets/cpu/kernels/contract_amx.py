@@ -18,7 +18,6 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.amx import (
     GROUP,
     LANES,
@@ -35,11 +34,10 @@ from dlc.targets.cpu.kernels.amx import (
     TileUnit,
     aligned_stack,
 )
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, stack, tail_mask
+from dlc.targets.cpu.kernels.builder import Expr, let, load, stack, tail_mask
 from dlc.targets.cpu.kernels.contract_amx_plan import rows_of, step_bytes, steps_of, tile_rows
-from dlc.targets.cpu.kernels.contract_emit import Store
+from dlc.targets.cpu.kernels.contract_emit import Task
 from dlc.targets.cpu.kernels.contract_loops import Segment, cut, each, loop, whole_index
-from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
 from dlc.targets.layout import simplify
 
 PARTIAL_BLOCKS = 16  # whose partial sums wait in scratch when k is cut: 64 KB of 2x2 blocks
@@ -47,20 +45,12 @@ _A_TILES, _W_TILES = (4, 5), (6, 7)
 _LINE = 64
 
 
-def emit_tiles(
-    problem: Contraction,
-    schedule: Schedule,
-    isa: Isa,
-    a: Operand,
-    w: Operand,
-    init: Operand | None,
-    store: Store,
-) -> None:
-    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit` for the arguments.
+def emit_tiles(task: Task) -> None:
+    """Emit the contraction with tiles.
 
     `store` is called once for each row and 16 channels, in no particular order.
     """
-    _Emitter(problem, schedule, isa, a, w, init, store).run()
+    _Emitter(task).run()
 
 
 def tile_shapes(rows: Expr, width: int) -> list[tuple[Expr, Expr]]:
@@ -109,18 +99,9 @@ class _Pending:
 
 
 class _Emitter:
-    def __init__(
-        self,
-        problem: Contraction,
-        schedule: Schedule,
-        isa: Isa,
-        a: Operand,
-        w: Operand,
-        init: Operand | None,
-        store: Store,
-    ) -> None:
-        self.problem, self.schedule = problem, schedule
-        self.a, self.w, self.init, self.store = a, w, init, store
+    def __init__(self, task: Task) -> None:
+        problem, schedule = self.problem, self.schedule = task.problem, task.schedule
+        self.a, self.w, self.init, self.store = task.a, task.w, task.init, task.store
         self.ti, self.tj = schedule.mr // ROWS, schedule.nr
         assert 0 < self.ti * self.tj <= 4
         self.width, self.steps = step_bytes(problem), steps_of(problem)
@@ -128,7 +109,7 @@ class _Emitter:
         self.n = int(problem.n)
         self.vectors, self.ragged = -(-self.n // LANES), self.n % LANES
         self.blocked = 0 < schedule.k_block < len(self.steps)
-        self.emulated = isa.emulated
+        self.emulated = task.isa.emulated
 
     # Set-up -----------------------------------------------------------------------------------------------------------
 

@@ -34,38 +34,38 @@ class _Tile:
     mask: Expr
 
 
-def emit(
-    problem: Contraction,
-    schedule: Schedule,
-    isa: Isa,
-    a: Operand,
-    w: Operand,
-    init: Operand | None,
-    store: Store,
-) -> None:
-    """Emit the contraction inside an open `kernel(...)`.
+@dataclass(frozen=True)
+class Task:
+    """A contraction to emit inside an open `kernel(...)`, and what an emitter needs for it.
 
-    `a` and `w` are flat operands as the problem describes them (`w` packed by `pack` with the same schedule, or an
-    activation); `init` holds groups * n start values of the accumulators in `problem.acc_dtype`, or None for zero.
-    `store(outer_index, row, channel, vector, lanes, mask)` is called for every accumulator vector, as scalar int64
-    indices of its first output; `mask` is None or true in the lanes that exist.
+    Attributes:
+        problem, schedule, isa: what is computed, in which tiles, with which instructions.
+        a, w: flat operands as the problem describes them (`w` packed by `pack` with the same schedule, or an
+            activation).
+        init: groups * n start values of the accumulators in `problem.acc_dtype`, or None for zero.
+        store: ``store(outer_index, row, channel, vector, lanes, mask)`` is called for every accumulator vector, as
+            scalar int64 indices of its first output; `mask` is None or true in the lanes that exist.
     """
-    _Emitter(problem, schedule, isa, a, w, init, store).run()
+
+    problem: Contraction
+    schedule: Schedule
+    isa: Isa
+    a: Operand
+    w: Operand
+    init: Operand | None
+    store: Store
+
+
+def emit(task: Task) -> None:
+    """Emit the contraction with vectors."""
+    _Emitter(task).run()
 
 
 class _Emitter:
-    def __init__(
-        self,
-        problem: Contraction,
-        schedule: Schedule,
-        isa: Isa,
-        a: Operand,
-        w: Operand,
-        init: Operand | None,
-        store: Store,
-    ) -> None:
-        self.problem, self.schedule, self.isa = problem, schedule, isa
-        self.a, self.w, self.init, self.store = a, w, init, store
+    def __init__(self, task: Task) -> None:
+        self.problem, self.schedule, self.isa = task.problem, task.schedule, task.isa
+        self.a, self.w, self.init, self.store = task.a, task.w, task.init, task.store
+        problem, isa = self.problem, self.isa
         self.dot, self.lanes = dot_for(isa, problem.a_dtype, problem.w_dtype), isa.lanes()
         self.block = self.dot.group * self.lanes  # elements of one packed vector
         self.packed = problem.w_k_stride is None

@@ -9,14 +9,12 @@ in the last place of the sum of the k magnitudes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
 from dlc.ir.ops.windows import CHANNELS_LAST
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
@@ -24,7 +22,7 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    region_kernel,
+    emitter,
     sweep,
     vector_lanes,
     why_not,
@@ -34,7 +32,7 @@ from dlc.targets.cpu.kernels.builder import Expr, let, splat
 from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator, is_one
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 _ROWS, _VECTORS = 4, 2  # of a register tile
 
@@ -51,15 +49,6 @@ def declines(body: Graph) -> str | None:
     if "bool" in (anchor.output.dtype, *(body.values()[n].dtype for n in anchor.inputs)):
         return "a contraction of bool"
     return None
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        (_Conv if region.anchor.op == "dlc.conv" else _Matmul)(region).run()
-    return kernel.func
 
 
 class _Plain:
@@ -195,3 +184,6 @@ class _Conv(_Plain):
         if piece.mask is not None:
             channels = T.Select(piece.mask, channels, splat(base, self.lanes))
         return self.number(self.w, (let(channels), *inner), self.lanes, "", None, True)
+
+
+emit = emitter(lambda region: (_Conv if region.anchor.op == "dlc.conv" else _Matmul)(region).run())

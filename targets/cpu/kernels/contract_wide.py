@@ -18,7 +18,7 @@ from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
 from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.builder import Expr, Operand, let, vector_type
-from dlc.targets.cpu.kernels.contract_emit import Store
+from dlc.targets.cpu.kernels.contract_emit import Task
 from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Schedule
 from dlc.targets.layout import Layout, simplify
@@ -117,16 +117,9 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
     return contract_problem.pack(_inner(problem, 1), schedule, isa, weight)
 
 
-def emit(
-    problem: Contraction,
-    schedule: Schedule,
-    isa: Isa,
-    a: Operand,
-    w: Operand,
-    init: Operand | None,
-    store: Store,
-) -> None:
-    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.emit` for the arguments."""
+def emit(task: Task) -> None:
+    """Emit the contraction."""
+    problem, schedule, isa, a, store = task.problem, task.schedule, task.isa, task.a, task.store
     axis, lanes, vector = _axis(problem), isa.lanes(16), replace(schedule, unit="vector")
     wide = scratch("wide", "int16", int(_span(problem, schedule.block)))
 
@@ -150,7 +143,7 @@ def emit(
             else:
                 store((), whole_index(simplify(first + row)), channel, value, lanes, mask)
 
-        contract_emit.emit(_inner(problem, size), vector, isa, wide, w, init, move)
+        contract_emit.emit(replace(task, problem=_inner(problem, size), schedule=vector, a=wide, store=move))
 
     with loops([outer.extent for outer in problem.outer[:-1]]) as index:
         if isinstance(axis.extent, int):

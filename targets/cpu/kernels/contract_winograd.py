@@ -28,8 +28,8 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, tail_mask, vector_type
-from dlc.targets.cpu.kernels.contract_emit import Store
+from dlc.targets.cpu.kernels.builder import Expr, let, load, splat, tail_mask, vector_type
+from dlc.targets.cpu.kernels.contract_emit import Task
 from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, loops, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule
 from dlc.targets.cpu.kernels.contract_wide import block_sizes, scratch
@@ -202,17 +202,9 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
 # Code -----------------------------------------------------------------------------------------------------------------
 
 
-def emit(
-    problem: Contraction,
-    schedule: Schedule,
-    isa: Isa,
-    a: Operand,
-    w: Operand,
-    init: Operand | None,
-    store: Store,
-) -> None:
-    """Emit the convolution inside an open `kernel(...)`; see `contract_emit.emit` for the arguments."""
-    _Emitter(problem, schedule, isa, a, w, init, store).run()
+def emit(task: Task) -> None:
+    """Emit the convolution."""
+    _Emitter(task).run()
 
 
 def _combine(values: Sequence[Expr], row: Sequence[int]) -> Expr:
@@ -233,20 +225,11 @@ def _transform(grid: Sequence[Sequence[Expr]], matrix: Sequence[Sequence[int]]) 
 
 
 class _Emitter:
-    def __init__(
-        self,
-        problem: Contraction,
-        schedule: Schedule,
-        isa: Isa,
-        a: Operand,
-        w: Operand,
-        init: Operand | None,
-        store: Store,
-    ) -> None:
-        image = _image(problem)
+    def __init__(self, task: Task) -> None:
+        problem, isa, image = task.problem, task.isa, _image(task.problem)
         assert image is not None
-        self.problem, self.schedule, self.isa, self.image = problem, schedule, isa, image
-        self.a, self.w, self.init, self.store = a, w, init, store
+        self.problem, self.schedule, self.isa, self.image = problem, task.schedule, isa, image
+        self.a, self.w, self.init, self.store = task.a, task.w, task.init, task.store
         self.lanes = isa.lanes()
         self.v_stride, self.m_stride = _v_stride(image), _m_stride(problem, isa)
 
@@ -280,14 +263,14 @@ class _Emitter:
         columns = self.image.tiles[1]
         with loop(lines) as y, loop(columns) as x:
             self._forward(index, first + y, x, y * columns + x)
-        contract_emit.emit(
-            _product(self.problem, self.isa, lines * columns), _inner(self.schedule), self.isa, self.v, self.u, None,
-            lambda _, row, channel, value, lanes, mask: T.buffer_store(
-                self.m.buffer, value, [T.ramp(simplify(row * self.m_stride + channel), 1, lanes)]
-            ),
-        )  # fmt: skip
+        taps = _product(self.problem, self.isa, lines * columns)
+        contract_emit.emit(Task(taps, _inner(self.schedule), self.isa, self.v, self.u, None, self._keep))
         with loop(lines) as y, loop(columns) as x:
             self._backward(index, first + y, x, y * columns + x)
+
+    def _keep(self, _: Any, row: Expr, channel: Expr, value: Expr, lanes: int, mask: Expr) -> None:
+        """Store products as M; its rows have room for whole vectors."""
+        T.buffer_store(self.m.buffer, value, [T.ramp(simplify(row * self.m_stride + channel), 1, lanes)])
 
     def _forward(self, index: tuple[Expr, ...], y: Expr, x: Expr, tile: Expr) -> None:
         """V of one tile of one line."""

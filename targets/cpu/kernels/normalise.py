@@ -14,7 +14,7 @@ Error bounds for rows of n elements, with e = 2**-24 (half a unit in the last pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vecmath
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
@@ -32,8 +31,8 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
+    emitter,
     masked,
-    region_kernel,
     sweep,
     tree,
     vector_lanes,
@@ -42,7 +41,7 @@ from dlc.targets.cpu.kernels.anchored import (
 from dlc.targets.cpu.kernels.builder import Expr, let, load, splat, stack, store
 from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 _SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM = "relax.nn.softmax", "relax.nn.log_softmax", "relax.nn.layer_norm"
 _OPERATORS = (_SOFTMAX, _LOG_SOFTMAX, _LAYER_NORM)
@@ -73,16 +72,6 @@ def declines(body: Graph) -> str | None:
     if anchor.op == _LAYER_NORM and _axes(body) != list(range(rank - len(_axes(body)), rank)):
         return f"layer_norm over axes {_axes(body)} of {rank}"
     return None
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        kinds = {_SOFTMAX: _Softmax, _LOG_SOFTMAX: _LogSoftmax, _LAYER_NORM: _LayerNorm}
-        kinds[region.anchor.op](region, _axes(body)).run()
-    return kernel.func
 
 
 @dataclass(frozen=True)
@@ -305,3 +294,8 @@ class _LayerNorm(_Rows):
         place, mask = (*spot.inner, spot.piece.base), spot.piece.mask
         scale, shift = (v.convert(self.region.value(n, place, self.lanes, mask), self.dtype) for n in (gamma, beta))
         return let(centred * scale) + shift
+
+
+_KINDS = {_SOFTMAX: _Softmax, _LOG_SOFTMAX: _LogSoftmax, _LAYER_NORM: _LayerNorm}
+
+emit = emitter(lambda region: _KINDS[region.anchor.op](region, _axes(region.body)).run())

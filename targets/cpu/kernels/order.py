@@ -6,18 +6,15 @@ moved up. That is n comparisons and about k log(n / k) insertions for values in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.anchored import Accumulator, Region, region_kernel, why_not
+from dlc.targets.cpu.kernels.anchored import Accumulator, Region, emitter, why_not
 from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loops, whole_index
-from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:
@@ -28,15 +25,6 @@ def declines(body: Graph) -> str | None:
 def note(body: Graph) -> str:
     """Why the kernel is no better, for the explanation."""
     return "scalar loop: elements are inserted one by one"
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Order(region).run()
-    return kernel.func
 
 
 class _Order:
@@ -96,3 +84,6 @@ class _Order:
                             moving.set(T.int32(0))
         with T.If(place.get() < k), T.Then():
             self.out.store(at(let(place.get())), i)
+
+
+emit = emitter(lambda region: _Order(region).run())

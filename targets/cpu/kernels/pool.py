@@ -10,7 +10,7 @@ window.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from math import inf, prod
 from typing import Any
@@ -20,7 +20,6 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
 from dlc.ir.ops.windows import CHANNELS_LAST
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
@@ -28,7 +27,7 @@ from dlc.targets.cpu.kernels.anchored import (
     Piece,
     Region,
     anchor_of,
-    region_kernel,
+    emitter,
     sweep,
     tree,
     vector_lanes,
@@ -37,7 +36,7 @@ from dlc.targets.cpu.kernels.anchored import (
 from dlc.targets.cpu.kernels.builder import Expr, hold, let, splat
 from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 _POOL = "dlc.pool"
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -62,15 +61,6 @@ def declines(body: Graph) -> str | None:
     if dtype not in known[attrs["mode"]] or not wanted[attrs["mode"]] or (dtype in _FLOATS and out != dtype):
         return f"a pool of {dtype} to {out} in mode {attrs['mode']}"
     return None
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Pool(region).run()
-    return kernel.func
 
 
 class _Pool:
@@ -234,3 +224,6 @@ class _Pool:
         if self.mode != "max":
             total = round_trip(total, dtype)
         self.region.finish((*out, piece.base), total, self.lanes, piece.mask)
+
+
+emit = emitter(lambda region: _Pool(region).run())

@@ -19,7 +19,7 @@ or else the first of equals.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf, prod
@@ -29,7 +29,6 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
@@ -38,8 +37,8 @@ from dlc.targets.cpu.kernels.anchored import (
     Region,
     across,
     anchor_of,
+    emitter,
     masked,
-    region_kernel,
     sweep,
     tree,
     vector_lanes,
@@ -49,7 +48,7 @@ from dlc.targets.cpu.kernels.anchored import (
 from dlc.targets.cpu.kernels.builder import Expr, let, positions, splat
 from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 _ARG = ("relax.argmax", "relax.argmin")
 _OPERATORS = frozenset({"relax.sum", "relax.mean", "relax.prod", "relax.max", "relax.min", *_ARG})
@@ -101,15 +100,6 @@ def declines(body: Graph) -> str | None:
     if not value.shape:
         return f"{anchor.op} of a scalar"
     return None if value.dtype in _DTYPES else f"{anchor.op} of {value.dtype}"
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Reduction(region).run()
-    return kernel.func
 
 
 def _walk(extent: Expr, copies: int, step: Callable[[Expr, int], None]) -> None:
@@ -313,3 +303,6 @@ class _Best:
 
     value: Accumulator
     index: Accumulator
+
+
+emit = emitter(lambda region: _Reduction(region).run())

@@ -12,7 +12,6 @@ one by one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,13 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
 from dlc.ir.ops import resize
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
     Index,
     Piece,
     Region,
-    region_kernel,
+    emitter,
     sweep,
     vector_lanes,
     why_not,
@@ -38,7 +36,7 @@ from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import At, Evaluator
 from dlc.targets.cpu.kernels.resample_weights import Weights
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 _TABLE_BYTES = 1 << 16  # of positions and weights along the last dimension
 
@@ -69,15 +67,6 @@ def _table_size(extent: Expr, taps: int) -> int | None:
     """Elements of the tables of the last dimension, with room for a vector; None where they are too large."""
     size = (extent + 16) * taps if isinstance(extent, int) else None
     return size if size is not None and size * 17 <= _TABLE_BYTES else None
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Resize(region).run()
-    return kernel.func
 
 
 @dataclass
@@ -243,3 +232,6 @@ class _Resize:
         evaluator = Evaluator(self.region.body, self.region.inputs, self.isa)
         x = evaluator.at(self.region.anchor.inputs[0], place)
         return let(x if self.nearest else v.convert(x, self.dtype))
+
+
+emit = emitter(lambda region: _Resize(region).run())

@@ -6,18 +6,14 @@ order of the indices, rounded to the type at every step as numpy does, so floats
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
     Index,
     Piece,
     Region,
-    region_kernel,
+    emitter,
     sweep,
     vector_lanes,
     why_not,
@@ -26,7 +22,7 @@ from dlc.targets.cpu.kernels.anchored import (
 from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loop, loops
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout, simplify
+from dlc.targets.layout import simplify
 
 
 def declines(body: Graph) -> str | None:
@@ -40,15 +36,6 @@ def note(body: Graph) -> str:
     node = body.nodes[0]
     last = node.attrs["axis"] == len(node.output.shape) - 1
     return "scalar loop: each element along the last axis needs the one before" if last else ""
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Scan(region).run()
-    return kernel.func
 
 
 class _Scan:
@@ -93,3 +80,6 @@ class _Scan:
         if not v.is_float(self.dtype):
             return round_trip(wrapping("add" if adds else "mul", total, x), self.region.dtype)
         return round_trip(let(total + x if adds else total * x), self.region.dtype)
+
+
+emit = emitter(lambda region: _Scan(region).run())

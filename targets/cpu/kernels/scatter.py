@@ -6,19 +6,17 @@ dropped, so nothing is ever written outside the output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Index,
     Piece,
     Region,
-    region_kernel,
+    emitter,
     sweep,
     vector_lanes,
     why_not,
@@ -27,7 +25,6 @@ from dlc.targets.cpu.kernels.anchored import (
 from dlc.targets.cpu.kernels.builder import Expr, let
 from dlc.targets.cpu.kernels.contract_loops import loop, loops, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip, widen
-from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:
@@ -41,15 +38,6 @@ def declines(body: Graph) -> str | None:
 def note(body: Graph) -> str:
     """Why the kernel is no better, for the explanation."""
     return "scalar loop: rows of one element" if len(body.nodes[0].output.shape) == 1 else ""
-
-
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: inputs in order, then outputs, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        _Scatter(region).run()
-    return kernel.func
 
 
 class _Scatter:
@@ -111,3 +99,6 @@ class _Scatter:
         if v.is_float(v.element(old)):
             return old + new if self.mode == "add" else old * new
         return wrapping(self.mode, old, new)
+
+
+emit = emitter(lambda region: _Scatter(region).run())

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph
-from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.anchored import region_kernel, why_not
+from dlc.targets.cpu.kernels.anchored import Region, emitter, why_not
 from dlc.targets.cpu.kernels.builder import let
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.storage import compute_dtype, round_trip
-from dlc.targets.layout import Layout
 
 
 def declines(body: Graph) -> str | None:
@@ -27,17 +22,15 @@ def note(body: Graph) -> str:
     return "scalar loop: a vector as short as a shape" if body.nodes[0].op == "dlc.extents" else "scalar loop"
 
 
-def emit(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Any:
-    """The kernel of `body`: its output, then `dims`."""
-    with region_kernel(name, body, layouts, isa, dims, halo_fill) as (kernel, region):
-        node = region.anchor
-        if node.op == "dlc.extents":
-            for i, extent in enumerate(node.attrs["shape"]):
-                region.finish((i,), whole_index(extent), 1)
-        else:
-            with loop(node.attrs["shape"][0]) as i:
-                value = v.convert(let(T.int64(0) + i), compute_dtype(node.output.dtype))
-                region.finish((i,), round_trip(value, node.output.dtype), 1)
-    return kernel.func
+def _write(region: Region) -> None:
+    node = region.anchor
+    if node.op == "dlc.extents":
+        for i, extent in enumerate(node.attrs["shape"]):
+            region.finish((i,), whole_index(extent), 1)
+        return
+    with loop(node.attrs["shape"][0]) as i:
+        value = v.convert(let(T.int64(0) + i), compute_dtype(node.output.dtype))
+        region.finish((i,), round_trip(value, node.output.dtype), 1)
+
+
+emit = emitter(_write)
