@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,7 @@ from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
+from dlc.targets.cpu.in_place import scatter_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import (
     contract_plain,
@@ -66,6 +67,7 @@ class CpuLowering(Lowering):
 
     Attributes:
         prepare: the target's passes, for the blocks of loops.
+        copied: what updates a carried value of a loop and has to copy it -> why.
     """
 
     def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
@@ -73,6 +75,7 @@ class CpuLowering(Lowering):
         self.module, self.isa, self.prepare = module, isa, prepare
         self.layouts = value_layouts(self.graph)
         self.loops = 0
+        self.copied: Mapping[str, str] = {}
 
     def node(self, node: Node) -> None:
         """See `Lowering.node`."""
@@ -137,6 +140,16 @@ class CpuLowering(Lowering):
         family, reasons = self._family(kind, body)
         if family is None:
             raise DlcError(f"node {node.origin}: target cpu has no kernel: {'; '.join(reasons)}")
+        # A family that has slow forms says which and why.
+        note = family.note(body) if hasattr(family, "note") else ""
+        inputs = list(node.inputs)
+        if family is scatter:
+            data = scatter_data(node)
+            if data is not None and self.place(data) == self.place(node.output.name):
+                body, note = scatter.in_place(body), "; ".join(filter(None, ["in place", note]))
+                inputs.remove(data)
+            elif node.output.name in self.copied:
+                note = f"copies the carried value: {self.copied[node.output.name]}"
         digest = _digest(body, layouts, node.attrs, constants)
         if digest not in self.known:
             assert node.body is not None
@@ -145,9 +158,7 @@ class CpuLowering(Lowering):
                 self.prefix + node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill
             )
             self.known[digest] = self._add(func)
-        # A family that has slow forms says which and why.
-        note = family.note(body) if hasattr(family, "note") else ""
-        return [self.place(name) for name in node.inputs], self.known[digest], note
+        return [self.place(name) for name in inputs], self.known[digest], note
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:

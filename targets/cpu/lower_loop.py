@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -14,6 +14,7 @@ from dlc.ir.graph import Node, Value, is_tensor
 from dlc.ir.ops.host import ITEM, LOOP
 from dlc.ir.rewrite import graph_module
 from dlc.targets.base import Target
+from dlc.targets.cpu.in_place import find_updates
 from dlc.targets.cpu.lower import CpuLowering
 from dlc.targets.layout import simplify
 from dlc.targets.program import Call, Copy, Loop, Ref, Step
@@ -43,18 +44,24 @@ def declines(node: Node, target: Target) -> str | None:
 class _BlockLowering(CpuLowering):
     """The lowering of a loop's block: kernels, constants and memory are those of the lowering around it.
 
-    Its inputs lie where the loop says, and its outputs go where the loop wants them.
+    Its inputs lie where the loop says, and its outputs go where the loop wants them: those of `states`, by the output's
+    index, to a place of their own unless they can be written over the state, which is the given input.
     """
 
     def __init__(
-        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]
+        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], states: Mapping[int, int]
     ) -> None:
         super().__init__(module, outer.isa, outer.prepare)
         self.prefix = prefix
         self.program = replace(outer.program, calls=[])
         self.known, self._constant_index = outer.known, outer._constant_index
         self.fixed = {v.name: ref for v, ref in zip(self.graph.inputs, inputs, strict=True)}
-        self.outputs = outputs
+        names = {self.graph.inputs[index].name: index for index in states.values()}
+        found = find_updates(self.graph, names, {index: self.graph.outputs[i] for i, index in states.items()})
+        self.graph, self.copied = replace(self.graph, nodes=found.order), found.declined
+        self.fixed |= {name: inputs[index] for name, index in found.places.items()}
+        self.updated = set(found.places.values())
+        self.outputs: Sequence[Ref] = ()
 
     def place_outputs(self) -> None:
         """See `Lowering.place_outputs`."""
@@ -66,7 +73,8 @@ class LoopLowering:
     """One ``dlc.loop`` as calls that are repeated.
 
     Every carried value has a home, the place of the loop's result. An iteration writes the new value straight there
-    when nobody reads the old one from then on; else beside it, and copies it at its end. Slices of what is scanned
+    when nobody reads the old one from then on, or when it only replaces some rows (see `in_place`); else beside it, and
+    copies it at its end. Slices of what is scanned
     and stacked are parts of the whole tensors: nothing is copied.
     """
 
@@ -118,13 +126,18 @@ class LoopLowering:
         inputs += [self.outer.place(n) for n in self.captured]
         states = [going, *homes]
         kept = [i for i in range(len(states)) if not self._stays(i)]
-        fresh = {i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]]))) for i in kept}
         stacked = [
             self.slice_of(self.result(counts + i), values[name]) for i, name in enumerate(block.outputs[1 + counts :])
         ]
         names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
         module = self.outer.prepare(graph_module(self.outer.module, replace(block, outputs=tuple(names))))
-        inner = _BlockLowering(self.outer, module, self.prefix, inputs, [*fresh.values(), *stacked])
+        inner = _BlockLowering(self.outer, module, self.prefix, inputs, {k: 1 + i for k, i in enumerate(kept)})
+        fresh = {
+            i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]])))
+            for i in kept
+            if 1 + i not in inner.updated
+        }
+        inner.outputs = [*(fresh.get(i, states[i]) for i in kept), *stacked]
         calls = list(inner.run().calls)
         after = []
         for i, place in fresh.items():
