@@ -1,4 +1,5 @@
-"""Graph simplification: constants, identities, batch normalisation, padding, common subexpressions.
+"""Graph simplification: constants, identities, positions, views, batch normalisation, padding, single windows, common
+subexpressions.
 
 `SIMPLIFY` is the list to run. Its steps come once by name, so that each can be dumped and stopped at, and its last pass
 repeats them until none changes anything.
@@ -13,15 +14,21 @@ from dlc.passes.simplify import (
     fold_constants,
     fold_scale,
     identities,
+    indices,
+    one_window,
     pad_into_conv,
+    views,
 )
 from dlc.pipeline import Context, Pass
 
 STEPS: tuple[Pass, ...] = (
     fold_constants.PASS,
     identities.PASS,
+    indices.PASS,
     fold_scale.PASS,
     pad_into_conv.PASS,
+    one_window.PASS,
+    views.PASS,
     common_subexpressions.PASS,
 )
 
