@@ -14,6 +14,7 @@ from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
+from dlc.passes.specialize import ring_buffers
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
@@ -64,8 +65,9 @@ class CpuTarget(Target):
         return super().declines(node)
 
     def passes(self, options: Options) -> list[Pass]:
-        """Types, layouts, fusion, halos, tile sizes."""
+        """Loops' states, types, layouts, fusion, halos, tile sizes."""
         return [
+            ring_buffers.PASS,
             matrices.PASS,
             widen.PASS,
             channels_last.PASS,
