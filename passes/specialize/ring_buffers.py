@@ -79,26 +79,36 @@ class _Block:
         """Carried value `index` as a shift register by one row; None where it is none."""
         state, new = self.block.inputs[2 + index], self.block.outputs[1 + index]
         made = self.producers.get(new)
-        span = _span(made)
-        if made is not None and span is not None:  # slice(concat(s, x))
-            window = self.producers.get(made.inputs[0])
-            if window is None or window.op != CONCAT or window.inputs[:1] != (state.name,):
-                return None
-            axis, begin, end = span
-            depth = state.shape[axis]
-            if (len(window.inputs), begin) != (2, 1) or window.attrs["axis"] != axis or end != depth + 1:
-                return None
-            return _Register(
-                state, index, axis, window.inputs[1], new, {state.name: 0, window.output.name: 0, new: 1}
-            )
-        if made is None or made.op != CONCAT or len(made.inputs) != 2:
+        if made is None or made.op not in (SLICE, CONCAT):
             return None
-        tail = self.producers.get(made.inputs[0])  # concat(slice(s), x)
-        span = _span(tail)
-        axis = made.attrs["axis"]
-        if tail is None or tail.inputs != (state.name,) or span != (axis, 1, state.shape[axis]):
+        joined = made if made.op == CONCAT else self.producers.get(made.inputs[0])
+        if joined is None or joined.op != CONCAT or len(joined.inputs) != 2:
             return None
-        return _Register(state, index, axis, made.inputs[1], new, {state.name: 0, tail.output.name: 1, new: 1})
+        axis, row = joined.attrs["axis"], joined.inputs[1]
+        depth = state.shape[axis]
+        if made.op == SLICE:
+            found = joined.inputs[0] == state.name and isinstance(depth, int) and _span(made) == (axis, 1, depth + 1)
+        else:
+            tail = self.producers.get(joined.inputs[0])
+            found = tail is not None and tail.inputs == (state.name,) and _span(tail) == (axis, 1, depth)
+        return _Register(state, index, axis, row, new, self.views(state, axis, row, new)) if found else None
+
+    def views(self, state: Value, axis: int, row: str, new: str) -> dict[str, int]:
+        """The values that are the window from some row on, to its last row or to the last one of the state."""
+        found = {state.name: 0, new: 1}
+        for node in self.consumers[state.name]:
+            name, span = node.output.name, _span(node)
+            if self.joins(node, state.name, axis, row):
+                found.setdefault(name, 0)
+            elif span is not None and span[::2] == (axis, state.shape[axis]):
+                if any(self.joins(reader, name, axis, row) for reader in self.consumers[name]):
+                    found[name] = span[1]
+        return found
+
+    @staticmethod
+    def joins(node: Node, first: str, axis: int, row: str) -> bool:
+        """Whether `node` is concat(first, row)."""
+        return node.op == CONCAT and node.inputs == (first, row) and node.attrs["axis"] == axis
 
     def readers(self, register: _Register) -> list[Node]:
         """Who reads a part of the window for something else than the shift itself."""
@@ -128,6 +138,8 @@ class _Block:
         first = register.views.get(node.inputs[0])
         if first is None or len(set(node.inputs) & set(register.views)) != 1:
             return None
+        if self.joins(node, node.inputs[0], register.axis, register.row):
+            return list(range(first, register.depth + 1))
         extent = self.values[node.inputs[0]].shape[register.axis]
         if node.op == SLICE and node.attrs["axes"] == (register.axis,):
             begin, end, stride = (node.attrs[key][0] for key in ("begin", "end", "strides"))

@@ -99,7 +99,9 @@ class _Search:
         data = scatter_data(node)
         assert data is not None
         root = self.root(data)
-        if [self.root(name) for name in node.inputs].count(root) > 1:
+        assert node.body is not None
+        (inner,) = node.body.nodes
+        if inner.inputs.count(inner.inputs[0]) > 1 or [self.root(name) for name in node.inputs].count(root) > 1:
             return "it is updated from itself"
         if root in self.outputs:
             return "the value before the update is a result too"

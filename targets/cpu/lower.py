@@ -109,6 +109,8 @@ class CpuLowering(Lowering):
             # A loop has said how large what it carries or stacks is.
             self.program.buffers.setdefault(output.name, simplify(layout.size * max(1, bits // 8)))
         row = explanation(node, symbol, self.isa, note)
+        if len(refs) < len(node.inputs) and kind == "opaque":
+            row["kernel"] += ", in place"
         dims = self._dims(renamed, layouts)
         self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
 
@@ -146,7 +148,7 @@ class CpuLowering(Lowering):
         if family is scatter:
             data = scatter_data(node)
             if data is not None and self.place(data) == self.place(node.output.name):
-                body, note = scatter.in_place(body), "; ".join(filter(None, ["in place", note]))
+                body = scatter.in_place(body)
                 inputs.remove(data)
             elif node.output.name in self.copied:
                 note = f"copies the carried value: {self.copied[node.output.name]}"
