@@ -14,7 +14,7 @@ from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
-from dlc.passes.specialize import ring_buffers
+from dlc.passes.specialize import ring_buffers, row_updates
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
@@ -67,6 +67,7 @@ class CpuTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """Loops' states, types, layouts, fusion, halos, tile sizes."""
         return [
+            row_updates.PASS,
             ring_buffers.PASS,
             matrices.PASS,
             widen.PASS,

@@ -294,5 +294,35 @@ def test_a_value_that_is_updated_twice_and_given_out_between_makes_a_copy() -> N
 
 def test_a_row_of_the_state_itself_makes_a_copy() -> None:
     body = Body()
-    body.states["s"] = (start_of((1, *ROW), 2), body.op("ScatterND", "s", body.op("Unsqueeze", body.at(1), body.ints(1)), "s"))
+    new = body.op("ScatterND", "s", body.op("Unsqueeze", body.at(1), body.ints(1)), "s")
+    body.states["s"] = (start_of((1, *ROW), 2), new)
     check(body, 3)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(st.integers(0, 2), st.integers(0, 3), st.integers(1, 2), st.integers(0, 5))
+def test_a_range_replaced_between_slices(axis: int, begin: int, count: int, trips: int) -> None:
+    body, depth = Body(), 5
+    row = body.op("Add", body.op("Unsqueeze", "x", body.ints(axis)), body.slice("s", axis, 4, 5))
+    pieces = [body.slice("s", axis, 0, begin)] if begin else []
+    pieces += [row] * count + [body.slice("s", axis, begin + count, depth)] * (begin + count < depth)
+    body.states["s"] = (start_of((*ROW[:axis], depth, *ROW[axis:]), 3), body.op("Concat", *pieces, axis=axis))
+    assert "scatter_rows avx2, in place" in kernels(check(body, trips))
+
+
+def masked(body: Body, at: str) -> None:
+    body.constants["lines"] = np.arange(5).reshape(5, 1, 1)
+    body.states["s"] = (start_of((5, *ROW), 3), body.op("Where", body.op("Equal", "lines", at), "x", "s"))
+
+
+def test_a_row_chosen_by_a_mask() -> None:
+    body = Body()
+    masked(body, body.at(5))
+    assert "scatter_rows avx2, in place" in kernels(check(body, 8))
+
+
+def test_a_mask_that_may_choose_none_stays_one() -> None:
+    body = Body()
+    masked(body, body.at(6))
+    (reason,) = declined(check(body, 8), "row_updates")
+    assert reason == "where it writes may lie outside: a position that is no remainder"
