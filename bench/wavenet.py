@@ -76,7 +76,7 @@ def weights(shape: Shape = Shape(), seed: int = 0) -> dict[str, np.ndarray]:  # 
         for name, size in (("in", (2 * r, 2 * r)), ("skip", (r, s)), ("res", (r, r))):
             found[f"{name}{layer}"] = draw(*size, gain=1.5)
             found[f"{name}{layer}_bias"] = (rng.standard_normal(size[1]) * 0.1).astype(np.float32)
-    for name, size in (("head", (s, s)), ("code", (s, LEVELS))):
+    for name, size in (("head", (s, s)), ("out", (s, LEVELS))):
         found[name] = draw(*size, gain=2.0)
         found[f"{name}_bias"] = (rng.standard_normal(size[1]) * 0.1).astype(np.float32)
     return found
@@ -121,7 +121,7 @@ class _Network:
         for skip in skips[1:]:
             total = self.graph.op("Add", [total, skip])
         hidden = self.graph.op("Relu", [self.dense(self.graph.op("Relu", [total]), "head")])
-        logits = self.dense(hidden, "code")
+        logits = self.dense(hidden, "out")
         shape = self.graph.constant("row", np.array([1, LEVELS], np.int64))
         return self.graph.op("Reshape", [logits, shape]) if self.shift else logits
 

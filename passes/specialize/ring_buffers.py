@@ -288,7 +288,10 @@ def _loop(main: _Writer, node: Node, block: Graph, registers: Sequence[_Register
     for register in registers:
         shape, place = register.state.shape, first + register.index
         axes = [register.axis, *(a for a in range(len(shape)) if a != register.axis)]
-        if register.axis:
+        known = main.constants.get(inputs[place])
+        if register.axis and known is not None:
+            inputs[place] = main.constant(known.transpose(axes))
+        elif register.axis:
             inputs[place] = main.moved(inputs[place], shape, axes, register.state.dtype)
         shapes[register.index] = (register.depth, *register.rest)
     inputs.insert(first + attrs["carried"], main.constant(np.array(0, np.int64)))
