@@ -249,4 +249,6 @@ def step(shape: Shape = Shape(), seed: int = 0) -> onnx.ModelProto:  # noqa: B00
     graph.op("Concat", kept, "new", axis=0)
     lines = [layers, shape.residual]
     inputs = [_info("code", _INT64, [1]), _info("old", _FLOAT, lines)]
-    return _model(graph.nodes, inputs, [_info("logits", _FLOAT, [1, LEVELS]), _info("new", _FLOAT, lines)], graph.constants)
+    return _model(
+        graph.nodes, inputs, [_info("logits", _FLOAT, [1, LEVELS]), _info("new", _FLOAT, lines)], graph.constants
+    )

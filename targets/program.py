@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +13,13 @@ from dlc.targets.layout import Layout
 
 @dataclass(frozen=True)
 class Step:
-    """How far a place moves with every iteration of a loop: `size` bytes, times the loop's `variable`."""
+    """How far a place moves with every iteration of a loop: `size` bytes, times the loop's `variable` plus `offset`,
+    the sum modulo `period` where that is not None."""
 
     variable: str
     size: Any
+    offset: int = 0
+    period: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Ref:
     index: int = 0
     name: str = ""
     steps: tuple[Step, ...] = ()
+
+    def whole(self) -> Ref:
+        """The tensor that a place is a part of."""
+        return replace(self, steps=())
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Copy:
-    """`size` bytes from one place to another."""
+    """`size` bytes from one place to another; `row` explains one that is an operator of the model."""
 
     source: Ref
     target: Ref
     size: Any
+    row: dict[str, Any] | None = None
+
+    def refs(self) -> list[Ref]:
+        """Both places."""
+        return [self.source, self.target]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Loop:
     """
 
     variable: str
-    calls: tuple[Call | Loop, ...]
+    calls: tuple[Call | Copy | Loop, ...]
     before: tuple[Copy, ...]
     after: tuple[Copy, ...]
     trips: Ref | None
@@ -114,7 +126,7 @@ class Program:
     outputs: tuple[Value, ...]
     symbols: list[Any]
     kernels: dict[str, Any] = field(default_factory=dict)
-    calls: list[Call | Loop] = field(default_factory=list)
+    calls: list[Call | Copy | Loop] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     buffers: dict[str, Any] = field(default_factory=dict)
 
@@ -123,8 +135,10 @@ class Program:
         return [row for call in self.calls for row in rows_of(call)]
 
 
-def rows_of(call: Call | Loop) -> list[dict[str, Any]]:
+def rows_of(call: Call | Copy | Loop) -> list[dict[str, Any]]:
     """The rows of one call; those inside a loop say which."""
+    if isinstance(call, Copy):
+        return [] if call.row is None else [call.row]
     if isinstance(call, Call):
         return [call.row]
     inner = [row for each in call.calls for row in rows_of(each)]

@@ -32,6 +32,17 @@ class Updates:
     declined: Mapping[str, str]
 
 
+def roots(graph: Graph, names: Sequence[str]) -> set[str]:
+    """The values whose memory `names` are."""
+    sources = {node.output.name: node.inputs[0] for node in graph.nodes if node.op == VIEW}
+    found = set()
+    for name in names:
+        while name in sources:
+            name = sources[name]
+        found.add(name)
+    return found
+
+
 def scatter_data(node: Node) -> str | None:
     """The value that a region updates row by row, where it is nothing but a scatter of rows."""
     if node.body is None or len(node.body.nodes) != 1 or node.body.nodes[0].op != SCATTER:
@@ -40,24 +51,27 @@ def scatter_data(node: Node) -> str | None:
     return names.get(node.body.nodes[0].inputs[0])
 
 
-def find_updates(graph: Graph, states: Mapping[str, int], news: Mapping[int, str]) -> Updates:
+def find_updates(graph: Graph, states: Mapping[str, int], news: Mapping[int, str], parts: Mapping[str, str]) -> Updates:
     """Decide for a block of regions.
 
     Args:
         states: the block's inputs that are carried -> which carried value that is.
         news: the carried values that change -> the block's output that replaces them.
+        parts: values that are a part of another one's memory -> that one.
     """
-    return _Search(graph, states).run(news)
+    return _Search(graph, states, parts).run(news)
 
 
 class _Search:
-    def __init__(self, graph: Graph, states: Mapping[str, int]) -> None:
-        self.graph, self.states = graph, states
+    def __init__(self, graph: Graph, states: Mapping[str, int], parts: Mapping[str, str]) -> None:
+        self.graph, self.states, self.parts = graph, states, parts
         self.producers = graph.producers()
         self.roots: dict[str, str] = {}
         for node in graph.nodes:
             if node.op == VIEW:
                 self.roots[node.output.name] = self.root(node.inputs[0])
+            elif node.output.name in parts:
+                self.roots[node.output.name] = self.root(parts[node.output.name])
         self.outputs = [self.root(name) for name in graph.outputs]
 
     def root(self, name: str) -> str:
@@ -106,7 +120,8 @@ class _Search:
         if root in self.outputs:
             return "the value before the update is a result too"
         for reader in self.graph.nodes:
-            if reader is not node and reader.op != VIEW and root in map(self.root, reader.inputs):
+            names_it = reader.op == VIEW or reader.output.name in self.parts
+            if reader is not node and not names_it and root in map(self.root, reader.inputs):
                 wanted.add((reader.output.name, node.output.name))
         return None
 

@@ -25,7 +25,7 @@ from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import stack
 from dlc.targets.plan import ALIGNMENT, Plan
-from dlc.targets.program import Call, Copy, Loop, Program, Ref
+from dlc.targets.program import Call, Copy, Loop, Program, Ref, Step
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 _FOREVER = (1 << 63) - 1
@@ -75,9 +75,12 @@ class _Entry:
                         self._call(call)
             return builder.get()
 
-    def _call(self, call: Call | Loop) -> None:
+    def _call(self, call: Call | Copy | Loop) -> None:
         if isinstance(call, Loop):
             self._loop(call)
+            return
+        if isinstance(call, Copy):
+            self._copy([call])
             return
         arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
         arguments += [self.sizes[str(d.name)] for d in call.dims]
@@ -133,8 +136,15 @@ class _Entry:
         else:
             address = self.words[self.fixed + 1] + T.cast(self._size(self.plan.offset_of[ref.name]), "uint64")
         for step in ref.steps:
-            address = address + T.cast(self.iterations[step.variable] * self._size(step.size), "uint64")
+            address = address + T.cast(self._number(step) * self._size(step.size), "uint64")
         return address
+
+    def _number(self, step: Step) -> Any:
+        """The slice at which a place lies in an iteration."""
+        number = self.iterations[step.variable]
+        if step.offset:
+            number = number + T.int64(step.offset)
+        return number if step.period is None else T.truncmod(number, T.int64(step.period))
 
 
 def _sizes_entry(program: Program, plan: Plan) -> Any:

@@ -14,9 +14,11 @@ from dlc.ir.graph import Node, Value, is_tensor
 from dlc.ir.ops.host import ITEM, LOOP
 from dlc.ir.rewrite import graph_module
 from dlc.targets.base import Target
-from dlc.targets.cpu.in_place import find_updates
+from dlc.targets.cpu.addresses import Row, find_rows
+from dlc.targets.cpu.in_place import find_updates, roots
 from dlc.targets.cpu.lower import CpuLowering
 from dlc.targets.layout import simplify
+from dlc.targets.lowering import region_row
 from dlc.targets.program import Call, Copy, Loop, Ref, Step
 
 
@@ -49,19 +51,45 @@ class _BlockLowering(CpuLowering):
     """
 
     def __init__(
-        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], states: Mapping[int, int]
+        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], states: Mapping[int, int], most: Any
     ) -> None:
         super().__init__(module, outer.isa, outer.prepare)
         self.prefix = prefix
         self.program = replace(outer.program, calls=[])
         self.known, self._constant_index = outer.known, outer._constant_index
         self.fixed = {v.name: ref for v, ref in zip(self.graph.inputs, inputs, strict=True)}
+        dense = {name for name, layout in self.layouts.items() if layout.is_dense}
+        self.rows = {n: r for n, r in find_rows(self.graph, most).items() if dense >= {n, r.data, r.update or n}}
+        results = roots(self.graph, self.graph.outputs)
+        picked = {n: row.data for n, row in self.rows.items() if not row.update and n not in results}
         names = {self.graph.inputs[index].name: index for index in states.values()}
-        found = find_updates(self.graph, names, {index: self.graph.outputs[i] for i, index in states.items()})
+        news = {index: self.graph.outputs[i] for i, index in states.items()}
+        found = find_updates(self.graph, names, news, picked)
         self.graph, self.copied = replace(self.graph, nodes=found.order), found.declined
         self.fixed |= {name: inputs[index] for name, index in found.places.items()}
         self.updated = set(found.places.values())
+        self.picked = set(picked)
         self.outputs: Sequence[Ref] = ()
+
+    def region(self, node: Node) -> None:
+        """See `Lowering.region`; what picks or stores one row at an address is no kernel."""
+        row = self.rows.get(node.output.name)
+        if row is None:
+            super().region(node)
+        elif node.output.name in self.picked:
+            self.fixed[node.output.name] = self._address(row)
+        elif row.update and self.place(row.data) == self.place(node.output.name):
+            explained = {**region_row(node, "memcpy"), "kernel": "copy of a row, in place"}
+            target = self._address(row)
+            self.program.calls.append(Copy(self.place(row.update), target, target.steps[-1].size, explained))
+        else:
+            super().region(node)
+
+    def _address(self, row: Row) -> Ref:
+        value, place = self.values[row.data], self.place(row.data)
+        size = bytes_of(value.shape[row.axis + 1 :], value.dtype)
+        step = Step(self.prefix, size, row.position.offset, row.position.period)
+        return replace(place, steps=(*place.steps, step))
 
     def place_outputs(self) -> None:
         """See `Lowering.place_outputs`."""
@@ -131,14 +159,18 @@ class LoopLowering:
         ]
         names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
         module = self.outer.prepare(graph_module(self.outer.module, replace(block, outputs=tuple(names))))
-        inner = _BlockLowering(self.outer, module, self.prefix, inputs, {k: 1 + i for k, i in enumerate(kept)})
+        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
+        rows += [self.outer.values[name].shape[0] for name in self.scanned]
+        most = rows[0] if rows else self._known_trips()
+        changed = {k: 1 + i for k, i in enumerate(kept)}
+        inner = _BlockLowering(self.outer, module, self.prefix, inputs, changed, most)
         fresh = {
             i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]])))
             for i in kept
             if 1 + i not in inner.updated
         }
         inner.outputs = [*(fresh.get(i, states[i]) for i in kept), *stacked]
-        calls = list(inner.run().calls)
+        calls = _needed(inner.run().calls, [*inner.outputs, *states])
         after = []
         for i, place in fresh.items():
             if not _written_in_place(calls, states[i], place):
@@ -154,8 +186,6 @@ class LoopLowering:
         if ends or going in read:
             true = self.outer.constant(np.ones((), np.bool_))
             before.append(Copy(true if self.condition is None else self.outer.place(self.condition), going, 1))
-        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
-        rows += [self.outer.values[name].shape[0] for name in self.scanned]
         return Loop(
             self.prefix,
             tuple(calls),
@@ -167,6 +197,11 @@ class LoopLowering:
             counter if counter in read else None,
             self._row(len(calls)),
         )
+
+    def _known_trips(self) -> int | None:
+        """The trip count, where it is known when compiling."""
+        array = self.outer.graph.constants.get(self.trips or "")
+        return None if array is None else int(array.reshape(()))
 
     def _row(self, kernels: int) -> dict[str, Any]:
         origin = self.node.origin
@@ -194,23 +229,37 @@ def bytes_of(shape: Sequence[Any], dtype: str) -> Any:
     return simplify(prod(shape, start=1) * max(1, tvm.DataType(dtype).bits // 8))
 
 
-def _written_in_place(calls: Sequence[Call | Loop], old: Ref, new: Ref) -> bool:
+def _needed(calls: Sequence[Call | Copy | Loop], results: Sequence[Ref]) -> list[Call | Copy | Loop]:
+    """`calls` without those that make what nobody reads: positions of rows that have become addresses."""
+    wanted = {ref.whole() for ref in results}
+    kept: list[Call | Copy | Loop] = []
+    for call in reversed(calls):
+        if isinstance(call, Call) and call.output.whole() not in wanted:
+            continue
+        wanted |= {ref.whole() for ref in call.refs()}
+        kept.append(call)
+    return kept[::-1]
+
+
+def _written_in_place(calls: Sequence[Call | Copy | Loop], old: Ref, new: Ref) -> bool:
     """Whether `new` may lie where `old` does: nobody reads the old value from the call on that writes the new one."""
     first = next(i for i, call in enumerate(calls) if new in call.refs())
-    return not any(old in call.refs() for call in calls[first:])
+    return not any(old.whole() == ref.whole() for call in calls[first:] for ref in call.refs())
 
 
-def _moved(call: Call | Loop, old: Ref, new: Ref) -> Call | Loop:
-    """`call` with one place for another."""
+def _moved(call: Call | Copy | Loop, old: Ref, new: Ref) -> Call | Copy | Loop:
+    """`call` with one place, which has no steps, for another."""
 
     def move(ref: Ref) -> Ref:
-        return new if ref == old else ref
+        return replace(new, steps=(*new.steps, *ref.steps)) if ref.whole() == old else ref
 
     def turn(copies: Sequence[Copy]) -> tuple[Copy, ...]:
         return tuple(replace(copy, source=move(copy.source), target=move(copy.target)) for copy in copies)
 
     if isinstance(call, Call):
         return replace(call, inputs=tuple(move(ref) for ref in call.inputs), output=move(call.output))
+    if isinstance(call, Copy):
+        return turn([call])[0]
     return replace(
         call,
         calls=tuple(_moved(each, old, new) for each in call.calls),
