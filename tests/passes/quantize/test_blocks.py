@@ -46,7 +46,7 @@ def test_recurrent_layers_in_int8(op: str, gates: int) -> None:
     assert decibels(results["reference"], exact) > 30
     # The gates are floats: a last bit may turn a code of the next step.
     assert decibels(results["cpu"], results["reference"]) > 45
-    inside = [row for row in read(package).nodes if row.get("loop") and row["kernel"].startswith("GEMM")]
+    inside = [row for row in read(package).nodes if row.get("inside") and row["kernel"].startswith("GEMM")]
     assert inside and all(row["precision"] == "int8" for row in inside)
 
 
