@@ -1,9 +1,10 @@
 """Models that generate step by step, beside onnxruntime: the same Loop, and its step driven from Python.
 
-    python bench/dynamic.py [--row wavenet] [--mode greedy|sampled|forced] [--spelling rows|shift] [--steps N] [--blocks N]
+    python bench/dynamic.py [--row wavenet] [--mode greedy|sampled|forced] [--spelling rows|shift] [--steps N]
+                            [--blocks N] [--quantize none|int8]
 
-One thread each, taking turns in blocks, processor time (other work on the machine counts less); samples a second are the
-median of the blocks and the best one, ratios those of medians. What was generated is compared first: free-running
+One thread each, taking turns in blocks, processor time (other work on the machine counts less); samples a second are
+the median of the blocks and the best one, ratios those of medians. What was generated is compared first: free-running
 samples must be onnxruntime's up to the first step whose decision is closer than the tolerance.
 """
 

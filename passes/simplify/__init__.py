@@ -2,7 +2,7 @@
 subexpressions.
 
 `SIMPLIFY` is the list to run. Its steps come once by name, so that each can be dumped and stopped at, and its last pass
-repeats them until none changes anything.
+repeats them until none changes anything, in ``main`` and in what control flow runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dlc.passes.simplify import (
     pad_into_conv,
     views,
 )
+from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Context, Pass
 
 STEPS: tuple[Pass, ...] = (
@@ -49,4 +50,4 @@ def run(module: Any, context: Context) -> Any:
     return module
 
 
-SIMPLIFY: list[Pass] = [*STEPS, Pass("simplify", run)]
+SIMPLIFY: list[Pass] = [*STEPS, everywhere(Pass("simplify", run))]

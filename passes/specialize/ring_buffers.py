@@ -1,10 +1,10 @@
 """A carried state that every iteration shifts by one becomes a ring buffer: one row is written, nothing moves.
 
-A *shift register* is a state s of depth d along some axis whose new value is rows 1 to d of the window w = concat(s, x)
-along that axis, spelled as that slice or as concat(s[1:], x). Where everybody reads fixed rows of s, of w or of the new
-value, the state is kept as r, rows first: row j of the window lies at (iteration + j) mod d for j < d, row d is x, and x
-is written over row 0. Behind the loop the rows are brought into order again, from the number of iterations, which one
-more carried value counts.
+A *shift register* is a state s of depth d along some axis whose new value is rows 1 to d of the window
+w = concat(s, x) along that axis, spelled as that slice or as concat(s[1:], x). Where everybody reads fixed rows of s,
+of w or of the new value, the state is kept as r, rows first: row j of the window lies at (iteration + j) mod d for
+j < d, row d is x, and x is written over row 0. Behind the loop the rows are brought into order again, from the number
+of iterations, which one more carried value counts.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class _Block:
             if self.joins(node, state.name, axis, row):
                 found.setdefault(name, 0)
             elif span is not None and span[::2] == (axis, state.shape[axis]):
-                if any(self.joins(reader, name, axis, row) for reader in self.consumers[name]):
-                    found[name] = span[1]
+                joined = any(self.joins(reader, name, axis, row) for reader in self.consumers[name])
+                found |= {name: span[1]} if joined else {}
         return found
 
     @staticmethod
@@ -349,7 +349,7 @@ def _transformed(module: Any, graph: Graph, found: dict[str, tuple[_Block, list[
 def _attributed(result: Any, module: Any) -> Any:
     """The new main with the attributes of the old one: the names that its inputs and outputs have outside."""
     function = result["main"]
-    for key in module["main"].attrs.keys() if module["main"].attrs is not None else ():  # noqa: SIM118
+    for key in module["main"].attrs.keys() if module["main"].attrs is not None else ():
         if str(key).startswith("dlc."):
             function = function.with_attr(str(key), module["main"].attrs[key])
     return function
