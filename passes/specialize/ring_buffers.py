@@ -18,6 +18,7 @@ import tvm
 
 from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.loops import State, take_apart
 from dlc.ir.ops.host import ITEM, LOOP
 from dlc.ir.ops.shapes import same
 from dlc.ir.rewrite import graph_module, live_nodes
@@ -194,6 +195,15 @@ class _Writer:
         """A transpose of `x`, which has `shape`."""
         return self.emit("relax.permute_dims", [x], [shape[a] for a in axes], dtype, name, axes=tuple(axes))
 
+    def rows_first(self, x: str, register: _Register) -> str:
+        """A state with the axis of its rows before all others."""
+        axes = [register.axis, *(a for a in range(len(register.state.shape)) if a != register.axis)]
+        if not register.axis:
+            return x
+        if x in self.constants:
+            return self.constant(self.constants[x].transpose(axes))
+        return self.moved(x, register.state.shape, axes, register.state.dtype)
+
     def rows_last(self, rows: str, register: _Register, count: int, target: Value) -> str:
         """`target` from its rows (count, rest...): the axis goes back to where it was."""
         full = (count, *register.rest)
@@ -209,6 +219,23 @@ class _Positions(_Writer):
         super().__init__(finder.block)
         self.finder, self.iteration = finder, finder.block.inputs[0].name
         self.known: dict[Any, str] = {}
+
+    def run(self, registers: Sequence[_Register]) -> dict[str, str]:
+        """All nodes; returns what each register's new value has become."""
+        of_reader = {n.output.name: r for r in registers for n in self.finder.readers(r)}
+        of_new = {r.new: r for r in registers}
+        inner = {view for r in registers for view in r.views}
+        written: dict[str, str] = {}
+        for node in self.finder.block.nodes:
+            name = node.output.name
+            if name in of_reader:
+                self.pick(of_reader[name], node)
+            elif name in of_new:
+                written[name] = self.write(of_new[name], node.origin)
+            elif name not in inner:
+                self.nodes.append(node)
+        self.origin = Origin()
+        return written
 
     def place(self, depth: int, rows: Sequence[int]) -> str:
         """Where rows of the window lie in a ring: (iteration + rows) mod depth, a vector."""
@@ -251,54 +278,26 @@ class _Positions(_Writer):
         return self.emit("dlc.scatter_rows", inputs, shape, state.dtype, reduction="none")
 
 
-def _rewritten(finder: _Block, registers: Sequence[_Register]) -> Graph:
-    """The block over ring buffers, with the count of iterations as its last carried value."""
-    block, writer = finder.block, _Positions(finder)
-    of_reader = {n.output.name: r for r in registers for n in finder.readers(r)}
-    of_new = {r.new: r for r in registers}
-    inner = {view for r in registers for view in r.views}
-    written: dict[str, str] = {}
-    for node in block.nodes:
-        name = node.output.name
-        if name in of_reader:
-            writer.pick(of_reader[name], node)
-        elif name in of_new:
-            written[name] = writer.write(of_new[name], node.origin)
-        elif name not in inner:
-            writer.nodes.append(node)
-    writer.origin = Origin()
-    one = writer.constant(np.array(1, np.int64))
+def _loop(main: _Writer, module: Any, node: Node, finder: _Block, registers: Sequence[_Register]) -> Any:
+    """Write the loop over ring buffers, with a count of iterations as its last carried value; returns its block."""
+    parts, writer = take_apart(replace(node, blocks=(finder.block,))), _Positions(finder)
+    written = writer.run(registers)
+    one, zero = writer.constant(np.array(1, np.int64)), main.constant(np.array(0, np.int64))
     count = writer.emit("relax.add", [writer.iteration, one], (), "int64")
-    rings = {r.state.name: replace(r.state, shape=(r.depth, *r.rest)) for r in registers}
-    inputs = [rings.get(v.name, v) for v in block.inputs]
-    inputs.insert(2 + finder.carried, Value(writer.name("iterations"), (), "int64"))
-    outputs = [written.get(name, name) for name in block.outputs]
-    outputs.insert(1 + finder.carried, count)
-    return replace(
-        block, inputs=tuple(inputs), outputs=tuple(outputs), nodes=tuple(writer.nodes), constants=writer.constants
-    )
-
-
-def _loop(main: _Writer, node: Node, block: Graph, registers: Sequence[_Register]) -> None:
-    """The loop over its new block, from states whose rows come first."""
-    attrs, inputs = dict(node.attrs), list(node.inputs)
-    first = attrs["has_trips"] + attrs["has_condition"]
-    shapes, dtypes = list(attrs["shapes"]), list(attrs["dtypes"])
     main.origin = unnamed(node.origin)
+    states = list(parts.states)
     for register in registers:
-        shape, place = register.state.shape, first + register.index
-        axes = [register.axis, *(a for a in range(len(shape)) if a != register.axis)]
-        known = main.constants.get(inputs[place])
-        if register.axis and known is not None:
-            inputs[place] = main.constant(known.transpose(axes))
-        elif register.axis:
-            inputs[place] = main.moved(inputs[place], shape, axes, register.state.dtype)
-        shapes[register.index] = (register.depth, *register.rest)
-    inputs.insert(first + attrs["carried"], main.constant(np.array(0, np.int64)))
-    shapes.insert(attrs["carried"], ())
-    dtypes.insert(attrs["carried"], "int64")
-    attrs |= {"carried": attrs["carried"] + 1, "shapes": tuple(shapes), "dtypes": tuple(dtypes)}
+        old, shape = states[register.index], (register.depth, *register.rest)
+        inside = replace(register.state, shape=shape)
+        states[register.index] = State(
+            main.rows_first(old.initial, register), inside, written[old.new], shape, old.dtype
+        )
+    states.append(State(zero, Value(writer.name("iterations"), (), "int64"), count, (), "int64"))
+    block = replace(finder.block, nodes=tuple(writer.nodes), constants=writer.constants)
+    inputs, attrs, block = replace(parts, states=tuple(states), block=block).join()
+    attrs["tells"] = node.attrs["tells"]
     main.nodes.append(replace(node, inputs=tuple(inputs), attrs=attrs, blocks=(block,)))
+    return graph_module(module, block)["main"]
 
 
 def _ordered(main: _Writer, item: Node, register: _Register, count: str) -> None:
@@ -324,9 +323,7 @@ def _transformed(module: Any, graph: Graph, found: dict[str, tuple[_Block, list[
         source = node.inputs[0] if node.op == ITEM else ""
         if node.output.name in found:
             finder, registers = found[node.output.name]
-            block = _rewritten(finder, registers)
-            functions[block.name] = graph_module(module, block)["main"]
-            _loop(main, node, block, registers)
+            functions[finder.block.name] = _loop(main, module, node, finder, registers)
             counts[node.output.name] = main.name("iterations")
             value = Value(counts[node.output.name], (), "int64")
             main.nodes.append(Node(ITEM, (node.output.name,), (value,), {"index": finder.carried}, node.origin))
