@@ -137,7 +137,7 @@ def wavenet_row(options: argparse.Namespace) -> Row:
         margins,
         (
             f"weights read a sample: {size / 1e6:.2f} MB",
-            f"kernels a sample: {sum('loop' in row for row in rows)}, "
+            f"kernels a sample: {sum('inside' in row for row in rows)}, "
             f"{sum(row['kernel'].endswith('in place') for row in rows)} of them rows written in place",
         ),
     )
