@@ -42,8 +42,9 @@ def compile(
     *,
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
     progress: Callable[[str, int, int], None] | None = None,
+    cache: bool = True,
 ) -> Package:
-    """Compile a model.
+    """Compile a model, or find its package in the compile cache (`dlc.cache`).
 
     Args:
         model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
@@ -55,6 +56,7 @@ def compile(
         shapes: extents or symbol names of inputs, in place of the model's.
         calibration_method: how ranges are chosen from the samples.
         progress: called with (stage, done, total).
+        cache: look for the package in the compile cache, and keep it there.
 
     Returns:
         The package; ``save`` writes it, `load` runs it.
@@ -66,7 +68,7 @@ def compile(
     from dlc.options import Options
 
     options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}))
-    return compile_model(model, options, calibration, progress)
+    return compile_model(model, options, calibration, progress, cache)
 
 
 def load(package: Package | str | os.PathLike[str], threads: int = 1) -> Session:

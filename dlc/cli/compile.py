@@ -20,6 +20,7 @@ from dlc.cli import common
 @common.method_option
 @common.arithmetic_option
 @common.shape_option
+@click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor write to it.")
 @common.verbose_option
 def compile(
     model: str,
@@ -30,6 +31,7 @@ def compile(
     calibration_method: Any,
     arithmetic: Any,
     shapes: common.Shapes,
+    no_cache: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
     import dlc
@@ -45,6 +47,7 @@ def compile(
             shapes,
             calibration_method=calibration_method,
             progress=update,
+            cache=not no_cache,
         )
         package.save(output)
     kernels = len(package.json("explain.json")["nodes"])

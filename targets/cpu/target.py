@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -11,18 +11,13 @@ from dlc.hardware import this_machine
 from dlc.ir.graph import Node
 from dlc.options import Options
 from dlc.package import safetensors_bytes
-from dlc.passes.legalize import matrices, widen
-from dlc.passes.partition import regions
-from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass
 from dlc.targets.base import Build, Target, Variant
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
-from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
-from dlc.targets.cpu.lower import lower
-from dlc.targets.cpu.schedule import schedule_pass
-from dlc.targets.plan import plan
-from dlc.targets.program import Call
+
+if TYPE_CHECKING:
+    from dlc.targets.program import Call
 
 # Rare operators: the host computes them in numpy.
 NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
@@ -53,12 +48,21 @@ class CpuTarget(Target):
         """The full name, as recorded in the package."""
         return self._spec
 
+    def identity(self) -> dict[str, Any]:
+        """The level, which the operating system's permission decides too; the machine itself is in every key."""
+        return {"isa": self.isa.name}
+
     def declines(self, node: Node) -> str | None:
         """The operators that have no kernel, because they are rare."""
         return f"target cpu has no kernel for {node.op}" if node.op in NO_KERNEL else None
 
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
+        from dlc.passes.legalize import matrices, widen
+        from dlc.passes.partition import regions
+        from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+        from dlc.targets.cpu.schedule import schedule_pass
+
         return [
             matrices.PASS,
             widen.PASS,
@@ -72,6 +76,10 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
+        from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
+        from dlc.targets.cpu.lower import lower
+        from dlc.targets.plan import plan
+
         program = lower(module, self.isa)
         memory = plan(program)
         code, _ = compile_program(program, memory, self.isa)
