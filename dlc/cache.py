@@ -25,9 +25,9 @@ from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.files import atomic_write
 
-DEFAULT_SIZE = 2 << 30
+DEFAULT_SIZE = 2 * 10**9
 _SIZE = "DLC_CACHE_SIZE"
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old is of a process that died
 _log = logging.getLogger("dlc")
 
@@ -50,11 +50,9 @@ def cache_size() -> int:
     text = os.environ.get(_SIZE, "").strip()
     if not text:
         return DEFAULT_SIZE
-    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
+    match = re.fullmatch(r"(\d+)([KMG]?)", text)
     if match is None:
-        raise DlcError(
-            f"{_SIZE}='{text}': expected a number of bytes, or one with K, M or G, as in 500M; 0 turns it off"
-        )
+        raise DlcError(f"{_SIZE}='{text}': expected a number of bytes, perhaps with K, M or G, as in 500M; 0 is off")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -101,14 +99,17 @@ class Cache:
 
     def store(self, key: str, package: Package) -> None:
         """Keep `package` under `key`, then remove what is too much; a failure is a warning."""
+        size = sum(len(package.member(name)) for name in package.members)
+        if size > self.limit:
+            _log.info("compile cache: not stored: the package is larger than the cache: %d bytes", size)
+            return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with atomic_write(self.path(key)) as file:
                 package.write(file)
+            self.trim()
         except (DlcError, OSError) as error:
             _log.warning("compile cache: not stored: %s", error)
-            return
-        self.trim()
 
     def entries(self) -> list[Entry]:
         """All entries, the least recently used first."""

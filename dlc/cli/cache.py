@@ -25,7 +25,11 @@ def summary_text(found: dict[str, Any]) -> str:
     if not found["limit"]:
         return f"{found['folder']} (turned off by DLC_CACHE_SIZE=0)"
     size, limit = common.size_text(found["bytes"]), common.size_text(found["limit"])
-    return f"{found['folder']}, {found['entries']} packages, {size} of at most {limit}"
+    return f"{found['folder']}: {_count(found['entries'])}, {size} of at most {limit}"
+
+
+def _count(number: int) -> str:
+    return f"{number} package{'' if number == 1 else 's'}"
 
 
 @click.group(invoke_without_command=True, short_help="Show the compile cache, or clear it.")
@@ -46,4 +50,4 @@ def clear() -> None:
     found = the_cache()
     removed = found.clear()
     size = common.size_text(sum(entry.size for entry in removed))
-    click.echo(f"removed {len(removed)} packages, {size}, from {found.folder}")
+    click.echo(f"removed {_count(len(removed))}, {size}, from {found.folder}")
