@@ -98,20 +98,24 @@ def shape_of(expr: Any) -> tuple[Any, ...]:
 def _extent(dim: Any) -> Any:
     """An extent in plain form. Relax divides by a negative stride, which TVM's own simplifier and code cannot do."""
     plain = _plain(dim)
-    if isinstance(plain, int) or not _NEGATIVE_DIVISOR.search(str(plain)):
+    if isinstance(plain, int | tirx.Var):
+        return plain
+    divisions: list[Any] = []
+    tvm_ffi.structural_walk(plain, (tirx.FloorDiv, divisions.append))
+    if not any(_is_negative(division.b) for division in divisions):
         return plain
     turned = tvm_ffi.structural_map(plain, (tirx.FloorDiv, _positive_divisor))
     return _plain(Analyzer().simplify(turned))
 
 
-_NEGATIVE_DIVISOR = re.compile(r"// (T\.int64\()?-")
+def _is_negative(divisor: Any) -> bool:
+    return isinstance(divisor, tirx.IntImm) and divisor.value < 0
 
 
 def _positive_divisor(division: Any) -> Any:
-    divisor = _plain(division.b)
-    if not isinstance(divisor, int) or divisor >= 0:
+    if not _is_negative(division.b):
         return division
-    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -divisor))
+    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -int(division.b.value)))
 
 
 def value_of(var: Any, objects: Mapping[str, str] | None = None) -> Value:
