@@ -79,10 +79,12 @@ def _plain(value: Any) -> Any:
         return int(value.value)
     if isinstance(value, tirx.FloatImm):
         return float(value.value)
-    if isinstance(value, tvm.ir.Array | list | tuple):
-        return tuple(_plain(item) for item in value)
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, tvm.ir.Expr):  # before the container: an abstract class is slow to ask
+        return value
+    if isinstance(value, tvm.ir.Array | list | tuple):
+        return tuple(_plain(item) for item in value)
     return value
 
 

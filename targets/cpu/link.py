@@ -1,4 +1,4 @@
-"""From a lowered program to one object file: the entry functions, the compilation, the constants blob.
+"""From a lowered program to object files: the entry functions, the compilation, the constants blob.
 
 Two entries, both called through tvm-ffi with one pointer to a table of 64-bit words:
 
@@ -11,6 +11,7 @@ Two entries, both called through tvm-ffi with one pointer to a table of 64-bit w
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from dlc.hardware import this_machine
 from dlc.ir.dims import substitute
 from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
@@ -26,6 +28,8 @@ from dlc.targets.plan import ALIGNMENT, Plan
 from dlc.targets.program import Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
+_KERNELS = 8  # in one object file, at least: a file more costs a millisecond when loading
+_MOST_OBJECTS = 4
 
 
 def constant_offsets(constants: list[np.ndarray]) -> tuple[list[int], int]:
@@ -102,14 +106,25 @@ def _sizes_entry(program: Program, plan: Plan) -> Any:
         return builder.get()
 
 
-def compile_program(program: Program, plan: Plan, isa: Isa) -> tuple[bytes, Any]:
-    """Compile to one object file; returns its bytes and the TVM module (for assembly and LLVM IR)."""
+def compile_program(program: Program, plan: Plan, isa: Isa) -> list[bytes]:
+    """Compile to object files: the first has the entries, and all of them share the kernels out in turn.
+
+    LLVM works on as many of them at once as there are cores. How many they are depends on the program alone, so that
+    the same program gives the same bytes on any machine.
+    """
     offsets, _ = constant_offsets(program.constants)
-    module = tvm.IRModule({MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)})
-    for symbol, func in program.kernels.items():
-        module[symbol] = func
+    count = min(_MOST_OBJECTS, 1 + len(program.kernels) // _KERNELS)
+    modules = [tvm.IRModule({}) for _ in range(count)]
+    modules[0][MAIN], modules[0][SIZES] = _Entry(program, plan, offsets).emit(), _sizes_entry(program, plan)
+    for number, (symbol, func) in enumerate(program.kernels.items()):
+        modules[number % count][symbol] = func
+    with ThreadPoolExecutor(min(count, this_machine().cores)) as pool:
+        return list(pool.map(lambda module: _object(module, isa), modules))
+
+
+def _object(module: Any, isa: Isa) -> bytes:
     library = compile_functions(module, isa)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code.o"
         library.write_to_file(str(path))
-        return path.read_bytes(), library
+        return path.read_bytes()

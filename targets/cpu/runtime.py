@@ -1,4 +1,4 @@
-"""Runs CPU packages: loads the object file with a JIT linker and calls it. Imports neither TVM's compiler nor onnx."""
+"""Runs CPU packages: loads the object files with a JIT linker and calls it. Imports neither TVM's compiler nor onnx."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CpuExecutable:
         self._package = package  # the constants are mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
-            bytes(package.member(build["code"])), cxx="/nonexistent"
+            [bytes(package.member(name)) for name in build["code"]], cxx="/nonexistent"
         )
         self._main, self._sizes = self._module["dlc_main"], self._module["dlc_sizes"]
         self._constants = package.constants(build["constants"])["constants"]

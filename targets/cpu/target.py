@@ -82,7 +82,8 @@ class CpuTarget(Target):
 
         program = lower(module, self.isa)
         memory = plan(program)
-        code, _ = compile_program(program, memory, self.isa)
+        objects = compile_program(program, memory, self.isa)
+        code = {f"code{number}.o": content for number, content in enumerate(objects)}
         offsets, size = constant_offsets(program.constants)
         blob = np.zeros(max(size, 1), np.uint8)
         for offset, array in zip(offsets, program.constants, strict=True):
@@ -90,13 +91,13 @@ class CpuTarget(Target):
         sizes = size_expressions(program, memory)
         manifest = {
             "isa": self.isa.name,
-            "code": "code.o",
+            "code": list(code),
             "constants": "constants.safetensors",
             "symbols": [str(v.name) for v in program.symbols],
             "sizes": [int(s) for s in sizes] if not program.symbols else None,
             "calls": [_call_json(call) for call in program.calls],
         }
-        members = {"code.o": code, "constants.safetensors": safetensors_bytes({"constants": blob})}
+        members = {**code, "constants.safetensors": safetensors_bytes({"constants": blob})}
         variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))
         return Build(members, manifest, [call.row for call in program.calls], (variant,))
 
