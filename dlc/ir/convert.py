@@ -6,6 +6,7 @@ are inverse, so a pass reads nodes and emits nodes. This is also the adapter for
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import weakref
@@ -98,15 +99,22 @@ def shape_of(expr: Any) -> tuple[Any, ...]:
 
 
 def _extent(dim: Any) -> Any:
-    """An extent in plain form. Relax divides by a negative stride, which TVM's own simplifier and code cannot do."""
+    """An extent in plain form."""
     plain = _plain(dim)
-    if isinstance(plain, int | tirx.Var):
-        return plain
+    return plain if isinstance(plain, int | tirx.Var) else _settled(plain)
+
+
+@functools.lru_cache(1 << 12)
+def _settled(extent: Any) -> Any:
+    """Relax divides by a negative stride, which TVM's own simplifier and code cannot do: the same by a positive one.
+
+    Remembered by the object, because one extent is that of many values.
+    """
     divisions: list[Any] = []
-    tvm_ffi.structural_walk(plain, (tirx.FloorDiv, divisions.append))
+    tvm_ffi.structural_walk(extent, (tirx.FloorDiv, divisions.append))
     if not any(_is_negative(division.b) for division in divisions):
-        return plain
-    turned = tvm_ffi.structural_map(plain, (tirx.FloorDiv, _positive_divisor))
+        return extent
+    turned = tvm_ffi.structural_map(extent, (tirx.FloorDiv, _positive_divisor))
     return _plain(Analyzer().simplify(turned))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ WIDTHS = (3, 5, 8, 9, 16, 17, 24, 4, 7, 2)
 def chain() -> onnx.ModelProto:
     """A chain of matmuls, no two of one shape, so that there are as many kernels."""
     rng = np.random.default_rng(0)
-    pairs = list(zip(WIDTHS, WIDTHS[1:], strict=False))
+    pairs = list(itertools.pairwise(WIDTHS))
     weights = [numpy_helper.from_array(rng.standard_normal(p).astype(np.float32), f"w{i}") for i, p in enumerate(pairs)]
     nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(len(pairs))]
     ends = [
