@@ -41,6 +41,7 @@ def compile(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     *,
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
+    stream: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     cache: bool = True,
 ) -> Package:
@@ -56,6 +57,7 @@ def compile(
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
         shapes: extents or symbol names of inputs, in place of the model's.
         calibration_method: how ranges are chosen from the samples.
+        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
         progress: called with (stage, done, total).
         cache: look for the package in the compile cache, and keep it there.
 
@@ -68,7 +70,7 @@ def compile(
     from dlc.compiler import compile_model
     from dlc.options import Options
 
-    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}))
+    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}), stream)
     return compile_model(model, options, calibration, progress, cache)
 
 

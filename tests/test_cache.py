@@ -263,6 +263,7 @@ CHANGES: list[tuple[str, Change]] = [
     ("file", _option(quantize="int8")),
     ("file", _option(arithmetic="shift")),
     ("file", _option(calibration_method="mse")),
+    ("file", _option(stream=True)),
     ("file", _option(shapes={"x": (4, 6)})),
     ("symbolic", _option(shapes={"x": ("m", 6)})),
     ("file", _given("calibration", lambda folder: "random")),

@@ -20,6 +20,7 @@ from dlc.cli import common
 @common.method_option
 @common.arithmetic_option
 @common.shape_option
+@click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
 @click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor write to it.")
 @common.verbose_option
 def compile(
@@ -31,6 +32,7 @@ def compile(
     calibration_method: Any,
     arithmetic: Any,
     shapes: common.Shapes,
+    stream: bool,
     no_cache: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
@@ -46,6 +48,7 @@ def compile(
             arithmetic,
             shapes,
             calibration_method=calibration_method,
+            stream=stream,
             progress=update,
             cache=not no_cache,
         )
