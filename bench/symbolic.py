@@ -1,7 +1,8 @@
 """What a symbolic extent costs: each kernel compiled for any extent beside the same one compiled for a fixed extent.
 
-Both packages take turns in one process; a figure is the fixed package's time over the symbolic one's (1: as fast),
-from the least times of blocks. `python bench/symbolic.py [case ...]` runs all cases or those named.
+Both packages take turns in one process; a figure is the fixed package's time over the symbolic one's (1: as fast), the
+least of many runs: of the native code alone, and of `Session.run`, which looks sizes up where there are any.
+`python bench/symbolic.py [case ...]` runs all cases or those named.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dlc
 
-BLOCKS, BLOCK_SECONDS = 15, 0.02
+BLOCKS, BLOCK_SECONDS, LEAST_RUNS = 15, 0.02, 5
 Shape = tuple[int | str, ...]
 
 
@@ -76,28 +77,32 @@ def compiled(case: Case, sizes: dict[str, int]) -> dlc.Session:
 
 
 def ratio(fixed: Callable[[], object], symbolic: Callable[[], object]) -> tuple[float, float]:
-    """(time of `fixed` over that of `symbolic`, microseconds of `symbolic`): each the median of block minima."""
+    """(least time of `fixed` over that of `symbolic`, microseconds of `symbolic`)."""
     started = time.perf_counter()
     symbolic(), fixed()
-    count = max(1, int(BLOCK_SECONDS / (time.perf_counter() - started)))
-    least: list[list[float]] = [[], []]
+    count = max(LEAST_RUNS, int(BLOCK_SECONDS / (time.perf_counter() - started)))
+    least = [float("inf"), float("inf")]
     for _ in range(BLOCKS):
-        for run, times in zip((fixed, symbolic), least, strict=True):
+        for index, run in enumerate((fixed, symbolic)):
             run()  # the other has just filled the caches
-            best = float("inf")
             for _ in range(count):
                 begun = time.perf_counter()
                 run()
-                best = min(best, time.perf_counter() - begun)
-            times.append(best)
-    one, other = (float(np.median(times)) for times in least)
-    return one / other, other * 1e6
+                least[index] = min(least[index], time.perf_counter() - begun)
+    return least[0] / least[1], least[1] * 1e6
+
+
+def native(session: dlc.Session, feed: dict[str, np.ndarray], sizes: dict[str, int]) -> Callable[[], object]:
+    """The package's native code on `feed`, without the session."""
+    outputs = list(session.run(feed).values())
+    entry, argument = session.executable.native_call(list(feed.values()), outputs, sizes)
+    return lambda: (outputs, entry(argument))  # keeps the arrays
 
 
 def main() -> None:
     """Print one row a case and size."""
     names = sys.argv[1:] or list(CASES)
-    print("| case | size | symbolic, us | fixed time / symbolic time |\n|---|---|---|---|")
+    print("| case | size | symbolic, us | native: fixed / symbolic | with the session |\n|---|---|---|---|---|")
     for name in names:
         case = CASES[name]
         anything = compiled(case, {})
@@ -105,9 +110,10 @@ def main() -> None:
             fixed = compiled(case, sizes)
             shape = [sizes[d] if isinstance(d, str) else d for d in case.shape]
             feed = {"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
-            value, microseconds = ratio(lambda: fixed.run(feed), lambda: anything.run(feed))  # noqa: B023
+            value, microseconds = ratio(native(fixed, feed, {}), native(anything, feed, sizes))
+            whole, _ = ratio(lambda: fixed.run(feed), lambda: anything.run(feed))  # noqa: B023
             text = ", ".join(f"{k} {v}" for k, v in sizes.items())
-            print(f"| {name} | {text} | {microseconds:.1f} | {value:.2f} |", flush=True)
+            print(f"| {name} | {text} | {microseconds:.1f} | {value:.2f} | {whole:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
