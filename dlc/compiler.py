@@ -174,9 +174,10 @@ def compile_module(module: Any, context: Context) -> Package:
     from dlc.passes.specialize.stream import streaming
 
     # The passes of a target may rewrite a module in place: the other form is made first.
-    parts, _ = part_package(streaming(module), target, replace(context, part=STREAM))
+    streamed, axes = streaming(module)
+    parts, _ = part_package(streamed, target, replace(context, part=STREAM))
     package, _ = part_package(module, target, context)
-    return package.with_nested(STREAM, parts, {"stream": STREAM})
+    return package.with_nested(STREAM, parts, {"stream": STREAM, "stream_axes": axes})
 
 
 def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:
