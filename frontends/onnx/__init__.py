@@ -36,6 +36,7 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     spectral,
     vendor_fused,
     vendor_quantised,
+    vendor_recurrent,
 )
 from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
 from dlc.frontends.onnx.importer import Importer

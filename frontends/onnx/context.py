@@ -243,6 +243,10 @@ class Context:
             return x
         return self.emit("strided_slice", x, axes=(axis,), begin=(begin,), end=(end,), strides=(stride,))
 
+    def flip(self, x: Tensor, axis: int) -> Tensor:
+        """`x` in reverse along one axis."""
+        return self.emit("strided_slice", x, axes=(axis,), begin=(x.shape[axis] - 1,), end=(-1,), strides=(-1,))
+
     def reduce(self, mode: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
         """sum, mean, max, min or prod over axes."""
         return self.emit(mode, x, axes=tuple(axes), keepdims=int(keepdims))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlc.frontends.onnx.activation import leaky
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.linear import integer_product, product
 from dlc.frontends.onnx.quantisation import dynamic_quantize_linear
@@ -78,11 +79,8 @@ def qlinear_unary(
     """A function of codes: what a table of 256 entries holds."""
     zx, zy = _zero(c, x_zero, x), _zero(c, y_zero, x)
     real = c.emit("dlc.dequantize", x, c.reshape(x_scale, ()), zx, axis=0, out_dtype="float32")
-    if c.node.op_type == "QLinearSigmoid":
-        result = c.emit("sigmoid", real)
-    else:
-        slope = c.emit("multiply", real, c.attr("alpha", 0.01))
-        result = c.emit("where", c.emit("less", real, 0), slope, real)
+    curved = c.node.op_type == "QLinearSigmoid"
+    result = c.emit("sigmoid", real) if curved else leaky(c, real, c.attr("alpha", 0.01))
     return c.emit("dlc.quantize", result, c.reshape(y_scale, ()), zy, axis=0, out_dtype=zy.dtype)
 
 
