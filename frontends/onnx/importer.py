@@ -22,7 +22,7 @@ from dlc.frontends.onnx.inputs import GraphInputs
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.symbols import Symbols
+from dlc.frontends.onnx.symbols import Fact, FactFoundError, Symbols
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, HostError, Tensor, constant, string_constant
 from dlc.frontends.onnx.write import write
 from dlc.ir.convert import IrTypeError
@@ -68,12 +68,17 @@ class Scope:
 
 
 class Importer:
-    """One import."""
+    """One import.
 
-    def __init__(self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> None:
+    `facts` are what the model demands of sizes, by the symbols' names: see `import_graph`.
+    """
+
+    def __init__(
+        self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None, facts: Mapping[str, Fact]
+    ) -> None:
         self.loaded = loaded
         self.proto = loaded.proto
-        self.symbols = Symbols()
+        self.symbols = Symbols(facts)
         self.calls: list[Call] = []
         self.functions = local_functions(self.proto)
         self.shapes = shapes or {}
@@ -95,7 +100,8 @@ class Importer:
         if not outputs:
             raise DlcError(f"{self.loaded.name}: the graph has no outputs")
         outputs = [self._returned(t, scope) for t in outputs]
-        return write(self.loaded.name, inputs, self.calls, outputs, [o.name for o in graph.output])
+        names = [o.name for o in graph.output]
+        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.limits)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +114,7 @@ class Importer:
                 view = replace(view, attrs={a.name: attribute_value(a) for a in proto.attribute})
                 inputs = [scope.find(n) if n else None for n in view.inputs]
                 results = self._apply_or_host(view, inputs, scope)
-            except DlcError:
+            except (DlcError, FactFoundError):
                 raise
             except Exception as error:
                 raise self._failure(view, scope, error) from error
@@ -256,3 +262,13 @@ class Importer:
             return made
         nowhere = self._context(NodeView("Shape", "", "", (), (), {}, onnx.NodeProto()), 1, scope)
         return nowhere.materialised(tensor)
+
+
+def import_graph(loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> Any:
+    """The module of a loaded model. A fact about a symbol is found on the way and matters from the first node on."""
+    facts: dict[str, Fact] = {}
+    while True:
+        try:
+            return Importer(loaded, shapes, facts).run()
+        except FactFoundError as found:
+            facts[found.name] = found.fact

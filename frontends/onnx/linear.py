@@ -51,7 +51,13 @@ def gemm(c: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor
 def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a product of integers; zero points are scalars, or one a row of A, a column of B."""
     b, b_number = _weight(c, b, b_zero)
-    if a_zero is not None and a_zero.value is None and a_zero.shape in ((), (1,)) and b.value is not None and b.rank > 1:
+    if (
+        a_zero is not None
+        and a_zero.value is None
+        and a_zero.shape in ((), (1,))
+        and b.value is not None
+        and b.rank > 1
+    ):
         # sum (a - z) b = sum a b - z sum b: the product stays one of bytes. Both sums may wrap around, their
         # difference is right.
         total = c.emit("dlc.matmul", a, b, out_dtype="int32", a_zero_point=0, b_zero_point=b_number)
