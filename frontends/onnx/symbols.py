@@ -20,6 +20,7 @@ from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
 from dlc.ir.dims import symbols
+from dlc.ir.graph import symbol_names
 from dlc.ir.ops import OPS
 
 _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
@@ -60,6 +61,7 @@ class Symbols:
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
         self._of_inputs: dict[str, Dim] = {}
+        self._told: set[str] = set()  # by data, when running
 
     @property
     def limits(self) -> dict[str, int]:
@@ -74,7 +76,14 @@ class Symbols:
 
     def fresh(self, hint: str, least: int = 1) -> Any:
         """A symbol of its own, for a dimension without a name; `least` is 0 where the extent depends on data."""
-        return self._new(hint, least)
+        symbol = self._new(hint, least)
+        if least == 0:
+            self._told.add(str(symbol.name))
+        return symbol
+
+    def told(self, item: Any) -> set[str]:
+        """The symbols in `item` (whatever holds extents) whose sizes data tell."""
+        return symbol_names(item) & self._told
 
     def _new(self, hint: str, least: int = 1) -> Any:
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
