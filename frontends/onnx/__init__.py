@@ -34,6 +34,7 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     shape,
     slicing,
     spectral,
+    vendor_experts,
     vendor_fused,
     vendor_quantised,
     vendor_recurrent,
