@@ -72,8 +72,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         if missing:
             raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
         check(loaded)
-        read_external(loaded)
-        return import_graph(loaded, shapes)
+        return import_graph(loaded, read_external(loaded), shapes)
     except DlcError:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from dlc.errors import DlcError
@@ -18,7 +19,7 @@ from dlc.frontends.onnx.functions import (
     schema_defaults,
 )
 from dlc.frontends.onnx.host import Surroundings, host_call
-from dlc.frontends.onnx.inputs import GraphInputs
+from dlc.frontends.onnx.inputs import GraphInputs, Shapes
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
@@ -70,13 +71,14 @@ class Scope:
 class Importer:
     """One import.
 
-    `facts` are what the model demands of sizes, by the symbols' names: see `import_graph`.
+    `external` are initialisers from other files, `facts` what the model demands of sizes, by the symbols' names: see
+    `import_graph`.
     """
 
     def __init__(
-        self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None, facts: Mapping[str, Fact]
+        self, loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None, facts: Mapping[str, Fact]
     ) -> None:
-        self.loaded = loaded
+        self.loaded, self.external = loaded, external
         self.proto = loaded.proto
         self.symbols = Symbols(facts)
         self.calls: list[Call] = []
@@ -90,6 +92,7 @@ class Importer:
         if graph.sparse_initializer:
             raise DlcError(f"{self.loaded.name}: sparse initializers are not supported")
         scope.values.update({t.name: t for t in graph.initializer})
+        scope.values.update({name: constant(array) for name, array in self.external.items()})
         inputs = GraphInputs(self.loaded.name, self.symbols, self.shapes).declare(graph)
         scope.values.update({t.name: t for t in inputs})
         self.nodes(graph.node, scope)
@@ -264,11 +267,11 @@ class Importer:
         return nowhere.materialised(tensor)
 
 
-def import_graph(loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> Any:
+def import_graph(loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None) -> Any:
     """The module of a loaded model. A fact about a symbol is found on the way and matters from the first node on."""
     facts: dict[str, Fact] = {}
     while True:
         try:
-            return Importer(loaded, shapes, facts).run()
+            return Importer(loaded, external, shapes, facts).run()
         except FactFoundError as found:
             facts[found.name] = found.fact
