@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,6 +175,18 @@ def test_a_function_in_a_function_with_attributes() -> None:
     proto.functions.extend([inner, outer])
     (result,) = run(graph_of(proto), np.array([-8, 3], np.float32))
     np.testing.assert_array_equal(result, [-1, 3])
+
+
+def test_a_host_node_carries_functions_only_where_it_may_call_them() -> None:
+    function = helper.make_function(
+        "my", "F", ["a"], ["b"], [node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 20)]
+    )
+    nodes = [node("F", ["x"], ["r"], domain="my"), node("Unique", ["r"], ["y"], "distinct")]
+    proto = model(nodes, {"x": [5]}, ["y"], imports=[helper.make_opsetid("my", 1)])
+    proto.functions.append(function)
+    (host,) = [n for n in graph_of(proto).nodes if n.op == "dlc.onnx"]
+    inner = onnx.ModelProto.FromString(base64.b64decode(host.attrs["model"]))
+    assert [n.op_type for n in inner.graph.node] == ["Unique"] and not inner.functions
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
