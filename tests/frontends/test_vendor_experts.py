@@ -122,6 +122,67 @@ def test_any_number_of_tokens_on_the_cpu() -> None:
         np.testing.assert_allclose(session.run(feed)["y"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def _quantised(
+    values: dict[str, np.ndarray], bits: int, block: int, zeros: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(what QMoE takes, what its codes stand for)."""
+    rng = np.random.default_rng(bits + block)
+    given = {name: array for name, array in values.items() if name.startswith("b")}
+    meant = dict(given)
+    for number in "12":
+        experts, rows, depth = values[f"w{number}"].shape
+        size = block or depth
+        codes = rng.integers(0, 1 << bits, (experts, rows, depth)).astype(np.uint8)
+        steps = rng.uniform(0.01, 0.05, (experts, rows, depth // size)).astype(np.float32)
+        shift = np.full(steps.shape, 1 << (bits - 1))
+        if zeros:
+            shift = rng.integers(0, 1 << bits, steps.shape)
+            rowed = shift.astype(np.uint8) if block else shift[..., 0].astype(np.uint8)
+            given[f"z{number}"] = _packed(rowed, bits)
+        given |= {f"w{number}": _packed(codes, bits), f"s{number}": steps if block else steps[..., 0]}
+        blocks = codes.reshape(experts, rows, -1, size)
+        meant[f"w{number}"] = ((blocks - shift[..., None]) * steps[..., None]).reshape(codes.shape).astype(np.float32)
+    return given, meant
+
+
+def _packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes in bytes, the first ones in the lowest bits."""
+    parts = 8 // bits
+    padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % parts)])
+    apart = padded.reshape(*padded.shape[:-1], -1, parts)
+    return sum(apart[..., i] << (bits * i) for i in range(parts)).astype(np.uint8)
+
+
+QNAMES = ["x", "r", "w1", "s1", "b1", "w2", "s2", "b2", "w3", "s3", "b3", "z1", "z2"]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("block", [0, 16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_few_bits(bits: int, block: int, zeros: bool) -> None:
+    rng, hidden, inner = np.random.default_rng(bits), 32, 48
+    values = {
+        "w1": np.empty((EXPERTS, 2 * inner, hidden)), "w2": np.empty((EXPERTS, hidden, inner)),
+        "b1": rng.standard_normal((EXPERTS, 2 * inner)).astype(np.float32),
+        "b2": rng.standard_normal((EXPERTS, hidden)).astype(np.float32),
+    }  # fmt: skip
+    given, meant = _quantised(values, bits, block, zeros)
+    feed = {"x": rng.standard_normal((TOKENS, hidden)), "r": rng.standard_normal((TOKENS, EXPERTS))}
+    feed = {name: array.astype(np.float32) for name, array in feed.items()}
+    options = {"k": 2, "activation_type": "swiglu", "swiglu_fusion": 1, "normalize_routing_weights": 1}
+    names = [n if n in feed or n in given else "" for n in QNAMES]
+    more = {"expert_weight_bits": bits} | ({"block_size": block} if block else {})
+    one = node("QMoE", names, ["y"], "experts", domain="com.microsoft", **options, **more)
+    inputs = {n: list(a.shape) for n, a in feed.items()}
+    proto = model([one], inputs, ["y"], given, opset=17, imports=IMPORTS, ir_version=8)
+    (ours,) = run(graph_of(proto), *feed.values())
+    (plain,) = run(graph_of(_model(feed, meant, **options)), *feed.values())
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+    # onnxruntime rounds activations to 8 bits in places.
+    (theirs,) = runtime(proto, **feed)
+    assert np.abs(ours - theirs).max() < 0.03 * np.abs(theirs).max()
+
+
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [
