@@ -1,4 +1,4 @@
-"""MoE and QMoE of the domain com.microsoft: experts are feed-forward networks, and a router picks k of them for a token.
+"""MoE and QMoE of the domain com.microsoft: experts are feed-forward networks, a router picks k of them for a token.
 
 Every expert is computed for every token, and those that were not picked count nothing: that way all products have
 constant weights and known shapes. (Shazeer et al. 2017; SwiGLU of Shazeer 2020, with a limit and an offset.)
