@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlc.options import Options
-from dlc.passes.quantize import calibrate, cleanup, form_integers, mark, settle_weights, to_unsigned
+from dlc.passes.quantize import calibrate, cleanup, dynamic, form_integers, mark, settle_weights, to_unsigned
 from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Pass
 
@@ -15,5 +15,6 @@ def quantize_passes(options: Options) -> list[Pass]:
     What control flow runs is quantised like the graph around it, with ranges of its own.
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
-    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, cleanup.PASS]
+    late = [dynamic.PASS] if options.quantize == "int8-dynamic" else []
+    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
     return [*calibrating, *(everywhere(step) for step in forming)]
