@@ -63,6 +63,14 @@ def test_inspect_shows_limits(tmp_path: Path) -> None:
     assert "limits:\n  s: at most 10\n" in result.output
 
 
+def test_calibration_keeps_to_limits() -> None:
+    package = dlc.compile(_positions(), target="reference", quantize="int8", calibration="random")
+    assert package.manifest["limits"] == {"s": 10}
+    samples = {"x": np.ones((2, 11, 4), np.float32)}
+    with pytest.raises(DlcError, match="input 'x': dimension 's' is 11, the model takes 10 at most"):
+        dlc.compile(_positions(), target="reference", quantize="int8", calibration=samples)
+
+
 def test_a_model_without_limits_has_none() -> None:
     package = dlc.compile(model([node("Relu", ["x"], ["y"])], {"x": ["n", "s"]}, ["y"]), target="reference")
     assert package.manifest["limits"] == {}
