@@ -37,7 +37,7 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
 
 
 def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The size of each symbol, read from the inputs' shapes; DlcError where one does not fit, limits of symbols included."""
+    """The size of each symbol, read from the inputs' shapes; DlcError where one does not fit, or is above its limit."""
     sizes: dict[str, int] = {}
     limits = graph.attrs.get("dlc.limits", {})
     for value in (v for v in graph.inputs if is_tensor(v.dtype)):
