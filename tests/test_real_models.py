@@ -23,7 +23,7 @@ MODELS = [*LIGHT, "basic-pitch", "magika"]
 # What is not here takes up to a minute to compile.
 QUICK = ["romanizer-encoder", "romanizer-decoder", "vad-op18", "vad-sequence", "minilm-int8", "captcha"]
 SIZED = sorted(FEEDS) if os.environ.get("DLC_MODELS") == "all" else QUICK
-# Codes that onnxruntime rounds the other way, where its products saturate or a sum is near a tie, change what follows.
+# Floats that differ in their last place become codes on both sides of a tie here and there, which changes what follows.
 TOLERANCE = {"captcha-int8": ("--snr", "40")}
 
 
