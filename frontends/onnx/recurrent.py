@@ -208,6 +208,9 @@ class _Layer:
         attrs = {"carried": len(states), "scanned": 1, "has_trips": True, "has_condition": False}
         types = [*inside, Tensor((steps, *out.shape), out.dtype)]
         *finals, outputs = c.results(LOOP, [trips, *states, projected, *captured], attrs, types, [block])
+        if self.lengths is not None:  # onnxruntime gives a sequence of no steps no state either
+            some = c.reshape(c.emit("greater", self.lengths, 0), (*self.lengths.shape, 1))
+            finals = [c.emit("where", some, s, c.like(0, s)) for s in finals]
         return (self._turned(c, outputs) if backwards else outputs), finals
 
     def _step(

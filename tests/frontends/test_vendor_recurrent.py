@@ -85,7 +85,7 @@ def test_directions_and_kinds_of_weights(direction: str, dtype: Any, zero: int, 
     _hold(_model(feed, constants, direction=direction), feed)
 
 
-@pytest.mark.parametrize("lengths", [[7, 2, 5], [4, 3, 4]])
+@pytest.mark.parametrize("lengths", [[7, 2, 5], [4, 0, 3]])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_sequences_of_different_lengths(direction: str, lengths: list[int]) -> None:
     """What one sequence's end does to the codes of the others is part of the operator's meaning."""
