@@ -18,6 +18,7 @@ from dlc.ir.graph import is_tensor
 from dlc.package import Package
 
 if TYPE_CHECKING:
+    from dlc.runtime.stream import Stream
     from dlc.targets.base import Executable
 
 _USABLE = 0x1 | 0x100  # numpy's flag bits: C-contiguous, aligned
@@ -94,6 +95,7 @@ class Session:
         self._wanted = tuple((info.name, _dtype(info)) for info in self.inputs)
         self._given = tuple((info.name, _dtype(info)) for info in self.outputs)
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
+        self._streaming: Session | None = None
 
     def clone(self) -> Session:
         """Another session of the same model that shares its constants; cheap."""
@@ -152,6 +154,68 @@ class Session:
                 yield self._ended(*waiting.popleft())
         while waiting:
             yield self._ended(*waiting.popleft())
+
+    def stream(self) -> Stream:
+        """A sequence that is given in parts, of a model that was compiled for it (``stream=True``, ``--stream``).
+
+        Raises:
+            DlcError: the package has no streaming form.
+        """
+        from dlc.runtime.stream import Stream
+
+        name = self.package.manifest.get("stream")
+        if name is None:
+            raise DlcError(f"{self.package.name}: the package has no streaming form; compile it with --stream")
+        if self._streaming is None:
+            self._streaming = Session(self.package.nested(name))
+        return Stream(self._streaming)
+
+    def generate(
+        self,
+        prompt: Any,
+        steps: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+        logits: str | None = None,
+        token: str | None = None,
+        states: Mapping[str, str] | None = None,
+        initial: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """Generate tokens: what the model says of the next one is sampled and given back to it.
+
+        The model is a sequence model that was compiled for streaming, with one input of tokens (rows, time) or of
+        one-hot floats; or a step model, of which `states` says what it carries.
+
+        Args:
+            prompt: tokens (rows, steps), integers; the rows are independent.
+            steps: how many tokens to generate for each row.
+            temperature: what the logits are divided by before a token is drawn; 0 always takes the largest.
+            top_k: how many of the largest logits take part; 0 for all.
+            seed: of the draws; a row's draws do not depend on the other rows.
+            logits: the output that scores the classes; the first one unless said.
+            token: a step model's input of tokens (one a row); the first that is no state unless said.
+            states: a step model's output name -> the input that takes it in the next step.
+            initial: the first values of states by input name; zeros where not given.
+
+        Returns:
+            int64 (rows, steps).
+
+        Raises:
+            DlcError: the model or an argument does not fit; says what is expected.
+        """
+        from dlc.runtime.generate import Model, Sampling, StepModel, StreamModel, generate
+
+        model: Model
+        if states is None:
+            model = StreamModel(self, logits)
+        else:
+            free = [info.name for info in self.inputs if info.name not in states.values()]
+            scores = [info.name for info in self.outputs if info.name not in states]
+            chosen = token if token is not None else next(iter(free), "")
+            model = StepModel(self, chosen, logits or next(iter(scores), ""), states, initial or {})
+        return generate(model, prompt, steps, Sampling(temperature, top_k, seed))
 
     def close(self) -> None:
         """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
