@@ -189,13 +189,13 @@ class _Layer:
     ) -> tuple[Tensor, list[Tensor]]:
         """(outputs (T, B, H), final states (B, H) each)."""
         steps, batch, width = self.x.shape
-        x = self._turned(c, self.x) if backwards else self.x
-        if self.lengths is not None and not weights.row_wise:
-            x = self._used(c, x)
+        x = self.x if self.lengths is None or weights.row_wise else self._used(c)
         projected = weights.project(c, c.reshape(x, (c.symbols.product([steps, batch]), width)))
         if weights.input_bias is not None:
             projected = _plus(c, projected, weights.input_bias)
         projected = c.reshape(projected, (steps, batch, projected.shape[-1]))
+        if backwards:
+            projected = self._turned(c, projected)
         inner = replace(c, calls=[])
         counter, going = Tensor((), "int64"), Tensor((), "bool")
         inside = [Tensor(s.shape, s.dtype) for s in states]
@@ -234,9 +234,10 @@ class _Layer:
         """Every sequence in reverse; what is behind its end stays there."""
         return c.flip(x, 0) if self.lengths is None else reversed_sequences(c, x, self.lengths)
 
-    def _used(self, c: Context, x: Tensor) -> Tensor:
-        """`x` with zeros in the steps behind the longest sequence, which nothing may depend on."""
+    def _used(self, c: Context) -> Tensor:
+        """The input with zeros in the steps behind the longest sequence, which nothing may depend on."""
         assert self.lengths is not None
+        x = self.x
         longest = c.cast(c.reduce("max", self.lengths, [0], keepdims=False), "int64")
         step = c.reshape(count_up(c, x.shape[0]), (x.shape[0], 1, 1))
         return c.emit("where", c.emit("less", step, longest), x, c.like(0, x))
