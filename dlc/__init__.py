@@ -55,7 +55,8 @@ def compile(
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
-        shapes: extents or symbol names of inputs, in place of the model's.
+        shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
+            unless a shape is given for it.
         calibration_method: how ranges are chosen from the samples.
         stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
         progress: called with (stage, done, total).

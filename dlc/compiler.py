@@ -231,6 +231,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
+        "limits": graph.attrs.get("dlc.limits", {}),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
         "notes": _notes(context),
