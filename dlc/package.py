@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -53,10 +53,12 @@ class Package:
 
     Attributes:
         manifest: what ``manifest.json`` says.
-        name: the file's path, or ``<package>``; for messages.
+        name: the file's path, or `UNNAMED`; for messages.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = "<package>") -> None:
+    UNNAMED: ClassVar[str] = "<package>"
+
+    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = UNNAMED) -> None:
         self.manifest: dict[str, Any] = dict(manifest)
         self.name = name
         self._members = dict(members)
@@ -112,6 +114,10 @@ class Package:
         """This package's manifest and members as members of an outer package, under the folder `name`."""
         members = {f"{name}/{member}": data for member, data in self._members.items()}
         return {**members, f"{name}/{MANIFEST}": _manifest_bytes(self.manifest)}
+
+    def with_nested(self, name: str, inner: Package, manifest: Mapping[str, Any]) -> Package:
+        """This package with another one in the folder `name`, and more in the manifest."""
+        return Package.create({**self.manifest, **manifest}, {**self._members, **inner.nested_members(name)})
 
     def nested(self, name: str) -> Package:
         """The package that lies in the folder `name` of this one; DlcError where there is none."""

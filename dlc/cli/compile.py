@@ -20,6 +20,8 @@ from dlc.cli import common
 @common.method_option
 @common.arithmetic_option
 @common.shape_option
+@click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
+@click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor write to it.")
 @common.verbose_option
 def compile(
     model: str,
@@ -30,6 +32,8 @@ def compile(
     calibration_method: Any,
     arithmetic: Any,
     shapes: common.Shapes,
+    stream: bool,
+    no_cache: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
     import dlc
@@ -44,7 +48,9 @@ def compile(
             arithmetic,
             shapes,
             calibration_method=calibration_method,
+            stream=stream,
             progress=update,
+            cache=not no_cache,
         )
         package.save(output)
     kernels = len(package.json("explain.json")["nodes"])
