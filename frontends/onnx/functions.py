@@ -10,7 +10,7 @@ import onnx
 
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.host import runs_on_host
-from dlc.frontends.onnx.nodes import domain_of, opsets_of
+from dlc.frontends.onnx.nodes import domain_of, opsets_of, subgraphs
 from dlc.frontends.onnx.registry import lookup
 from dlc.frontends.onnx.tensor import Tensor, type_proto
 
@@ -80,6 +80,8 @@ class _Scan:
         for node in nodes:
             domain = domain_of(node.domain)
             label = prefix + (node.name or next((o for o in node.output if o), ""))
+            for name, graph in subgraphs(node):
+                self.nodes(graph.node, opsets, f"{label}/{name}/")
             key = (domain, node.op_type, node.overload)
             if key in self.functions:
                 if key not in self.seen:

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator, ops
 from onnx.reference.ops import aionnx_preview_training, aionnxml
 
 from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.nodes import subgraphs
 from dlc.frontends.onnx.symbols import Symbols
 from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor, object_tensor, type_proto
 from dlc.ir.ops.host import ONNX
@@ -92,13 +93,9 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
 
 def _free_names(node: onnx.NodeProto) -> list[str]:
     found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in _GRAPHS else []:
-            found |= dict.fromkeys(_free_in_graph(graph))
+    for _, graph in subgraphs(node):
+        found |= dict.fromkeys(_free_in_graph(graph))
     return list(found)
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _free_in_graph(graph: onnx.GraphProto) -> Iterable[str]:
