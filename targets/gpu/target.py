@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from dlc.errors import DlcError
+from dlc.ir.graph import Node
 from dlc.ir.serial import extent_text
 from dlc.options import Options
 from dlc.package import safetensors_bytes
@@ -13,7 +14,7 @@ from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, stage_outputs
 from dlc.pipeline import Context, Pass
 from dlc.targets.base import Build, Target
-from dlc.targets.gpu.lower import lower
+from dlc.targets.gpu.lower import lower, no_kernel
 from dlc.targets.gpu.nvcc import compile_cuda, nvcc_version
 from dlc.targets.gpu.runtime import opencl_devices
 from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE
@@ -51,6 +52,10 @@ class GpuTarget(Target):
     def spec(self) -> str:
         """The full name, as recorded in the package."""
         return f"gpu:cuda,{self.arch}" if self.arch else "gpu:opencl"
+
+    def declines(self, node: Node) -> str | None:
+        """The operators that have no kernel, because they are rare."""
+        return no_kernel(node)
 
     def passes(self, options: Options) -> list[Pass]:
         """Layouts and fusion; padding is a condition of the kernels' loads, so there are no halos."""
