@@ -108,6 +108,14 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     return run_passes(module, target.passes(options), context, stage)
 
 
+def common_module(model: Any, options: Options, calibration: Any = None) -> tuple[Any, Context]:
+    """The IRModule of a model behind the common passes, and their context; errors as of `compile_model`."""
+    target = _target(options)
+    module = import_source(model, options)
+    context = _context(module, options, target, calibration, None)
+    return run_passes(module, common_passes(options), context), context
+
+
 def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
     """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
     target = _target(options)

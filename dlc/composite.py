@@ -135,18 +135,22 @@ class _Composer:
 
     def block(self, module: Any, node: Node, block: Graph) -> Graph:
         """A block of control flow, simplified like any graph; its floats stay floats."""
-        from dlc.compiler import common_passes
-        from dlc.pipeline import run_passes
-
         if self.context.options.quantize != "none":
             reason = "inside control flow, where values are not calibrated: it stays float"
             for inner in block.nodes:
                 if inner.op in ("dlc.conv", "dlc.matmul"):
                     self.context.decline("quantize", inner.origin, reason)
-        options = replace(self.context.options, quantize="none")
-        inside = replace(self.context, options=options, calibration=None)
-        composed = self.graph(run_passes(graph_module(module, block), common_passes(options), inside))
-        return replace(composed, name=block.name)
+        return replace(self.graph(block_module(module, block, self.context)), name=block.name)
+
+
+def block_module(module: Any, block: Graph, context: Context) -> Any:
+    """A block of control flow of `module` as a module, behind the common passes without quantisation."""
+    from dlc.compiler import common_passes
+    from dlc.pipeline import run_passes
+
+    options = replace(context.options, quantize="none")
+    inside = replace(context, options=options, calibration=None)
+    return run_passes(graph_module(module, block), common_passes(options), inside)
 
 
 def _read(graph: Graph, nodes: list[Node]) -> dict[str, Any]:
@@ -161,14 +165,19 @@ _KERNELS = {
 }
 
 
+def host_reason(node: Node, declined: str = "") -> str:
+    """Why a node runs on the host, where `declined` is what its target said."""
+    return str(node.attrs.get("reason", _KERNELS.get(node.op, ("", declined))[1]))
+
+
 def _row(node: Node, declined: str) -> dict[str, Any]:
-    kernel, why = _KERNELS.get(node.op, ("numpy" if declined else "onnx's reference implementation", declined))
+    kernel, _ = _KERNELS.get(node.op, ("numpy" if declined else "onnx's reference implementation", ""))
     return {
         "node": str(node.origin),
         "value": node.origin.value,
         "op": node.attrs["op_type"] if node.op == ONNX else node.op,
         "precision": ", ".join(dict.fromkeys(node.attrs.get("dtypes", [node.output.dtype]))),
         "kernel": kernel,
-        "why_not_better": node.attrs.get("reason", why),
+        "why_not_better": host_reason(node, declined),
         "part": "host",
     }

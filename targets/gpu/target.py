@@ -6,18 +6,18 @@ import re
 from typing import Any, ClassVar
 
 from dlc.errors import DlcError
-from dlc.ir.graph import Node
+from dlc.ir.graph import Graph, Node, is_tensor
 from dlc.ir.serial import extent_text
 from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, stage_outputs
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target
+from dlc.targets.base import KERNEL, NOWHERE, Build, Place, Target
 from dlc.targets.gpu.lower import lower, no_kernel
 from dlc.targets.gpu.nvcc import compile_cuda, nvcc_version
 from dlc.targets.gpu.runtime import opencl_devices
-from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE
+from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE, UNSUPPORTED, has_type
 from dlc.targets.plan import Plan, plan
 from dlc.targets.program import Call, Program, Ref
 
@@ -56,6 +56,16 @@ class GpuTarget(Target):
     def declines(self, node: Node) -> str | None:
         """The operators that have no kernel, because they are rare."""
         return no_kernel(node)
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """As of any target; tensors of types that OpenCL C and CUDA C lack stop a compilation."""
+        values, found = graph.values(), super().places(graph)
+        for node in graph.nodes:
+            types = [values[name].dtype for name in (*node.inputs, node.output.name)]
+            lacking = next((t for t in types if is_tensor(t) and not has_type(t)), None)
+            if lacking is not None and found[node.output.name].unit == KERNEL:
+                found[node.output.name] = Place(NOWHERE, UNSUPPORTED.format(lacking))
+        return found
 
     def passes(self, options: Options) -> list[Pass]:
         """Layouts and fusion; padding is a condition of the kernels' loads, so there are no halos."""

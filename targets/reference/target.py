@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dlc.errors import DlcError
 from dlc.ir.serial import graph_to_json
 from dlc.runtime.tensors import safetensors_bytes
-from dlc.targets.base import Build, Target
+from dlc.targets.base import Build, Place, Target
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Graph
@@ -33,6 +33,10 @@ class ReferenceTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """None: the interpreter runs the IR at any stage."""
         return []
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """Every operator is its meaning in numpy."""
+        return {node.output.name: Place("numpy") for node in graph.nodes}
 
     def build(self, module: Any, context: Context) -> Build:
         """The graph as JSON and its constants; there is no kernel to explain but the operators themselves."""

@@ -15,12 +15,13 @@ from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Node
 from dlc.options import Options
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target, find_target
+from dlc.targets.base import KERNEL, Build, Place, Target, find_target
 from dlc.targets.vta.config import Config, config_by_name
 from dlc.targets.vta.program import ARRAY, LayerReport, Program, compile_layers
 from dlc.targets.vta.select import select
 
 _DEFAULT = "q31"
+_DRIVER = "cpu"  # the target of what the accelerator does not take
 
 
 @dataclass
@@ -59,6 +60,16 @@ class VtaTarget(Target):
         """None of its own: it reads the IR behind the common passes."""
         return []
 
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """``array`` for the nodes of the accelerator's layers, ``cpu`` for kernels of the CPU that drives it."""
+        selection, found = select(graph, self.config), find_target(_DRIVER).places(graph)
+        for name, place in found.items():
+            if name in selection.covered:
+                found[name] = Place("array")
+            elif place.unit == KERNEL:
+                found[name] = Place(_DRIVER, selection.reasons.get(name, ""))
+        return found
+
     def compile(self, module: Any, context: Context) -> Build:
         """Cut the graph between the accelerator and the host, and build both sides.
 
@@ -72,7 +83,7 @@ class VtaTarget(Target):
             if node.output.name in selection.reasons:
                 context.decline("vta", node.origin, f"runs on the host: {selection.reasons[node.output.name]}")
         covered = selection.covered
-        array, host = _Array(self.config), find_target("cpu")
+        array, host = _Array(self.config), find_target(_DRIVER)
         built = composite.build(module, context, lambda node: array if node.output.name in covered else host)
         return replace(built, manifest={**built.manifest, "vta": array.total.as_json(self.config)})
 
