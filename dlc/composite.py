@@ -114,7 +114,7 @@ class _Composer:
         self.parts.append(name)
         # The target's passes may rewrite a module in place: each part is a module of its own.
         context = replace(self.context, part=f"{self.context.part}/{name}".strip("/"))
-        package, built = part_package(segment_module(module, segment), target, context)
+        package, built = part_package(segment_module(module, graph, segment), target, context)
         self.members |= package.nested_members(name)
         self.rows += [{**row, "part": f"{name} ({target.spec})"} for row in built.explanation]
         self.variants.append(built.variants)
