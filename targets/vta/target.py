@@ -6,8 +6,8 @@ rest. A program is for one image: the runtime repeats it over the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from dlc import composite
 from dlc.errors import DlcError
@@ -37,17 +37,16 @@ class _Total:
         return {"config": config.name, "cycles": self.cycles, "macs": self.macs, "utilisation": utilisation}
 
 
-class VtaTarget(Target):
-    """The accelerator with the host that drives it."""
+class _Configured(Target):
+    """What the accelerator with its host and the accelerator alone have in common: the name and the configuration."""
 
     name: ClassVar[str] = "vta"
-    runtime: ClassVar[str] = "dlc.runtime.composite"
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @classmethod
-    def parse(cls, spec: str) -> VtaTarget:
+    def parse(cls, spec: str) -> Self:
         """``vta`` or ``vta:<configuration>``; DlcError for an unknown one."""
         return cls(config_by_name(spec.partition(":")[2] or _DEFAULT))
 
@@ -59,6 +58,19 @@ class VtaTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """None of its own: it reads the IR behind the common passes."""
         return []
+
+    def describe(self) -> dict[str, Any]:
+        """The accelerator is simulated, so it is everywhere."""
+        return {
+            "available": True,
+            "description": "a simulated VTA: 256 int8 multiplications a cycle; q31 (exact) or original (shifts)",
+        }
+
+
+class VtaTarget(_Configured):
+    """The accelerator with the host that drives it."""
+
+    runtime: ClassVar[str] = "dlc.runtime.composite"
 
     def places(self, graph: Graph) -> dict[str, Place]:
         """``array`` for the nodes of the accelerator's layers, ``cpu`` for kernels of the CPU that drives it."""
@@ -97,36 +109,15 @@ class VtaTarget(Target):
         """The same as `compile`: there are no passes between."""
         return self.compile(module, context)
 
-    def describe(self) -> dict[str, Any]:
-        """The accelerator is simulated, so it is everywhere."""
-        return {
-            "available": True,
-            "description": "a simulated VTA: 256 int8 multiplications a cycle; q31 (exact) or original (shifts)",
-        }
 
-
-@dataclass
-class _Array(Target):
+class _Array(_Configured):
     """One part: all its nodes are layers of the accelerator."""
 
-    name: ClassVar[str] = "vta"
     runtime: ClassVar[str] = "dlc.targets.vta.runtime"
-    config: Config
-    total: _Total = field(default_factory=_Total)
 
-    @classmethod
-    def parse(cls, spec: str) -> _Array:
-        """Of a part's name."""
-        return cls(config_by_name(spec.partition(":")[2]))
-
-    @property
-    def spec(self) -> str:
-        """The full name, as recorded in the package."""
-        return f"{self.name}:{self.config.name}"
-
-    def passes(self, options: Options) -> list[Pass]:
-        """None."""
-        return []
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.total = _Total()
 
     def build(self, module: Any, context: Context) -> Build:
         """The program of a part."""
@@ -149,10 +140,6 @@ class _Array(Target):
         }
         rows = [_row(report, graph, values[report.output].dtype) for report in program.reports]
         return Build(members, manifest, [*rows, _summary(program, macs)])
-
-    def describe(self) -> dict[str, Any]:
-        """See `VtaTarget.describe`."""
-        return {"available": True}
 
 
 def _row(report: LayerReport, graph: Graph, dtype: str) -> dict[str, Any]:
