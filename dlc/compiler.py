@@ -36,8 +36,9 @@ def common_passes(options: Options) -> list[Pass]:
     """The passes that every target's compilation begins with."""
     from dlc.passes.quantize import quantize_passes
     from dlc.passes.simplify import SIMPLIFY
+    from dlc.passes.specialize import hoist
 
-    return [*SIMPLIFY, *quantize_passes(options)]
+    return [*SIMPLIFY, hoist.PASS, *quantize_passes(options)]
 
 
 def passes_of(options: Options, target: Target) -> list[Pass]:
@@ -108,12 +109,12 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     return run_passes(module, target.passes(options), context, stage)
 
 
-def common_module(model: Any, options: Options, calibration: Any = None) -> tuple[Any, Context]:
-    """The IRModule of a model behind the common passes, and their context; errors as of `compile_model`."""
+def common_module(model: Any, options: Options, calibration: Any = None) -> Any:
+    """The IRModule of a model behind the common passes; errors as of `compile_model`."""
     target = _target(options)
     module = import_source(model, options)
     context = _context(module, options, target, calibration, None)
-    return run_passes(module, common_passes(options), context), context
+    return run_passes(module, common_passes(options), context)
 
 
 def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:

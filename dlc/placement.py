@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from dlc.composite import block_module, host_reason, is_host
-from dlc.ir.convert import view
-from dlc.ir.graph import Node
+from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import ITEM
 from dlc.targets.base import HOST, Place, Target
-
-if TYPE_CHECKING:
-    from dlc.pipeline import Context
 
 
 @dataclass
@@ -31,31 +25,27 @@ class Placed:
     reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
-def placed_nodes(module: Any, target: Target, context: Context) -> Iterator[tuple[Node, Place]]:
-    """Every node of a module behind the common passes with its place, the blocks of control flow included."""
-    graph = view(module)
+def placed_nodes(graph: Graph, target: Target) -> Iterator[tuple[Node, Place]]:
+    """Every node of a graph behind the common passes with its place, the blocks of control flow included."""
     found = target.places(graph)
     for node in graph.nodes:
         if node.op == ITEM:
             continue
-        if not is_host(node):
-            yield node, found[node.output.name]
-            continue
-        yield node, Place(HOST, host_reason(node))
+        place = found[node.output.name]
+        yield node, place
         for block in node.blocks:
-            yield from placed_nodes(block_module(module, block, context), target, context)
+            if place.unit == HOST:
+                yield from placed_nodes(block, target)
+            else:  # control flow in native code has native blocks
+                yield from ((inner, place) for inner in block.walk() if inner.op != ITEM)
 
 
-def placements(module: Any, targets: Sequence[Target], context: Context) -> Mapping[str, dict[str, Placed]]:
-    """By ONNX operator and target's name, what becomes of a model's nodes.
-
-    Args:
-        module: the IR behind the common passes; `context` is theirs.
-    """
+def placements(graph: Graph, targets: Sequence[Target]) -> Mapping[str, dict[str, Placed]]:
+    """By ONNX operator and target's name, what becomes of the nodes of a graph behind the common passes."""
     found: dict[str, dict[str, Placed]] = {}
     for target in targets:
         seen: set[tuple[str, str, str]] = set()
-        for node, place in placed_nodes(module, target, context):
+        for node, place in placed_nodes(graph, target):
             operator, label = node.origin.op, node.origin.node or node.origin.value
             placed = found.setdefault(operator, {t.name: Placed() for t in targets})[target.name]
             if (operator, label, place.unit) not in seen:

@@ -127,10 +127,10 @@ def _place(model: onnx.ModelProto, found: dict[Operator, Facts]) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module, context = common_module(model, Options("reference"))
+            module = common_module(model, Options("reference"))
         except DlcError:
             return False
-    placed = placements(module, [find_target(name) for name in TARGETS], context)
+    placed = placements(view(module), [find_target(name) for name in TARGETS])
     on_host = False
     for operator in operators_of(model.graph):
         facts = found.setdefault(operator, Facts())
@@ -192,7 +192,7 @@ def _probe(case: Any, found: dict[Operator, Facts]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module, _ = common_module(model, Options("reference", "int8", "fixed"), samples)
+            module = common_module(model, Options("reference", "int8", "fixed"), samples)
         except DlcError:
             return
     nodes = view(module).nodes

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.ir.ops.host import FIRST, IF, LOOP, ONNX, STEPS
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Graph, Node
@@ -111,14 +112,20 @@ class Target(ABC):
         """The target's passes, run behind the common simplify and quantise passes."""
 
     def declines(self, node: Node) -> str | None:
-        """Why the target has no kernel for an operator, so that the host runs the node in numpy; None where it has."""
-        return None
+        """Why the target does not run a node, so that the host does; None where it does.
+
+        What only the host understands is declined here; a target that overrides this asks it for the rest.
+        """
+        if node.op == LOOP:
+            return f"target {self.name} has no loops: each iteration is started by the host"
+        if node.op == IF:
+            return f"target {self.name} has no branches"
+        if node.op in (STEPS, FIRST):
+            return "how many results there are is in the data"
+        return str(node.attrs["reason"]) if node.op == ONNX else None
 
     def places(self, graph: Graph) -> dict[str, Place]:
-        """Where each node of a graph behind the common passes would run, by output name.
-
-        The host's own operators are the caller's to tell apart, see `dlc.placement`.
-        """
+        """Where each node of a graph behind the common passes would run, by output name; blocks are left out."""
         reasons = {node.output.name: self.declines(node) for node in graph.nodes}
         return {name: Place(KERNEL) if why is None else Place(HOST, why) for name, why in reasons.items()}
 

@@ -68,10 +68,11 @@ def _placed(path: Path, options: Options, calibration: str | None) -> Mapping[st
     from dlc.compiler import common_module
     from dlc.targets.base import find_target, target_names
 
-    module, context = common_module(path, options, calibration)
+    module = common_module(path, options, calibration)
+    from dlc.ir.convert import view
     from dlc.placement import placements
 
-    return placements(module, [find_target(name) for name in target_names()], context)
+    return placements(view(module), [find_target(name) for name in target_names()])
 
 
 def _reasons(placed: Mapping[str, dict[str, Placed]]) -> Iterator[dict[str, Any]]:

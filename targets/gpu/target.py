@@ -55,7 +55,7 @@ class GpuTarget(Target):
 
     def declines(self, node: Node) -> str | None:
         """The operators that have no kernel, because they are rare."""
-        return no_kernel(node)
+        return super().declines(node) or no_kernel(node)
 
     def places(self, graph: Graph) -> dict[str, Place]:
         """As of any target; tensors of types that OpenCL C and CUDA C lack stop a compilation."""
@@ -77,7 +77,7 @@ class GpuTarget(Target):
         memory = plan(program)
         kernels = "\n".join(kernel.text(symbol) for symbol, kernel in program.kernels.items())
         members = {"constants.safetensors": safetensors_bytes({f"c{i}": a for i, a in enumerate(program.constants)})}
-        rows = [call.row for call in program.calls]
+        rows = program.rows()
         if self.arch:
             text = f"{CUDA_PRELUDE}\n{kernels}"
             cubin, ptx, resources = compile_cuda(text, self.arch)
@@ -128,4 +128,8 @@ def _program_json(program: Program, memory: Plan) -> dict[str, Any]:
             "shape": [extent_text(d) for d in call.value.shape],
         }
 
-    return {"constants": len(program.constants), "slots": sizes, "calls": [launch(c) for c in program.calls]}
+    return {
+        "constants": len(program.constants),
+        "slots": sizes,
+        "calls": [launch(c) for c in program.calls if isinstance(c, Call)],
+    }
