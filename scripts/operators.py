@@ -8,11 +8,12 @@ Operators of com.microsoft have no node cases; the models of their tests stand i
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -209,11 +210,19 @@ def _probe(case: Any, found: dict[Operator, Facts]) -> None:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _versions() -> dict[Operator, set[int]]:
+    """The versions of every standard operator."""
+    found: dict[Operator, set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        found.setdefault((schema.domain, schema.name), set()).add(schema.since_version)
+    return found
+
+
 def _since(operator: Operator) -> str:
     """From which version on something takes the operator, and what does."""
     domain, name = operator
-    schemas = onnx.defs.get_all_schemas_with_history()
-    versions = sorted({s.since_version for s in schemas if s.name == name and s.domain == domain})
+    versions = sorted(_versions().get(operator, ()))
     if not versions:  # of no standard
         return str(min(supported()[operator]))
     taken = next((v for v in versions if is_supported(domain, name, v)), None)
@@ -256,7 +265,7 @@ def rows(found: Mapping[Operator, Facts]) -> Iterator[list[str]]:
     for operator in sorted(schemas | set(supported())):
         facts, since = found.get(operator, Facts()), _since(operator)
         if not facts.placed and since.endswith(HOST):
-            facts = Facts(True, {t: {HOST} for t in TARGETS})
+            facts = replace(facts, placed=True, units={t: {HOST} for t in TARGETS})
         places = [_cell(facts, target) if facts.placed else "" for target in TARGETS]
         int8 = next((kind for kind in ("integer", "table", "float") if kind in facts.int8), "")
         passed = f"{facts.passed} of {facts.cases}" if facts.cases else ""
