@@ -38,7 +38,7 @@ def test_segments_cover_every_node_once_and_run_in_order() -> None:
         assert set(segment.inputs) <= known
         known |= set(segment.outputs)
         names += [n.output.name for n in segment.nodes]
-        view(segment_module(module, segment))
+        view(segment_module(module, view(module), segment))
     assert sorted(names) == sorted(number)
     assert set(graph.outputs) <= known
 

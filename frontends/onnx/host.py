@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator, ops
 from onnx.reference.ops import aionnx_preview_training, aionnxml
 
 from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.nodes import subgraphs
 from dlc.frontends.onnx.symbols import Symbols
 from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor, object_tensor, type_proto
 from dlc.ir.ops.host import ONNX
@@ -83,7 +84,7 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in around.opsets.items()]
     # A function, or a graph in an attribute, may call any of the model's functions; an operator calls none.
-    calls = any(a.type in _GRAPHS for a in node.attribute)
+    calls = any(True for _ in subgraphs(node))
     calls = calls or any((f.domain, f.name) == (node.domain, node.op_type) for f in around.functions)
     functions = list(around.functions) if calls else []
     return onnx.ModelProto(ir_version=around.ir_version, graph=graph, opset_import=opsets, functions=functions)
@@ -94,13 +95,9 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
 
 def _free_names(node: onnx.NodeProto) -> list[str]:
     found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in _GRAPHS else []:
-            found |= dict.fromkeys(_free_in_graph(graph))
+    for _, graph in subgraphs(node):
+        found |= dict.fromkeys(_free_in_graph(graph))
     return list(found)
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _free_in_graph(graph: onnx.GraphProto) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Relax's own operators that the IR may hold, with the meaning we give them in numpy.
 
-Attributes are named as in the graph view (`dlc.ir.convert` reads and writes them): reshape and broadcast_to take
+Attributes are named as in the graph view (`dlc.ir.spelling` reads and writes them): reshape and broadcast_to take
 ``shape``; permute_dims ``axes``; concat, take, gather_elements, softmax and log_softmax ``axis``; strided_slice ``axes,
 begin, end, strides`` (begin and end already clamped, strides not zero); astype ``dtype``; nn.pad ``pad_width, mode,
 value``; layer_norm ``axes, epsilon``; reductions ``axes, keepdims``; argmax and argmin ``axis, keepdims``.
