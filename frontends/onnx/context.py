@@ -56,11 +56,13 @@ class Context:
     calls: list[Call]
     onnx_op: str
     onnx_node: str
+    certain: bool  # whether the node runs whenever the model does: not inside control flow
     branch: Callable[[onnx.GraphProto], tuple[Tensor, ...]]
     block: Callable[[onnx.GraphProto, Sequence[Tensor]], Block]
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute of the node."""
+        """An attribute of the node; a default that is a fraction is rounded to float32, as attributes are."""
+        default = float(np.float32(default)) if isinstance(default, float) else default
         return self.node.attrs.get(name, default)
 
     def require(self, name: str) -> Any:
@@ -103,6 +105,23 @@ class Context:
         """The content of an integer tensor that must be constant."""
         return tuple(int(v) for v in self.known(tensor, what).reshape(-1))
 
+    def equal(self, a: Dim, b: Dim, what: str) -> Dim:
+        """The one extent that `a` and `b` have to be; `what` names them in messages.
+
+        Raises:
+            ConversionError: they differ.
+            SymbolFixedError: they are equal if an input's extent is a certain one.
+            HostError: only running tells.
+        """
+        difference = self.symbols.simplify(a - b)
+        if isinstance(difference, int):
+            if difference:
+                raise ConversionError(f"{what} differ: {a} and {b}")
+            return a if isinstance(a, int) else b
+        if self.certain:
+            self.symbols.unify(a, b)
+        raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
+
     def number(self, tensor: Tensor, what: str) -> Any:
         """The one element of a constant."""
         array = self.known(tensor, what)
@@ -138,8 +157,16 @@ class Context:
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
+        if any(isinstance(d, int) and d == 0 for d in shape):
+            return self._empty(shape, dtype)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _empty(self, shape: tuple[Dim, ...], dtype: str) -> Tensor:
+        """A tensor without elements: kernels need not know of them."""
+        if all(isinstance(d, int) for d in shape):
+            return constant(np.empty(shape, dtype))
+        return self._call("relax.broadcast_to", [constant(np.zeros((), dtype))], {"shape": shape}, shape, dtype)
 
     def _call(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
@@ -244,8 +271,23 @@ class Context:
         return self.emit("strided_slice", x, axes=(axis,), begin=(begin,), end=(end,), strides=(stride,))
 
     def reduce(self, mode: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
-        """sum, mean, max, min or prod over axes."""
+        """sum, mean, max, min or prod over axes; of no elements, the operation's neutral element."""
+        if not axes:
+            return x
+        if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
+            kept = [1 if i in axes else d for i, d in enumerate(x.shape)]
+            shape = kept if keepdims else [d for i, d in enumerate(kept) if i not in axes]
+            return self.broadcast(self.like(_neutral(mode, x), x), shape)
         return self.emit(mode, x, axes=tuple(axes), keepdims=int(keepdims))
+
+
+def _neutral(mode: str, x: Tensor) -> Any:
+    if x.is_float:
+        lowest, highest = -np.inf, np.inf
+    else:
+        info = np.iinfo(x.dtype) if x.dtype != "bool" else None
+        lowest, highest = (info.min, info.max) if info else (False, True)
+    return {"sum": 0, "prod": 1, "max": lowest, "min": highest, "mean": np.nan}[mode]
 
 
 def _symbolic(value: Any) -> bool:

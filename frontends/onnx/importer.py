@@ -22,7 +22,7 @@ from dlc.frontends.onnx.inputs import GraphInputs
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.symbols import Symbols
+from dlc.frontends.onnx.symbols import SymbolFixedError, Symbols
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, HostError, Tensor, constant, string_constant
 from dlc.frontends.onnx.write import write
 from dlc.ir.convert import IrTypeError
@@ -70,13 +70,19 @@ class Scope:
 class Importer:
     """One import."""
 
-    def __init__(self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        shapes: Mapping[str, Sequence[int | str]] | None,
+        fixed: Mapping[str, int | str] | None = None,
+    ) -> None:
         self.loaded = loaded
         self.proto = loaded.proto
-        self.symbols = Symbols()
+        self.symbols = Symbols(fixed)
         self.calls: list[Call] = []
         self.functions = local_functions(self.proto)
         self.shapes = shapes or {}
+        self.in_block = 0  # blocks of control flow around the current node
 
     def run(self) -> Any:
         """The module."""
@@ -108,7 +114,7 @@ class Importer:
                 view = replace(view, attrs={a.name: attribute_value(a) for a in proto.attribute})
                 inputs = [scope.find(n) if n else None for n in view.inputs]
                 results = self._apply_or_host(view, inputs, scope)
-            except DlcError:
+            except (DlcError, SymbolFixedError):
                 raise
             except Exception as error:
                 raise self._failure(view, scope, error) from error
@@ -178,6 +184,7 @@ class Importer:
             calls=self.calls,
             onnx_op=shown.op_type,
             onnx_node=shown.name,
+            certain=not self.in_block,
             branch=lambda graph: self._branch(graph, scope),
             block=lambda graph, params: self._block(graph, params, scope),
         )
@@ -240,12 +247,14 @@ class Importer:
         values |= {v.name: t for v, t in zip(graph.input, params, strict=True)}
         inner = replace(outer, values=values, parent=outer, depth=outer.depth + 1)
         around, self.calls = self.calls, []
+        self.in_block += 1
         try:
             self.nodes(graph.node, inner)
             outputs = [self._returned(inner.find(o.name), inner) for o in graph.output]
             return Block(list(params), self.calls, outputs)
         finally:
             self.calls = around
+            self.in_block -= 1
 
     def _returned(self, tensor: Tensor, scope: Scope) -> Tensor:
         """A result that is not computed by any call as one that is."""

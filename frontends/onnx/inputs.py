@@ -93,4 +93,4 @@ class GraphInputs:
             return int(dim.dim_value)
         if text in self.sizes:
             return self.sizes[text]
-        return self.symbols.named(text) if text else self.symbols.fresh(f"{name}_{index}")
+        return self.symbols.named(text) if text else self.symbols.unnamed(f"{name}_{index}")

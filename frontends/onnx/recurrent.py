@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from dlc.frontends.onnx.activation import _elu, _hard_sigmoid, _softplus
 from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.linear import product
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import Block, ConversionError, Dim, Tensor
 from dlc.ir.ops.host import LOOP
@@ -91,11 +92,7 @@ class _Weights:
 
     def recur(self, c: Context, h: Tensor) -> Tensor:
         """The recurrent product, (B, gates * H)."""
-        return _product(c, h, self.recurrence)
-
-
-def _product(c: Context, a: Tensor, b: Tensor) -> Tensor:
-    return c.emit("dlc.matmul", a, b, out_dtype=a.dtype)
+        return product(c, h, self.recurrence)
 
 
 def _plus(c: Context, a: Tensor, b: Tensor) -> Tensor:
@@ -128,7 +125,7 @@ def _gru_step(c: Context, x: Tensor, states: list[Tensor], w: _Weights) -> list[
     (h,) = states
     f, g = w.functions
     before = c.attr("linear_before_reset", 0)
-    recurrent = w.recur(c, h) if before else _product(c, h, w.gate(c, w.recurrence, 0, 2))
+    recurrent = w.recur(c, h) if before else product(c, h, w.gate(c, w.recurrence, 0, 2))
     if w.bias is not None:
         recurrent = _plus(c, recurrent, w.bias if before else w.gate(c, w.bias, 0, 2))
     z = f(c, _plus(c, w.gate(c, x, 0), w.gate(c, recurrent, 0)))
@@ -136,7 +133,7 @@ def _gru_step(c: Context, x: Tensor, states: list[Tensor], w: _Weights) -> list[
     if before:
         inner = _times(c, r, w.gate(c, recurrent, 2))
     else:
-        inner = _product(c, _times(c, r, h), w.gate(c, w.recurrence, 2))
+        inner = product(c, _times(c, r, h), w.gate(c, w.recurrence, 2))
         inner = inner if w.bias is None else _plus(c, inner, w.gate(c, w.bias, 2))
     fresh = g(c, _plus(c, w.gate(c, x, 2), inner))
     return [_plus(c, _times(c, c.emit("subtract", c.like(1, z), z), fresh), _times(c, z, h))]
@@ -176,7 +173,7 @@ class _Layer:
         """(outputs (T, B, H), final states (B, H) each)."""
         steps, batch, width = self.x.shape
         flat = c.reshape(self.x, (c.symbols.product([steps, batch]), width))
-        projected = _product(c, flat, c.transpose(w, [1, 0]))
+        projected = product(c, flat, c.transpose(w, [1, 0]))
         projected = projected if bias is None else _plus(c, projected, bias)
         projected = c.reshape(projected, (steps, batch, w.shape[0]))
         if backwards:

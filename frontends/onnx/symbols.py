@@ -8,7 +8,7 @@ so is a slice that ends at "infinity".
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,26 @@ _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this
 _RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
 
 
+class SymbolFixedError(Exception):
+    """The model is only valid where a symbol of an input is one certain extent: the import starts again with that.
+
+    Attributes:
+        name: the symbol's name.
+        extent: a number, or the name of another symbol of an input.
+    """
+
+    def __init__(self, name: str, extent: int | str) -> None:
+        super().__init__(f"{name} = {extent}")
+        self.name, self.extent = name, extent
+
+
 class Symbols:
     """The symbolic extents of one import."""
 
-    def __init__(self) -> None:
+    def __init__(self, fixed: Mapping[str, int | str] | None = None) -> None:
+        """`fixed` says of some symbols by name what they are (see `SymbolFixedError`)."""
+        self._fixed = dict(fixed or {})
+        self._of_inputs: dict[str, Any] = {}
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
@@ -34,14 +50,39 @@ class Symbols:
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
         if name not in self._by_name:
-            self._by_name[name] = self._new(name)
+            self._by_name[name] = self._input(name)
         return self._by_name[name]
 
-    def fresh(self, hint: str, least: int = 1) -> Any:
-        """A symbol of its own, for a dimension without a name; `least` is 0 where the extent depends on data."""
-        return self._new(hint, least)
+    def unnamed(self, hint: str) -> Any:
+        """A symbol of its own for an input's dimension without a name."""
+        return self._input(hint)
 
-    def _new(self, hint: str, least: int = 1) -> Any:
+    def _input(self, hint: str) -> Dim:
+        name = self._reserve(hint)
+        known: int | str = name
+        while isinstance(known, str) and known in self._fixed:
+            known = self._fixed[known]
+        if isinstance(known, int):
+            return known
+        if known not in self._of_inputs:
+            self._of_inputs[known] = self._variable(known, 1)
+        return self._of_inputs[known]
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """Make two extents one if an input's symbol can be chosen so: raises SymbolFixedError, else returns."""
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, tirx.Var) and one.name in self._of_inputs:
+                if isinstance(other, int):
+                    raise SymbolFixedError(one.name, other)
+                if isinstance(other, tirx.Var) and other.name in self._of_inputs:
+                    raise SymbolFixedError(one.name, other.name)
+
+    def fresh(self, hint: str, least: int = 1) -> Any:
+        """A symbol of its own for an extent that is known only when running; `least` is 0 where it depends on data."""
+        return self._variable(self._reserve(hint), least)
+
+    def _reserve(self, hint: str) -> str:
+        """An identifier that no other symbol has."""
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
         if not base[0].isalpha() or keyword.iskeyword(base) or base in _RESERVED:
             base = f"n_{base}"
@@ -50,6 +91,9 @@ class Symbols:
             count += 1
             name = f"{base}_{count}"
         self._identifiers.add(name)
+        return name
+
+    def _variable(self, name: str, least: int) -> Any:
         var = tirx.Var(name, "int64")
         self._analyzer.bind(var, tvm.ir.Range(least, tirx.IntImm("int64", _LARGEST_EXTENT)))
         return var

@@ -150,15 +150,21 @@ def reduce(g: Graph) -> None:
         g.add(op, [x], keepdims=keep, **({"axes": axes} if axes else {}), noop_with_empty_axes=empty)
 
 
+def _ordered(g: Graph) -> Value:
+    """A value to be sorted: without NaN, for which ONNX defines no order."""
+    kinds = ("float32", "float64", "int64", "int32")
+    return g.pick(lambda v: v.dtype in kinds and v.rank >= 1 and not (v.array != v.array).any())
+
+
 def arg(g: Graph) -> None:
-    x = g.pick(lambda v: v.dtype in ("float32", "int32", "float64", "int64", "uint8") and v.rank >= 1)
+    x = _ordered(g)
     last = g.one_of([None, 0, 1]) if g.opset >= 12 else None
     axis = g.between(-x.rank if g.opset >= 11 else 0, x.rank - 1)
     g.add(g.one_of(["ArgMax", "ArgMin"]), [x], axis=axis, keepdims=g.one_of([None, 0, 1]), select_last_index=last)
 
 
 def top_k(g: Graph) -> None:
-    x = g.pick(lambda v: v.dtype in ("float32", "float64", "int64", "int32") and v.rank >= 1)
+    x = _ordered(g)
     axis = g.between(0, x.rank - 1)
     k = g.between(1, x.shape[axis])
     if g.opset < 10:
