@@ -223,7 +223,7 @@ def _run(
     name = c.attr("direction", "forward")
     if name not in kinds or len(kinds[name]) != w.shape[0]:
         raise ConversionError(f"direction '{name}' with weights of {w.shape[0]} directions")
-    hidden = int(r.shape[-1])
+    hidden = _checked(c, cell, x, w, r, b, lengths, initial)
     if w.shape[1] != cell.gates * hidden:
         raise ConversionError(f"weights of {w.shape[1]} rows, expected {cell.gates} gates of {hidden}")
     batch_first = bool(c.attr("layout", 0))
@@ -248,6 +248,25 @@ def _run(
     if batch_first:
         return (c.transpose(y, [2, 0, 1, 3]), *(c.transpose(s, [1, 0, 2]) for s in ends))
     return (y, *ends)
+
+
+def _checked(
+    c: Context, cell: _Cell, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None,
+    initial: Sequence[Tensor | None],
+) -> int:  # fmt: skip
+    """The width of the state; extents that a model leaves open become what the others ask for."""
+    hidden = c.attr("hidden_size") or r.shape[-1]
+    if not isinstance(hidden, int):
+        raise ConversionError(f"attribute 'hidden_size' is missing, and the weights are {r}")
+    batch = x.shape[0 if c.attr("layout", 0) else 1]
+    state = (w.shape[0], batch, hidden) if not c.attr("layout", 0) else (batch, w.shape[0], hidden)
+    expected = [(w, (w.shape[0], cell.gates * hidden, x.shape[2])), (r, (w.shape[0], cell.gates * hidden, hidden))]
+    expected += [(b, (w.shape[0], 2 * cell.gates * hidden)), (lengths, (batch,)), *((s, state) for s in initial)]
+    for tensor, wanted in expected:
+        for have, want in zip(tensor.shape if tensor is not None else (), wanted, strict=False):
+            if not (isinstance(have, int) and isinstance(want, int)):
+                c.equal(have, want, f"the extents of {tensor} and of what the other inputs ask for")
+    return hidden
 
 
 def _joined(c: Context, parts: list[Tensor], axis: int) -> Tensor:

@@ -222,6 +222,8 @@ def depth_to_space(c: Context, x: Tensor) -> Tensor:
     block = c.require("blocksize")
     depth = c.symbols.quotient((channels,), (block, block))
     if depth is None:
+        if not isinstance(channels, int):
+            raise HostError(f"the channels of {x} must be known when compiling")
         raise ConversionError(f"{channels} channels are not a multiple of {block} x {block}")
     if c.attr("mode", "DCR") == "DCR":
         apart = c.transpose(c.reshape(x, (n, block, block, depth, height, width)), (0, 3, 4, 1, 5, 2))
@@ -237,6 +239,8 @@ def space_to_depth(c: Context, x: Tensor) -> Tensor:
     block = c.require("blocksize")
     rows, columns = c.symbols.quotient((height,), (block,)), c.symbols.quotient((width,), (block,))
     if rows is None or columns is None:
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise HostError(f"the extents of {x} must be known when compiling")
         raise ConversionError(f"extents {height} x {width} are not multiples of {block}")
     order = (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
     apart = c.transpose(c.reshape(x, (n, channels, rows, block, columns, block)), order)

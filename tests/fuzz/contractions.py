@@ -197,7 +197,7 @@ def _batch_norm(g: Graph, x: Value) -> None:
 def normalise(g: Graph) -> None:
     kind = g.one_of(["layer", "layer", "batch", "instance", "group", "lrn", "rms", "lp", "mean"])
     if kind in ("layer", "rms"):
-        x = g.floats(1)
+        x = g.pick(lambda v: v.dtype in ("float32", "float16") and v.rank >= 1)  # computed in float32 in any case
         axis = g.between(-x.rank, x.rank - 1)
         shape = x.shape[axis:]
         scale = g.weight(x.dtype, shape)

@@ -26,6 +26,7 @@ _RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3}
 _OF_LARGEST = {"float64": 1e-14, "float32": 4e-6, "float16": 1e-3}  # small elements inherit the rounding of large ones
 _AMPLIFIED = 16.0  # times the largest change that was seen
 _ROUGH = {"InstanceNormalization": 64.0}  # onnxruntime subtracts nearly equal numbers inside these
+_ABSOLUTE = dict.fromkeys(("Sigmoid", "HardSwish", "Mish", "Gelu", "LSTM", "GRU", "Softsign", "Swish"), 0.1)  # of order 1
 _TINY = {"float64": 1e-300, "float32": 1e-37, "float16": 6e-7}  # below that, subnormal numbers count steps
 
 # Float results of these are copies, choices or exactly representable: they are not disturbed.
@@ -38,7 +39,7 @@ EXACT = set(
 
 
 # onnx.reference is wrong for some attributes of these, such as uneven paddings.
-_MISTRUSTED = set("Conv ConvTranspose MaxPool AveragePool LpPool Resize Upsample Pad LSTM GRU RNN Scan".split())
+_MISTRUSTED = set("Softmax LogSoftmax Hardmax Conv ConvTranspose MaxPool AveragePool LpPool Resize Upsample Pad LSTM GRU RNN Scan".split())
 
 
 class OracleError(Exception):
@@ -94,19 +95,28 @@ def run_oracle(model: onnx.ModelProto, inputs: Arrays, only: str = "") -> tuple[
 # --- disturbed copies ------------------------------------------------------------------------------------------------
 
 
-def _disturb(name: str, made: str, dtype: str, seed: float, more: float) -> list[onnx.NodeProto]:
-    """Nodes that give `name` from `made`, each element times ``1 + e``."""
+def _disturb(name: str, made: str, dtype: str, seed: float, more: float, absolute: float) -> list[onnx.NodeProto]:
+    """Nodes that give `name` from `made`: each element times ``1 + e``, plus ``e * absolute``."""
     noise, kind = _NOISE[dtype] * more, helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    wide = TensorProto.DOUBLE  # so that e is not rounded away
-    return [
-        helper.make_node("Cast", [made], [f"{made}.wide"], to=wide),
-        helper.make_node(
-            "RandomUniformLike", [f"{made}.wide"], [f"{made}.e"], low=-noise, high=noise, seed=seed, dtype=wide
-        ),
-        helper.make_node("Mul", [f"{made}.wide", f"{made}.e"], [f"{made}.part"]),
-        helper.make_node("Add", [f"{made}.wide", f"{made}.part"], [f"{made}.off"]),
-        helper.make_node("Cast", [f"{made}.off"], [name], to=kind),
-    ]
+    nodes = [helper.make_node("Cast", [made], [f"{made}.wide"], to=TensorProto.DOUBLE)]
+
+    def step(op: str, *inputs: str | float) -> str:
+        names = []
+        for value in inputs:
+            names.append(value if isinstance(value, str) else f"{made}.c{len(nodes)}")
+            if not isinstance(value, str):
+                held = helper.make_tensor("", TensorProto.DOUBLE, [], [value])
+                nodes.append(helper.make_node("Constant", [], [names[-1]], value=held))
+        nodes.append(helper.make_node(op, names, [f"{made}.s{len(nodes)}"]))
+        return nodes[-1].output[0]
+
+    # The sine of large multiples of the value stands in for a random number, which not every runtime draws.
+    angle = step("Mul", step("Min", step("Max", f"{made}.wide", -1e5), 1e5), 1e4 + seed)
+    wave = step("Sin", step("Add", angle, seed))
+    factor = step("Add", step("Mul", wave, noise), 1.0)
+    moved = step("Add", step("Mul", f"{made}.wide", factor), step("Mul", wave, noise * absolute))
+    nodes.append(helper.make_node("Cast", [moved], [name], to=kind))
+    return nodes
 
 
 def _disturb_graph(graph: onnx.GraphProto, types: Mapping[str, str], rng: np.random.Generator) -> None:
@@ -120,7 +130,9 @@ def _disturb_graph(graph: onnx.GraphProto, types: Mapping[str, str], rng: np.ran
             if name and types.get(name) in _NOISE and node.op_type not in EXACT:
                 node.output[index] = f"{name}.exact"
                 more = _ROUGH.get(node.op_type, 1.0)
-                extra += _disturb(name, node.output[index], types[name], float(rng.integers(1, 1 << 20)), more)
+                absolute = _ABSOLUTE.get(node.op_type, 0.0)
+                seed = float(rng.uniform(1, 1000))
+                extra += _disturb(name, node.output[index], types[name], seed, more, absolute)
         nodes += [node, *extra]
     del graph.node[:]
     graph.node.extend(nodes)

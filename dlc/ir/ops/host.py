@@ -11,7 +11,8 @@ there. Results that are no tensors (sequences, strings, optional values) have a 
   along a new axis 0. This is ONNX's Loop; a Scan is the same with scanned inputs and a condition that stays true.
 - ``dlc.if(condition, captured...)``, two blocks that take the captured values: what ONNX's If is.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
-  there is no kernel). onnx's reference implementation runs it, and so defines it.
+  there is no kernel). onnx's reference implementation runs it, and so defines it, but for those operators that it
+  gets wrong (`dlc.ir.ops.host_windows`).
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def _evaluator(model: str) -> Any:
     try:
         import onnx
         from onnx.reference import ReferenceEvaluator
+
+        from dlc.ir.ops.host_windows import OPERATORS
     except ImportError as error:
         raise DlcError(
             f"the package has nodes that run on the host by onnx, which is not installed: {error}"
         ) from error
-    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)))
+    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)), new_ops=OPERATORS)
 
 
 def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
