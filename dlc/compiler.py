@@ -36,8 +36,9 @@ def common_passes(options: Options) -> list[Pass]:
     """The passes that every target's compilation begins with."""
     from dlc.passes.quantize import quantize_passes
     from dlc.passes.simplify import SIMPLIFY
+    from dlc.passes.specialize.blocks import blocks_pass
 
-    return [*SIMPLIFY, *quantize_passes(options)]
+    return [*SIMPLIFY, *quantize_passes(options), blocks_pass(common_passes)]
 
 
 def passes_of(options: Options, target: Target) -> list[Pass]:

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
+from dlc.ir.graph import symbol_names
 from dlc.ir.ops import OPS
 
 _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
@@ -46,6 +47,7 @@ class Symbols:
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
+        self._told: set[str] = set()  # by data, when running
 
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
@@ -56,6 +58,10 @@ class Symbols:
     def unnamed(self, hint: str) -> Any:
         """A symbol of its own for an input's dimension without a name."""
         return self._input(hint)
+
+    def told(self, item: Any) -> set[str]:
+        """The symbols in `item` (whatever holds extents) whose sizes data tell."""
+        return symbol_names(item) & self._told
 
     def _input(self, hint: str) -> Dim:
         name = self._reserve(hint)
@@ -79,7 +85,10 @@ class Symbols:
 
     def fresh(self, hint: str, least: int = 1) -> Any:
         """A symbol of its own for an extent that is known only when running; `least` is 0 where it depends on data."""
-        return self._variable(self._reserve(hint), least)
+        symbol = self._variable(self._reserve(hint), least)
+        if least == 0:
+            self._told.add(str(symbol.name))
+        return symbol
 
     def _reserve(self, hint: str) -> str:
         """An identifier that no other symbol has."""

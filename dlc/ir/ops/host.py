@@ -2,7 +2,8 @@
 
 Their results are a tuple, of which ``dlc.item`` (attribute index) reads one. Attributes shapes and dtypes declare the
 results; a symbol that stands in no input is an extent that depends on the data, and gets its size when the result is
-there. Results that are no tensors (sequences, strings, optional values) have a dtype that begins with ``object``.
+there: attribute tells has their names. Results that are no tensors (sequences, strings, optional values) have a dtype
+that begins with ``object``.
 
 - ``dlc.loop(trips, condition, carried..., scanned..., captured...)``, one block. Attributes: carried and scanned (how
   many), has_trips, has_condition (the operands are left out where they are not). The block takes (iteration, condition,
