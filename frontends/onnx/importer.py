@@ -12,6 +12,7 @@ from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.functions import (
     FUNCTION_MATCHERS,
+    check_inputs,
     has_body,
     local_functions,
     schema_body,
@@ -165,6 +166,8 @@ class Importer:
             matcher = FUNCTION_MATCHERS.get((view.domain, view.op_type))
             matched = matcher(context, function, inputs) if matcher else None
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
+        if any(t is None for t in inputs):
+            check_inputs(view, version, inputs)
         convert = lookup(view.domain, view.op_type, version)
         objects = [t for t in inputs if t is not None and t.is_object]
         expanded = convert is None and has_body(view.op_type, version, view.domain)

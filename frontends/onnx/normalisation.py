@@ -75,6 +75,11 @@ def standardise(c: Context, x: Tensor, axes: Sequence[int], epsilon: float) -> t
     return c.emit("multiply", centred, inverse), mean, inverse
 
 
+def _wide(c: Context, x: Tensor) -> Tensor:
+    """`x` in a type in which its variance can be computed."""
+    return c.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
+
+
 @converter("LayerNormalization", since=17)
 def layer_normalisation(c: Context, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """Over the dimensions from `axis` on, computed in float32 as `stash_type` asks."""
@@ -108,7 +113,8 @@ def instance_normalisation(c: Context, x: Tensor, scale: Tensor, bias: Tensor) -
     """Each channel of each image by itself."""
     if x.rank < 3:
         raise ConversionError(f"instance normalisation needs 3 dimensions or more, got {x}")
-    normal, *_ = standardise(c, x, range(2, x.rank), c.attr("epsilon", 1e-5))
+    wide, *_ = standardise(c, _wide(c, x), range(2, x.rank), c.attr("epsilon", 1e-5))
+    normal = c.cast(wide, x.dtype)
     return c.emit("add", c.emit("multiply", normal, _per_channel(c, scale, x)), _per_channel(c, bias, x))
 
 
@@ -147,20 +153,20 @@ def group_normalisation(c: Context, x: Tensor, scale: Tensor, bias: Tensor) -> T
 @converter("LpNormalization")
 def lp_normalisation(c: Context, x: Tensor) -> Tensor:
     """x divided by its 1- or 2-norm along an axis; 0 where the norm is."""
-    axis, p = c.axis(c.attr("axis", -1), x.rank), c.attr("p", 2)
+    axis, p, wide = c.axis(c.attr("axis", -1), x.rank), c.attr("p", 2), _wide(c, x)
     if p == 1:
-        norm = c.reduce("sum", c.emit("abs", x), (axis,))
+        norm = c.reduce("sum", c.emit("abs", wide), (axis,))
     else:
-        norm = c.emit("sqrt", c.reduce("sum", c.emit("multiply", x, x), (axis,)))
+        norm = c.emit("sqrt", c.reduce("sum", c.emit("multiply", wide, wide), (axis,)))
     safe = c.emit("where", c.emit("equal", norm, 0), c.like(1, norm), norm)
-    return c.emit("divide", x, safe)
+    return c.cast(c.emit("divide", wide, safe), x.dtype)
 
 
 @converter("MeanVarianceNormalization", since=9)
 def mean_variance_normalisation(c: Context, x: Tensor) -> Tensor:
     """(x - mean) / (deviation + 1e-9) over axes."""
     axes = [c.axis(a, x.rank) for a in c.attr("axes", [0, 2, 3])]
-    mean = c.reduce("mean", x, axes)
-    centred = c.emit("subtract", x, mean)
+    wide = _wide(c, x)
+    centred = c.emit("subtract", wide, c.reduce("mean", wide, axes))
     deviation = c.emit("sqrt", c.reduce("mean", c.emit("multiply", centred, centred), axes))
-    return c.emit("divide", centred, c.emit("add", deviation, 1e-9))
+    return c.cast(c.emit("divide", centred, c.emit("add", deviation, 1e-9)), x.dtype)

@@ -71,6 +71,11 @@ def _window(g: Graph, x: Value, dilated: bool = True) -> dict[str, object]:
         attrs["auto_pad"] = g.one_of(["SAME_UPPER", "SAME_LOWER", "VALID"])
     elif g.chance(0.7):
         attrs["pads"] = [g.between(0, max(0, k - 1)) for k in (*kernel, *kernel)]
+    pads, dilations = attrs.get("pads", [0] * (2 * spatial)), attrs.get("dilations", [1] * spatial)
+    for i, (size, extent) in enumerate(zip(kernel, x.shape[2:], strict=True)):
+        room = extent + pads[i] + pads[spatial + i]  # type: ignore[index]
+        if room < dilations[i] * (size - 1) + 1 and not str(attrs.get("auto_pad")).startswith("SAME"):  # type: ignore[index]
+            raise RejectedError  # no window fits, of which runtimes make different things
     return attrs
 
 
@@ -117,6 +122,8 @@ def conv_transpose(g: Graph) -> None:
 
 def pool(g: Graph) -> None:
     x = _image(g)
+    if (x.array != x.array).any():  # which of several NaN is the maximum is open
+        raise RejectedError
     op = g.one_of(["MaxPool", "MaxPool", "AveragePool", "AveragePool", "LpPool"])
     attrs = _window(g, x, dilated=(op == "MaxPool" and g.opset >= 10) or g.opset >= 19)
     if op != "LpPool" or g.opset >= 18:
@@ -229,7 +236,7 @@ def normalise(g: Graph) -> None:
 
 def resize(g: Graph) -> None:
     x = _image(g)
-    if x.rank != 4 and g.chance(0.6):
+    if (x.rank != 4 and g.chance(0.6)) or not np.isfinite(x.array).all():  # a weight of 0 times infinity is open
         raise RejectedError
     scales = [1.0, 1.0] + [float(g.one_of([1, 2, 3, 0.5, 1.5, 0.7])) for _ in x.shape[2:]]
     mode = g.one_of(["nearest", "nearest", "linear", "linear", "cubic"])
@@ -258,7 +265,7 @@ def resize(g: Graph) -> None:
 
 
 def sample(g: Graph) -> None:
-    x = g.pick(lambda v: v.rank == 4 and v.dtype == "float32" and v.array.size > 0)
+    x = g.pick(lambda v: v.rank == 4 and v.dtype == "float32" and v.array.size > 0 and np.isfinite(v.array).all())
     grid = g.rng.uniform(-1.2, 1.2, (x.shape[0], g.between(1, 5), g.between(1, 5), 2)).astype(np.float32)
     modes = ["bilinear", "nearest", "bicubic"] if g.opset < 20 else ["linear", "nearest", "cubic"]
     g.add(

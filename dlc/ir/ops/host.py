@@ -52,8 +52,11 @@ def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     label = f"node '{attrs['node']}' ({attrs['op_type']})"
     try:
         results = evaluator.run(None, dict(zip(evaluator.input_names, inputs, strict=True)))
-    except Exception as error:  # the reference implementation raises what numpy raises
-        raise DlcError(f"{label}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the reference implementation raises what numpy raises, in wrappers of its own
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise DlcError(f"{label}: cannot be run on what it is given: {' '.join(str(reason).split())}") from error
     # The reference implementation makes an optional value a list of one; ours is the value itself, or None.
     return tuple(r[0] if attrs["op_type"] == "Optional" and r else r for r in results)
 
