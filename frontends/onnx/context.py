@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
@@ -19,6 +20,7 @@ from dlc.ir.ops.host import ITEM
 
 # A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
 _FOLD_LIMIT = 1 << 22
+_MOST_ELEMENTS = 1 << 48
 # A pass forms integer operators from these, so they stay in the graph even on constants.
 _NEVER_FOLDED = {"dlc.quantize", "dlc.dequantize"}
 # Nobody convolves constants; a model with absurd paddings could ask for any amount of memory here.
@@ -157,6 +159,7 @@ class Context:
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
+        check_size(Tensor(shape, dtype))
         if any(isinstance(d, int) and d == 0 for d in shape):
             return self._empty(shape, dtype)
         folded = self._fold(op, inputs, attrs, shape, dtype)
@@ -218,7 +221,10 @@ class Context:
             return None
         if int(np.prod(shape, dtype=np.float64)) > max(_FOLD_LIMIT, 2 * sum(v.size for v in values)):
             return None
-        array = np.asarray(OPS[op].meaning(values, attrs))
+        try:
+            array = np.asarray(OPS[op].meaning(values, attrs))
+        except (ValueError, IndexError, OverflowError) as error:  # an index out of range, say
+            raise ConversionError(" ".join(str(error).split())) from error
         return constant(array if str(array.dtype) == dtype else array.astype(dtype))
 
     def _from_elements(self, array: np.ndarray, dtype: str) -> Tensor:
@@ -282,6 +288,15 @@ class Context:
             shape = kept if keepdims else [d for i, d in enumerate(kept) if i not in axes]
             return self.broadcast(self.like(_neutral(mode, x), x), shape)
         return self.emit(mode, x, axes=tuple(axes), keepdims=int(keepdims))
+
+
+def check_size(tensor: Tensor) -> None:
+    """Raise ConversionError for extents below 0, or a tensor that no machine holds: its strides would not fit 64 bits."""
+    known = [d for d in tensor.shape if isinstance(d, int)]
+    if any(d < 0 for d in known):
+        raise ConversionError(f"{tensor} has a negative extent")
+    if prod(known) > _MOST_ELEMENTS:
+        raise ConversionError(f"{tensor} is too large")
 
 
 def _neutral(mode: str, x: Tensor) -> Any:

@@ -144,6 +144,8 @@ def reduce(g: Graph) -> None:
     op = f"Reduce{mode}"
     kinds = ("float32", "float64", "float16", "int32", "int64") if mode in ("Sum", "Max", "Min", "Mean", "Prod") else FLOATS
     x = g.pick(lambda v: v.dtype in kinds)
+    if mode.startswith("Log") and not x.array.size:  # onnxruntime gives the input back
+        raise RejectedError
     if mode == "LogSum":
         x = g.add("Abs", [x])[0]
     axes: list[int] | None = [i - x.rank if g.chance(0.3) else i for i in range(x.rank) if g.chance(0.5)]
@@ -223,6 +225,8 @@ def normalise(g: Graph) -> None:
     if kind == "batch":
         _batch_norm(g, x)
     elif kind == "instance":
+        if int(np.prod(x.shape[2:])) == 1:  # onnxruntime gives little more than rounding errors
+            raise RejectedError
         g.add("InstanceNormalization", [x, *weights])
     elif kind == "group":
         groups = int(g.one_of([d for d in range(1, x.shape[1] + 1) if x.shape[1] % d == 0]))
