@@ -291,7 +291,7 @@ class Context:
 
 
 def check_size(tensor: Tensor) -> None:
-    """Raise ConversionError for extents below 0, or a tensor that no machine holds: its strides would not fit 64 bits."""
+    """Raise ConversionError for extents below 0, and for a tensor that no machine holds (strides beyond 64 bits)."""
     known = [d for d in tensor.shape if isinstance(d, int)]
     if any(d < 0 for d in known):
         raise ConversionError(f"{tensor} has a negative extent")

@@ -57,6 +57,9 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
         return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
     before = c.symbols.names()
     blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
+    if len(blocks[0].outputs) != len(blocks[1].outputs):
+        counts = " and ".join(str(len(block.outputs)) for block in blocks)
+        raise ConversionError(f"its branches return {counts} values")
     pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
     types = [
         _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")

@@ -35,7 +35,7 @@ def _spots(c: Context, outs: Sequence[Dim], kernel: Sequence[int], attrs: Mappin
 def _max_places(c: Context, x: Tensor) -> Tensor:
     """Where each window's first maximum lies in the flattened tensor: the windows written out, then argmax."""
     kernel = list(c.require("kernel_shape"))
-    attrs, rank = {**window(c, x, kernel), "ceil_mode": c.attr("ceil_mode", 0)}, len(kernel)
+    attrs = {**window(c, x, kernel), "ceil_mode": c.attr("ceil_mode", 0)}
     extents, outs = x.shape[2:], output_extents(x.shape[2:], kernel, attrs)
     area, planes, windows = (c.symbols.product(dims) for dims in (extents, x.shape[:2], outs))
     taps = int(np.prod(kernel))

@@ -260,7 +260,10 @@ def _checked(
         raise ConversionError(f"attribute 'hidden_size' is missing, and the weights are {r}")
     batch = x.shape[0 if c.attr("layout", 0) else 1]
     state = (w.shape[0], batch, hidden) if not c.attr("layout", 0) else (batch, w.shape[0], hidden)
-    expected = [(w, (w.shape[0], cell.gates * hidden, x.shape[2])), (r, (w.shape[0], cell.gates * hidden, hidden))]
+    expected: list[tuple[Tensor | None, tuple[Dim, ...]]] = [
+        (w, (w.shape[0], cell.gates * hidden, x.shape[2])),
+        (r, (w.shape[0], cell.gates * hidden, hidden)),
+    ]
     expected += [(b, (w.shape[0], 2 * cell.gates * hidden)), (lengths, (batch,)), *((s, state) for s in initial)]
     for tensor, wanted in expected:
         for have, want in zip(tensor.shape if tensor is not None else (), wanted, strict=False):

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.fuzz.graph import FLOATS, Graph, RejectedError, Value
 
-_REDUCE = "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
+_REDUCE = ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
 
 
 def matmul(g: Graph) -> None:
@@ -142,7 +142,9 @@ def global_pool(g: Graph) -> None:
 def reduce(g: Graph) -> None:
     mode = g.one_of(_REDUCE)
     op = f"Reduce{mode}"
-    kinds = ("float32", "float64", "float16", "int32", "int64") if mode in ("Sum", "Max", "Min", "Mean", "Prod") else FLOATS
+    kinds = (
+        ("float32", "float64", "float16", "int32", "int64") if mode in ("Sum", "Max", "Min", "Mean", "Prod") else FLOATS
+    )
     x = g.pick(lambda v: v.dtype in kinds)
     if mode.startswith("Log") and not x.array.size:  # onnxruntime gives the input back
         raise RejectedError
@@ -180,7 +182,13 @@ def top_k(g: Graph) -> None:
         g.add("TopK", [x], 2, axis=axis, k=k)
     else:
         largest = g.one_of([None, 0, 1]) if g.opset >= 11 else None
-        g.add("TopK", [x, g.param([k])], 2, axis=axis - x.rank if g.opset >= 11 and g.chance(0.3) else axis, largest=largest)
+        g.add(
+            "TopK",
+            [x, g.param([k])],
+            2,
+            axis=axis - x.rank if g.opset >= 11 and g.chance(0.3) else axis,
+            largest=largest,
+        )
 
 
 def cumulate(g: Graph) -> None:

@@ -37,7 +37,9 @@ def _runs(case: Case) -> int:
 
 def _failure(target: str, stage: str, error: Exception) -> Finding:
     what = "refused" if isinstance(error, DlcError) else type(error).__name__
-    return Finding(f"{target} {stage} {what}", f"{target}, {stage}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return Finding(
+        f"{target} {stage} {what}", f"{target}, {stage}: {type(error).__name__}: {' '.join(str(error).split())}"
+    )
 
 
 def compare(session: dlc.Session, target: str, case: Case, expected: Sequence[Expected]) -> Finding | None:

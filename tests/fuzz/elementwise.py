@@ -7,13 +7,42 @@ from onnx import helper
 
 from tests.fuzz.graph import FLOATS, INTS, Graph, RejectedError, Value
 
-_UNARY = (
-    "Abs Neg Relu Sigmoid Tanh Exp Sqrt Floor Ceil Round Erf Sin Cos Softplus Softsign Sign Identity HardSwish Reciprocal "
-    "Log Atan Sinh Asinh Mish Tan Asin Acos Acosh Atanh Cosh IsNaN"
-).split()
+_UNARY = [
+    "Abs",
+    "Neg",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Sqrt",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Erf",
+    "Sin",
+    "Cos",
+    "Softplus",
+    "Softsign",
+    "Sign",
+    "Identity",
+    "HardSwish",
+    "Reciprocal",
+    "Log",
+    "Atan",
+    "Sinh",
+    "Asinh",
+    "Mish",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Acosh",
+    "Atanh",
+    "Cosh",
+    "IsNaN",
+]
 _WITH_ALPHA = {"LeakyRelu": (-0.5, 1.5), "Elu": (0.1, 2.0), "Celu": (0.2, 2.0), "ThresholdedRelu": (-0.5, 1.5)}
-_ARITHMETIC = "Add Sub Mul Div Add Mul Sub Max Min Pow Mod".split()
-_COMPARE = "Equal Less Greater LessOrEqual GreaterOrEqual".split()
+_ARITHMETIC = ["Add", "Sub", "Mul", "Div", "Add", "Mul", "Sub", "Max", "Min", "Pow", "Mod"]
+_COMPARE = ["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"]
 
 
 def unary(g: Graph) -> None:

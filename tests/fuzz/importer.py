@@ -1,4 +1,4 @@
-"""One damaged model through the compiler: it must come out as a model that runs, or as one line that says what is wrong."""
+"""One damaged model through the compiler: out comes a model that runs, or one line that says what is wrong."""
 
 from __future__ import annotations
 

@@ -16,8 +16,37 @@ _NUMBERS = [0, 1, -1, 2, -2, 3, 7, 100, -100, 2**31 - 1, -(2**31), 2**31, 2**40,
 _REALS = [0.0, -1.0, 1e-45, 1e38, -1e38, float("nan"), float("inf"), float("-inf"), 0.5]
 _TEXTS = ["", "x", "NOTSET", "SAME_UPPER", "linear", "ij,jk->ik", "...", "a" * 3000, "\u00e9\u4e2d", "a b", "1+1", "0"]
 _TEXTS += ["__import__('os')", "../up", "n" + "\n" + "m", "None", "int", "x\x00y"]
-_OPS = "Add Conv MatMul Reshape Slice Concat Gather Shape If Loop Scan LSTM Resize Pad Split Cast TopK Einsum".split()
-_OPS += "NoSuchOperator Constant Identity QuantizeLinear DequantizeLinear Range NonZero SequenceConstruct Where".split()
+_OPS = [
+    "Add",
+    "Conv",
+    "MatMul",
+    "Reshape",
+    "Slice",
+    "Concat",
+    "Gather",
+    "Shape",
+    "If",
+    "Loop",
+    "Scan",
+    "LSTM",
+    "Resize",
+    "Pad",
+    "Split",
+    "Cast",
+    "TopK",
+    "Einsum",
+]
+_OPS += [
+    "NoSuchOperator",
+    "Constant",
+    "Identity",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Range",
+    "NonZero",
+    "SequenceConstruct",
+    "Where",
+]
 
 
 class _Mutator:
@@ -108,7 +137,7 @@ class _Mutator:
         if way == "drop":
             del node.attribute[at]
         elif way == "type":
-            chosen.type = self.pick(list(range(0, 16)))
+            chosen.type = self.pick(list(range(16)))
         elif way == "name":
             chosen.name = self.pick([*_TEXTS, "axis", "axes", "perm", "to"])
         elif way == "double":
@@ -128,7 +157,23 @@ class _Mutator:
 
     def new_attribute(self) -> None:
         node = self.pick(self.graph().node)
-        name = self.pick("axis axes keepdims to pads strides dilations group perm blocksize mode auto_pad k".split())
+        name = self.pick(
+            [
+                "axis",
+                "axes",
+                "keepdims",
+                "to",
+                "pads",
+                "strides",
+                "dilations",
+                "group",
+                "perm",
+                "blocksize",
+                "mode",
+                "auto_pad",
+                "k",
+            ]
+        )
         value = self.pick([self.pick(_NUMBERS), [self.pick(_NUMBERS)], self.pick(_REALS), self.pick(_TEXTS)])
         node.attribute.append(helper.make_attribute(name, value))
 
@@ -156,7 +201,9 @@ class _Mutator:
             if array.size and array.dtype.kind in "iuf":
                 with np.errstate(all="ignore"):
                     numbers = _REALS if array.dtype.kind == "f" else _NUMBERS
-                    array.reshape(-1)[int(self.rng.integers(array.size))] = np.array(self.pick(numbers)).astype(array.dtype)
+                    array.reshape(-1)[int(self.rng.integers(array.size))] = np.array(self.pick(numbers)).astype(
+                        array.dtype
+                    )
                 chosen.CopyFrom(numpy_helper.from_array(array, chosen.name))
 
     def outside(self, tensor: onnx.TensorProto) -> None:
@@ -181,9 +228,7 @@ class _Mutator:
         elif way == "name":
             chosen.name = self.pick([*self.names(), *_TEXTS])
         elif way == "kind":
-            self.pick([chosen.type.Clear, chosen.type.sequence_type.SetInParent, tensor.ClearField])(
-                *([] if way != "kind" else [])
-            ) if self.rng.random() < 0.5 else tensor.ClearField("shape")
+            self.pick([chosen.type.Clear, chosen.type.sequence_type.SetInParent, lambda: tensor.ClearField("shape")])()
         elif tensor.shape.dim:
             dim = self.pick(tensor.shape.dim)
             if self.rng.random() < 0.5:
@@ -204,9 +249,11 @@ class _Mutator:
         if way == "ir":
             self.model.ir_version = int(self.pick([0, 1, 3, 4, 7, 12, 99, 2**40]))
         elif way == "opset":
-            self.model.opset_import[0].version = int(self.pick([*range(0, 30), -1, 2**40]))
+            self.model.opset_import[0].version = int(self.pick([*range(30), -1, 2**40]))
         elif way == "more":
-            self.model.opset_import.add(domain=self.pick(["", "ai.onnx", "com.microsoft", "x"]), version=self.pick([1, 9, 17]))
+            self.model.opset_import.add(
+                domain=self.pick(["", "ai.onnx", "com.microsoft", "x"]), version=self.pick([1, 9, 17])
+            )
         else:
             del self.model.opset_import[:]
 
@@ -219,7 +266,9 @@ class _Mutator:
         if calls:
             inner.op_type, inner.domain = "F", "local"
         self.model.functions.append(
-            helper.make_function("local", "F", list(node.input), list(node.output), [inner], list(self.model.opset_import))
+            helper.make_function(
+                "local", "F", list(node.input), list(node.output), [inner], list(self.model.opset_import)
+            )
         )
         self.model.opset_import.add(domain="local", version=1)
         node.op_type, node.domain = "F", "local"
@@ -229,11 +278,16 @@ class _Mutator:
         graph = self.model.graph
         output = self.pick(graph.output)
         inner = helper.make_graph(
-            [helper.make_node("Identity", [output.name], ["deep"])], "b", [], [helper.make_empty_tensor_value_info("deep")]
+            [helper.make_node("Identity", [output.name], ["deep"])],
+            "b",
+            [],
+            [helper.make_empty_tensor_value_info("deep")],
         )
         for level in range(int(self.pick([3, 40, 90]))):
             name = f"deep{level}"
-            node = helper.make_node("If", ["always"], [name], then_branch=inner, else_branch=inner if level < 3 else _copy())
+            node = helper.make_node(
+                "If", ["always"], [name], then_branch=inner, else_branch=inner if level < 3 else _copy()
+            )
             inner = helper.make_graph([node], "b", [], [helper.make_empty_tensor_value_info(name)])
         graph.initializer.append(numpy_helper.from_array(np.asarray(True), "always"))
         graph.node.extend(inner.node)

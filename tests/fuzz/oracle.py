@@ -26,20 +26,91 @@ _RELATIVE = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3}
 _OF_LARGEST = {"float64": 1e-14, "float32": 4e-6, "float16": 1e-3}  # small elements inherit the rounding of large ones
 _AMPLIFIED = 16.0  # times the largest change that was seen
 _ROUGH = {"InstanceNormalization": 64.0}  # onnxruntime subtracts nearly equal numbers inside these
-_ABSOLUTE = dict.fromkeys(("Sigmoid", "HardSwish", "Mish", "Gelu", "LSTM", "GRU", "Softsign", "Swish"), 0.1)  # of order 1
+_ABSOLUTE = dict.fromkeys(
+    ("Sigmoid", "HardSwish", "Mish", "Gelu", "LSTM", "GRU", "Softsign", "Swish"), 0.1
+)  # of order 1
 _TINY = {"float64": 1e-300, "float32": 1e-37, "float16": 6e-7}  # below that, subnormal numbers count steps
 
 # Float results of these are copies, choices or exactly representable: they are not disturbed.
 EXACT = set(
-    "Identity Transpose Reshape Slice Gather GatherElements GatherND Concat Split Pad Tile Expand Where Squeeze "
-    "Unsqueeze Flatten Max Min Relu Abs Neg Floor Ceil Round Sign ReduceMax ReduceMin MaxPool GlobalMaxPool TopK Trilu "
-    "ScatterElements ScatterND DepthToSpace SpaceToDepth ReverseSequence Compress Constant ConstantOfShape Clip If "
-    "Loop Scan Dropout QuantizeLinear Hardmax OneHot EyeLike Range Size Shape CastLike".split()
+    [
+        "Identity",
+        "Transpose",
+        "Reshape",
+        "Slice",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Concat",
+        "Split",
+        "Pad",
+        "Tile",
+        "Expand",
+        "Where",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Max",
+        "Min",
+        "Relu",
+        "Abs",
+        "Neg",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "ReduceMax",
+        "ReduceMin",
+        "MaxPool",
+        "GlobalMaxPool",
+        "TopK",
+        "Trilu",
+        "ScatterElements",
+        "ScatterND",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "ReverseSequence",
+        "Compress",
+        "Constant",
+        "ConstantOfShape",
+        "Clip",
+        "If",
+        "Loop",
+        "Scan",
+        "Dropout",
+        "QuantizeLinear",
+        "Hardmax",
+        "OneHot",
+        "EyeLike",
+        "Range",
+        "Size",
+        "Shape",
+        "CastLike",
+    ]
 )
 
 
 # onnx.reference is wrong for some attributes of these, such as uneven paddings.
-_MISTRUSTED = set("LpNormalization Softmax LogSoftmax Hardmax Conv ConvTranspose MaxPool AveragePool LpPool Resize Upsample Pad LSTM GRU RNN Scan".split())
+_MISTRUSTED = set(
+    [
+        "LpNormalization",
+        "Softmax",
+        "LogSoftmax",
+        "Hardmax",
+        "Conv",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "Resize",
+        "Upsample",
+        "Pad",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Scan",
+    ]
+)
 
 
 class OracleError(Exception):

@@ -19,7 +19,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 def recurrent(g: Graph, grow: Grow) -> None:
     """An LSTM, GRU or RNN with random optional inputs, over one direction or two."""
     try:
-        x = g.pick(lambda v: v.rank == 3 and v.dtype == "float32" and 0 < v.array.size and max(v.shape) < 20)
+        x = g.pick(lambda v: v.rank == 3 and v.dtype == "float32" and v.array.size > 0 and max(v.shape) < 20)
     except RejectedError:
         x = g.input(g.random("float32", (g.between(1, 5), g.between(1, 3), g.between(1, 6))))
     kind = g.one_of(list(_GATES))
@@ -81,7 +81,13 @@ def branch(g: Graph, grow: Grow) -> None:
     branches = [taken.proto(outputs, "first"), other.proto(others, "second")]
     first = g.chance(0.5)
     condition = _scalar_bool(g, first if g.chance(0.5) else not first)
-    g.add("If", [condition], len(outputs), then_branch=branches[0 if first else 1], else_branch=branches[1 if first else 0])
+    g.add(
+        "If",
+        [condition],
+        len(outputs),
+        then_branch=branches[0 if first else 1],
+        else_branch=branches[1 if first else 0],
+    )
 
 
 def loop(g: Graph, grow: Grow) -> None:

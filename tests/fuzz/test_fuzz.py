@@ -68,7 +68,9 @@ def _case(*nodes: onnx.NodeProto, **inputs: np.ndarray) -> Case:
     infos = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in inputs.items()
     ]
-    output = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, [None] * next(iter(inputs.values())).ndim)
+    output = helper.make_tensor_value_info(
+        nodes[-1].output[0], TensorProto.FLOAT, [None] * next(iter(inputs.values())).ndim
+    )
     graph = helper.make_graph(list(nodes), "g", infos, [output])
     return Case(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), inputs, {})
 
@@ -105,11 +107,11 @@ def test_bounds_follow_the_conditioning() -> None:
     assert lost.bound.min() > 1e-4 > 1e-5 > kept.bound.max()
 
 
-@pytest.mark.parametrize(("code", "kind"), [("import os; os.abort()", "crash"), ("import time; time.sleep(60)", "hang")])
-def test_crashes_and_hangs_are_findings(
-    code: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = "import sys; print('{\"begins\": 3, \"path\": \"%s\"}', flush=True); " % (tmp_path / "current.onnx")
+@pytest.mark.parametrize(
+    ("code", "kind"), [("import os; os.abort()", "crash"), ("import time; time.sleep(60)", "hang")]
+)
+def test_crashes_and_hangs_are_findings(code: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = 'import sys; print(\'{"begins": 3, "path": "%s"}\', flush=True); ' % (tmp_path / "current.onnx")
     (tmp_path / "current.onnx").write_bytes(b"the case")
     real = subprocess.Popen
 

@@ -46,7 +46,15 @@ class Watch:
         return self.result
 
     def _process(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.fuzz.worker", self.result.kind, str(self.next), str(_CASES), str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.worker",
+            self.result.kind,
+            str(self.next),
+            str(_CASES),
+            str(folder),
+        ]
         log = folder / "stderr"
         with log.open("wb") as errors:
             environment = {**os.environ, "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1"}
