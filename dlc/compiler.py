@@ -36,9 +36,9 @@ def common_passes(options: Options) -> list[Pass]:
     """The passes that every target's compilation begins with."""
     from dlc.passes.quantize import quantize_passes
     from dlc.passes.simplify import SIMPLIFY
-    from dlc.passes.specialize.blocks import blocks_pass
+    from dlc.passes.specialize import hoist
 
-    return [*SIMPLIFY, *quantize_passes(options), blocks_pass(common_passes)]
+    return [*SIMPLIFY, hoist.PASS, *quantize_passes(options)]
 
 
 def passes_of(options: Options, target: Target) -> list[Pass]:

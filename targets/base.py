@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.ops.host import IF, LOOP, ONNX
+from dlc.ir.ops.host import FIRST, IF, LOOP, ONNX, STEPS
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Node
@@ -104,6 +104,8 @@ class Target(ABC):
             return f"target {self.name} has no loops: each iteration is started by the host"
         if node.op == IF:
             return f"target {self.name} has no branches"
+        if node.op in (STEPS, FIRST):
+            return "how many results there are is in the data"
         return str(node.attrs["reason"]) if node.op == ONNX else None
 
     def compile(self, module: Any, context: Context) -> Build:

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from dlc.ir.dims import substitute, symbols
 from dlc.targets.layout import simplify
-from dlc.targets.program import Call, Loop, Program, Ref
+from dlc.targets.program import Branch, Item, Loop, Program, Ref
 
 ALIGNMENT = 64
 # Extent assumed for a symbolic dimension when values are matched to slots; any value gives a correct plan.
@@ -54,13 +54,17 @@ class _Lives:
             if ref.kind == "workspace":
                 self.found[ref.name] = (self.found.get(ref.name, (self.now, 0))[0], self.now)
 
-    def visit(self, calls: Iterable[Call | Loop]) -> None:
+    def visit(self, calls: Iterable[Item]) -> None:
         for call in calls:
             self.now += 1
-            if isinstance(call, Call):
-                self.touch(call.refs())
-            else:
+            if isinstance(call, Loop):
                 self.loop(call)
+            elif isinstance(call, Branch):
+                self.touch([call.condition])
+                for arm in call.arms:
+                    self.visit(arm)
+            else:
+                self.touch(call.refs())
 
     def loop(self, loop: Loop) -> None:
         # What lasts from one iteration to the next comes first: it lives from the loop's begin to its end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Loop:
     """
 
     variable: str
-    calls: tuple[Call | Loop, ...]
+    calls: tuple[Item, ...]
     before: tuple[Copy, ...]
     after: tuple[Copy, ...]
     trips: Ref | None
@@ -97,6 +97,22 @@ class Loop:
         return [*moved, *(ref for ref in (self.trips, self.going, self.counter) if ref is not None)]
 
 
+@dataclass(frozen=True)
+class Branch:
+    """Calls of which one list runs: the first where the bool at `condition` is true, else the second."""
+
+    condition: Ref
+    arms: tuple[tuple[Item, ...], tuple[Item, ...]]
+    row: dict[str, Any]
+
+    def refs(self) -> list[Ref]:
+        """All places that its calls read or write, and the condition."""
+        return [self.condition, *(ref for arm in self.arms for call in arm for ref in call.refs())]
+
+
+Item: TypeAlias = Call | Loop | Branch
+
+
 @dataclass
 class Program:
     """A whole lowered function.
@@ -114,7 +130,7 @@ class Program:
     outputs: tuple[Value, ...]
     symbols: list[Any]
     kernels: dict[str, Any] = field(default_factory=dict)
-    calls: list[Call | Loop] = field(default_factory=list)
+    calls: list[Item] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     buffers: dict[str, Any] = field(default_factory=dict)
 
@@ -123,9 +139,10 @@ class Program:
         return [row for call in self.calls for row in rows_of(call)]
 
 
-def rows_of(call: Call | Loop) -> list[dict[str, Any]]:
-    """The rows of one call; those inside a loop say which."""
+def rows_of(call: Item) -> list[dict[str, Any]]:
+    """The rows of one call; those inside a loop or a branch say which."""
     if isinstance(call, Call):
         return [call.row]
-    inner = [row for each in call.calls for row in rows_of(each)]
-    return [call.row, *({"loop": call.row["node"], **row} for row in inner)]
+    calls = call.calls if isinstance(call, Loop) else [each for arm in call.arms for each in arm]
+    inner = [row for each in calls for row in rows_of(each)]
+    return [call.row, *({"inside": call.row["node"], **row} for row in inner)]

@@ -25,7 +25,7 @@ from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import stack
 from dlc.targets.plan import ALIGNMENT, Plan
-from dlc.targets.program import Call, Copy, Loop, Program, Ref
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 _FOREVER = (1 << 63) - 1
@@ -75,13 +75,24 @@ class _Entry:
                         self._call(call)
             return builder.get()
 
-    def _call(self, call: Call | Loop) -> None:
+    def _call(self, call: Item) -> None:
         if isinstance(call, Loop):
             self._loop(call)
+            return
+        if isinstance(call, Branch):
+            self._branch(call)
             return
         arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
         arguments += [self.sizes[str(d.name)] for d in call.dims]
         T.evaluate(T.call_extern("void", call.symbol, *arguments))
+
+    def _branch(self, branch: Branch) -> None:
+        with T.If(self._scalar(branch.condition, "uint8")[0] != T.uint8(0)):
+            for context, arm in zip((T.Then, T.Else), branch.arms, strict=True):
+                with context():
+                    T.evaluate(T.int32(0))  # an arm may be empty
+                    for call in arm:
+                        self._call(call)
 
     def _loop(self, loop: Loop) -> None:
         self._copy(loop.before)

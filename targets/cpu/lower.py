@@ -14,7 +14,7 @@ import tvm
 from dlc.errors import DlcError
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
-from dlc.ir.ops.host import LOOP
+from dlc.ir.ops.host import IF, LOOP
 from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
@@ -65,21 +65,23 @@ class CpuLowering(Lowering):
     """The state of one lowering for one instruction set.
 
     Attributes:
-        prepare: the target's passes, for the blocks of loops.
+        prepare: the target's passes, for the blocks of control flow.
+        controls: how many loops and branches there were so far.
     """
 
     def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
         super().__init__(module)
         self.module, self.isa, self.prepare = module, isa, prepare
         self.layouts = value_layouts(self.graph)
-        self.loops = 0
+        self.controls = 0
 
     def node(self, node: Node) -> None:
         """See `Lowering.node`."""
-        if node.op == LOOP:
-            from dlc.targets.cpu.lower_loop import LoopLowering
+        if node.op in (LOOP, IF):
+            from dlc.targets.cpu.lower_control import lower_control
 
-            self.program.calls.append(LoopLowering(self, node).run())
+            self.controls += 1
+            self.program.calls.append(lower_control(self, node, f"{self.prefix}f{self.controls}_"))
         else:
             self.region(node)
 
@@ -172,6 +174,6 @@ def lower(module: Any, isa: Isa, prepare: Prepare = lambda module: module) -> Pr
     Args:
         module: behind the target's passes.
         isa: the instruction set.
-        prepare: runs the target's passes on a block of a loop.
+        prepare: runs the target's passes on a block of control flow.
     """
     return CpuLowering(module, isa, prepare).run()

@@ -154,7 +154,7 @@ class CpuExecutable:
             for number, call in enumerate(self._calls):
                 state.table[self._fixed + 2 : self._fixed + 4] = (number, number + 1)
                 self._main(state.argument)
-                if call["kind"] == "loop":
+                if call["kind"] == "control flow":
                     continue
                 row = self._explanation.nodes[call["row"]]
                 place = outputs[call["index"]] if call["kind"] == "output" else state.workspace[offsets[number] :]

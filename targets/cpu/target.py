@@ -9,7 +9,7 @@ import numpy as np
 
 from dlc.hardware import this_machine
 from dlc.ir.graph import Node
-from dlc.ir.ops.host import LOOP
+from dlc.ir.ops.host import IF, LOOP
 from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.legalize import matrices, widen
@@ -17,7 +17,7 @@ from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
-from dlc.targets.cpu import lower_loop
+from dlc.targets.cpu import lower_control
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
@@ -56,9 +56,9 @@ class CpuTarget(Target):
         return self._spec
 
     def declines(self, node: Node) -> str | None:
-        """The operators that have no kernel, because they are rare, and what is not to be one native loop."""
-        if node.op == LOOP:
-            return lower_loop.declines(node, self)
+        """The operators that have no kernel, because they are rare, and control flow that cannot be native."""
+        if node.op in (LOOP, IF):
+            return lower_control.declines(node, self)
         if node.op in NO_KERNEL:
             return f"target cpu has no kernel for {node.op}"
         return super().declines(node)
@@ -111,7 +111,9 @@ def _calls_json(program: Program) -> list[dict[str, Any]]:
     """Where each call's output lies, and which row of the explanation is its own, for tracing."""
     found, row = [], 0
     for call in program.calls:
-        found.append({"row": row, **(_call_json(call) if isinstance(call, Call) else {"kind": "loop", "shape": []})})
+        found.append(
+            {"row": row, **(_call_json(call) if isinstance(call, Call) else {"kind": "control flow", "shape": []})}
+        )
         row += len(rows_of(call))
     return found
 

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import dlc
+from dlc.errors import DlcError
 from dlc.explain import read
-
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-STATE = [3, 4]
-
-
-def value(name: str, kind: int = FLOAT, shape: Sequence[int | str] = STATE) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def loop_model(
-    body: Sequence[Any],
-    carried: dict[str, str],
-    stacked: Sequence[str] = (),
-    trips: int | None = 5,
-    going: str = "going",
-    constants: dict[str, np.ndarray] | None = None,
-    start: bool = False,
-) -> Any:
-    """A Loop of `body` nodes; `carried` maps the name of a state inside to that of its new value."""
-    nodes = list(body)
-    if going == "going":
-        nodes.append(helper.make_node("Identity", ["going"], ["stays"]))
-        going = "stays"
-    graph = helper.make_graph(
-        nodes, "body",
-        [value("i", INT64, []), value("going", BOOL, []), *(value(name) for name in carried)],
-        [value(going, BOOL, []), *(value(name) for name in (*carried.values(), *stacked))],
-    )  # fmt: skip
-    outputs = [f"{name}_end" for name in carried] + [f"{name}_all" for name in stacked]
-    known = dict(constants or {})
-    if trips is not None:
-        known["trips"] = np.array(trips, np.int64)
-    inputs = ["trips" if trips is not None else "", "start" if start else "", *carried]
-    node = helper.make_node("Loop", [i if i not in carried else f"{i}_0" for i in inputs], outputs, "loop", body=graph)
-    main = helper.make_graph(
-        [node], "g",
-        [*(value(f"{name}_0") for name in carried), value("x"), *([value("start", BOOL, [])] if start else [])],
-        [value(f"{name}_end") for name in carried] + [value(f"{n}_all", FLOAT, ["t", *STATE]) for n in stacked],
-        [numpy_helper.from_array(array, name) for name, array in known.items()],
-    )  # fmt: skip
-    return helper.make_model(main, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def op(kind: str, inputs: str, output: str, **attrs: Any) -> Any:
-    return helper.make_node(kind, inputs.split(), [output], **attrs)
-
+from tests.loops import BOOL, FLOAT, INT64, STATE, loop_model, op, value
 
 W = {"w": np.random.default_rng(7).standard_normal((4, 4)).astype(np.float32) * 0.4}
 COUNTED = [op("Cast", "i", "f", to=FLOAT), op("Add", "a f", "a1")]
@@ -131,3 +86,72 @@ def test_loops_in_loops() -> None:
     for key, got in dlc.load(package).run(feed).items():
         np.testing.assert_allclose(got, wanted[key], rtol=2e-5, atol=1e-6)
     assert package.manifest["runtime"] == "dlc.targets.cpu.runtime"
+
+
+@pytest.mark.parametrize("trips", [0, 1, 7])
+def test_trips_known_only_when_running_stack_as_many_results(trips: int) -> None:
+    model = loop_model(COUNTED, {"a": "a1"}, ["a1"], trips=1)
+    graph = model.graph
+    del graph.initializer[:]
+    graph.input.append(value("trips", INT64, []))
+    a = np.zeros(STATE, np.float32)
+    package = dlc.compile(model, target="cpu")
+    for count in (trips, trips + 2):
+        result = dlc.load(package).run({"a_0": a, "x": a, "trips": np.array(count)})
+        steps = np.cumsum(np.arange(count, dtype=np.float32))
+        np.testing.assert_array_equal(result["a1_all"], np.broadcast_to(steps[:, None, None], (count, *STATE)))
+        np.testing.assert_array_equal(result["a_end"], np.full(STATE, steps[-1] if count else 0, np.float32))
+    assert "native loop, 3 calls an iteration" in {row["kernel"] for row in read(package).nodes}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_loop_that_ends_early_gives_what_it_stacked(known: bool) -> None:
+    model = loop_model(HALVED, {"a": "a1"}, ["a1"], going="more", constants=HALF, trips=50)
+    if not known:
+        (trips,) = (i for i in model.graph.initializer if i.name == "trips")
+        model.graph.initializer.remove(trips)
+        model.graph.input.append(value("trips", INT64, []))
+    a = np.full(STATE, 1.0, np.float32)
+    feed = {"a_0": a, "x": a} | ({} if known else {"trips": np.array(50)})
+    package = dlc.compile(model, target="cpu")
+    wanted = dlc.load(dlc.compile(model, target="reference")).run(feed)
+    result = dlc.load(package).run(feed)
+    assert result["a1_all"].shape == (7, *STATE)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(result[name], array)
+    assert any(row["kernel"].startswith("native loop") for row in read(package).nodes)
+
+
+def test_a_loop_that_would_stack_without_end_is_refused_when_running() -> None:
+    model = loop_model(HALVED, {"a": "a1"}, ["a1"], going="more", constants=HALF, trips=1)
+    del model.graph.initializer[-1:]
+    model.graph.input.append(value("trips", INT64, []))
+    a = np.ones(STATE, np.float32)
+    with pytest.raises(DlcError, match="a loop that stacks results is to run 9223372036854775807 times, more than"):
+        dlc.load(dlc.compile(model)).run({"a_0": a, "x": a, "trips": np.array(2**63 - 1)})
+
+
+def test_branches_in_loops() -> None:
+    arms = {
+        key: helper.make_graph(nodes, key, [], [value(f"r_{key}")])
+        for key, nodes in (
+            ("then_branch", [op("MatMul", "a w", "p"), op("Tanh", "p", "r_then_branch")]),
+            ("else_branch", [op("Identity", "x", "r_else_branch")]),
+        )
+    }
+    body = [
+        op("Mod", "i two", "odd"),
+        op("Cast", "odd", "flag", to=BOOL),
+        helper.make_node("If", ["flag"], ["chosen"], "choice", **arms),
+        op("Add", "a chosen", "a1"),
+    ]
+    model = loop_model(body, {"a": "a1"}, ["chosen"], constants={"two": np.array(2, np.int64), **W})
+    rng = np.random.default_rng(8)
+    feed = {name: rng.random(STATE).astype(np.float32) for name in ("a_0", "x")}
+    package = dlc.compile(model, target="cpu")
+    wanted = dlc.load(dlc.compile(model, target="reference")).run(feed)
+    for key, got in dlc.load(package).run(feed).items():
+        np.testing.assert_allclose(got, wanted[key], rtol=2e-5, atol=1e-6)
+    rows = read(package).nodes
+    assert [row["kernel"] for row in rows if row["op"] == "If"] == ["native branch, 1 or 1 calls"]
+    assert {row.get("inside") for row in rows} == {None, "loop", "choice"}

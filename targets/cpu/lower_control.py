@@ -1,4 +1,4 @@
-"""Loops as native code: a loop's block is lowered like any graph, and its calls are repeated in place."""
+"""Control flow as native code: blocks are lowered like any graph; a loop repeats its calls, a branch chooses."""
 
 from __future__ import annotations
 
@@ -10,34 +10,48 @@ from typing import Any
 import numpy as np
 import tvm
 
-from dlc.ir.graph import Node, Value, is_tensor
-from dlc.ir.ops.host import ITEM, LOOP
+from dlc.ir.graph import Graph, Node, Value, is_tensor
+from dlc.ir.ops.host import IF, ITEM, LOOP
 from dlc.ir.rewrite import graph_module
 from dlc.targets.base import Target
 from dlc.targets.cpu.lower import CpuLowering
 from dlc.targets.layout import simplify
-from dlc.targets.program import Call, Copy, Loop, Ref, Step
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Ref, Step
 
 
 def declines(node: Node, target: Target) -> str | None:
-    """Why a ``dlc.loop`` cannot be native code; None when it can."""
-    (block,) = node.blocks
-    if not all(
-        is_tensor(v.dtype) for v in (*block.inputs, *(v for n in block.nodes for v in n.outputs if n.op != LOOP))
-    ):
-        return "it carries what is no tensor: each iteration is started by the host"
+    """Why a ``dlc.loop`` or ``dlc.if`` cannot be native code; None when it can."""
+    by_host = "so the host runs it" if node.op == IF else "so the host starts each iteration"
+    for block in node.blocks:
+        values = [*block.inputs, *(v for n in block.nodes if n.op not in (LOOP, IF) for v in n.outputs)]
+        if not all(is_tensor(v.dtype) for v in values):
+            return f"it handles what is no tensor of numbers, {by_host}"
+        for inner in block.nodes:
+            reason = target.declines(inner) if inner.op != ITEM else None
+            if reason is not None:
+                return f"node {inner.origin} inside it runs on the host ({reason}), {by_host}"
     if node.attrs["tells"]:
-        return "how many results it stacks is known only afterwards: each iteration is started by the host"
-    for inner in block.nodes:
-        reason = target.declines(inner) if inner.op != ITEM else None
-        if reason is not None:
-            return f"node {inner.origin} inside it runs on the host ({reason}): each iteration is started by the host"
+        return f"the extents of its results are in the data, {by_host}"
+    changing = _changing(node)
+    return None if changing is None else f"carried value {changing} changes its extents, {by_host}"
+
+
+def _changing(node: Node) -> int | None:
+    """The first carried value of a loop whose extents are others behind an iteration."""
+    if node.op == IF:
+        return None
+    (block,) = node.blocks
     values = block.values()
     for index in range(node.attrs["carried"]):
         given, taken = values[block.outputs[1 + index]], block.inputs[2 + index]
         if str(given.shape) != str(taken.shape):
-            return f"carried value {index} changes its extents: each iteration is started by the host"
+            return index
     return None
+
+
+def lower_control(outer: CpuLowering, node: Node, prefix: str) -> Item:
+    """Lower a loop or a branch; `prefix` is what the names of its kernels and values begin with."""
+    return (_LoopLowering if node.op == LOOP else _BranchLowering)(outer, node, prefix).run()
 
 
 class _BlockLowering(CpuLowering):
@@ -62,7 +76,62 @@ class _BlockLowering(CpuLowering):
             self.fixed.setdefault(self._root(name), ref)
 
 
-class LoopLowering:
+class _ControlLowering:
+    """What loops and branches share: places of their own, and where their results lie."""
+
+    def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
+        self.outer, self.node, self.prefix = outer, node, prefix
+        items = (n for n in outer.graph.nodes if n.op == ITEM and n.inputs[0] == node.output.name)
+        self.items = {n.attrs["index"]: n.output.name for n in items}
+
+    def workspace(self, name: str, size: Any) -> Ref:
+        """A place of its own."""
+        self.outer.program.buffers[self.prefix + name] = size
+        return Ref("workspace", name=self.prefix + name)
+
+    def result(self, index: int) -> Ref:
+        """Where a result lies, whether anybody reads it or not."""
+        size = bytes_of(self.node.attrs["shapes"][index], self.node.attrs["dtypes"][index])
+        if index not in self.items:
+            return self.workspace(f"result{index}", size)
+        place = self.outer.place(self.items[index])
+        if place.kind == "workspace":
+            self.outer.program.buffers[place.name] = size
+        return place
+
+    def calls(self, block: Graph, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> list[Item]:
+        """One run of a block."""
+        module = self.outer.prepare(graph_module(self.outer.module, block))
+        return list(_BlockLowering(self.outer, module, prefix, inputs, outputs).run().calls)
+
+    def row(self, kernel: str) -> dict[str, Any]:
+        """What `dlc explain` says of it."""
+        origin = self.node.origin
+        return {
+            "node": origin.node or origin.value or next(iter(self.items.values()), self.node.op),
+            "op": origin.op,
+            "value": "",
+            "precision": ", ".join(dict.fromkeys(self.node.attrs["dtypes"])),
+            "kernel": kernel,
+        }
+
+
+class _BranchLowering(_ControlLowering):
+    """One ``dlc.if``: both blocks write the results' places."""
+
+    def run(self) -> Branch:
+        """Lower both blocks."""
+        condition, *captured = (self.outer.place(name) for name in self.node.inputs)
+        results = [self.result(i) for i in range(len(self.node.attrs["shapes"]))]
+        then, other = (
+            tuple(self.calls(block, f"{self.prefix}{arm}", captured, results))
+            for arm, block in zip("te", self.node.blocks, strict=True)
+        )
+        row = self.row(f"native branch, {len(then)} or {len(other)} calls")
+        return Branch(condition, (then, other), row)
+
+
+class _LoopLowering(_ControlLowering):
     """One ``dlc.loop`` as calls that are repeated.
 
     Every carried value has a home, the place of the loop's result. An iteration writes the new value straight there
@@ -70,37 +139,14 @@ class LoopLowering:
     and stacked are parts of the whole tensors: nothing is copied.
     """
 
-    def __init__(self, outer: CpuLowering, node: Node) -> None:
-        outer.loops += 1
-        self.outer, self.node = outer, node
-        self.prefix = f"{outer.prefix}l{outer.loops}_"
+    def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
+        super().__init__(outer, node, prefix)
         (self.block,) = node.blocks
         rest = list(node.inputs)
         self.trips = rest.pop(0) if node.attrs["has_trips"] else None
         self.condition = rest.pop(0) if node.attrs["has_condition"] else None
         count, scans = node.attrs["carried"], node.attrs["scanned"]
         self.initial, self.scanned, self.captured = rest[:count], rest[count : count + scans], rest[count + scans :]
-        self.items = {
-            n.attrs["index"]: n.output.name
-            for n in outer.graph.nodes
-            if n.op == ITEM and n.inputs[0] == node.output.name
-        }
-
-    def workspace(self, name: str, size: Any) -> Ref:
-        """A place of the loop's own."""
-        self.outer.program.buffers[self.prefix + name] = size
-        return Ref("workspace", name=self.prefix + name)
-
-    def result(self, index: int) -> Ref:
-        """Where a result lies, whether anybody reads it or not."""
-        shape, dtype = self.node.attrs["shapes"][index], self.node.attrs["dtypes"][index]
-        size = bytes_of(shape, dtype)
-        if index not in self.items:
-            return self.workspace(f"result{index}", size)
-        place = self.outer.place(self.items[index])
-        if place.kind == "workspace":
-            self.outer.program.buffers[place.name] = size
-        return place
 
     def slice_of(self, place: Ref, value: Value) -> Ref:
         """One slice of a tensor along its first axis; `value` is the slice."""
@@ -123,9 +169,8 @@ class LoopLowering:
             self.slice_of(self.result(counts + i), values[name]) for i, name in enumerate(block.outputs[1 + counts :])
         ]
         names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
-        module = self.outer.prepare(graph_module(self.outer.module, replace(block, outputs=tuple(names))))
-        inner = _BlockLowering(self.outer, module, self.prefix, inputs, [*fresh.values(), *stacked])
-        calls = list(inner.run().calls)
+        shortened = replace(block, outputs=tuple(names))
+        calls = self.calls(shortened, self.prefix, inputs, [*fresh.values(), *stacked])
         after = []
         for i, place in fresh.items():
             if not _written_in_place(calls, states[i], place):
@@ -152,18 +197,8 @@ class LoopLowering:
             rows[0] if rows else None,
             going if ends else None,
             counter if counter in read else None,
-            self._row(len(calls)),
+            self.row(f"native loop, {len(calls)} calls an iteration"),
         )
-
-    def _row(self, kernels: int) -> dict[str, Any]:
-        origin = self.node.origin
-        return {
-            "node": origin.node or origin.value,
-            "op": origin.op,
-            "value": "",
-            "precision": ", ".join(dict.fromkeys(self.node.attrs["dtypes"])),
-            "kernel": f"native loop, {kernels} calls an iteration",
-        }
 
     def _stays(self, state: int) -> bool:
         """Whether the block gives back the condition (0) or a carried value as it is; true is no condition at all."""
@@ -181,13 +216,13 @@ def bytes_of(shape: Sequence[Any], dtype: str) -> Any:
     return simplify(prod(shape, start=1) * max(1, tvm.DataType(dtype).bits // 8))
 
 
-def _written_in_place(calls: Sequence[Call | Loop], old: Ref, new: Ref) -> bool:
+def _written_in_place(calls: Sequence[Item], old: Ref, new: Ref) -> bool:
     """Whether `new` may lie where `old` does: nobody reads the old value from the call on that writes the new one."""
     first = next(i for i, call in enumerate(calls) if new in call.refs())
     return not any(old in call.refs() for call in calls[first:])
 
 
-def _moved(call: Call | Loop, old: Ref, new: Ref) -> Call | Loop:
+def _moved(call: Item, old: Ref, new: Ref) -> Item:
     """`call` with one place for another."""
 
     def move(ref: Ref) -> Ref:
@@ -198,6 +233,9 @@ def _moved(call: Call | Loop, old: Ref, new: Ref) -> Call | Loop:
 
     if isinstance(call, Call):
         return replace(call, inputs=tuple(move(ref) for ref in call.inputs), output=move(call.output))
+    if isinstance(call, Branch):
+        then, other = (tuple(_moved(each, old, new) for each in arm) for arm in call.arms)
+        return replace(call, condition=move(call.condition), arms=(then, other))
     return replace(
         call,
         calls=tuple(_moved(each, old, new) for each in call.calls),
