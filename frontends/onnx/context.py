@@ -200,7 +200,20 @@ class Context:
         for index, wanted in enumerate(types):
             item = Call(ITEM, (source,), {"index": index}, self.onnx_op, self.onnx_node)
             items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
+            self.symbols.carry(items[-1], self.symbols.carriers)
         return items
+
+    def captured(self, blocks: Sequence[Block]) -> list[Tensor]:
+        """The values around blocks that they read, and those that only tell the size of a symbol inside."""
+        found = list({id(t): t for block in blocks for t in block.captured()}.values())
+        for block in blocks:
+            made = {id(call.output) for call in block.calls}
+            known = {str(d) for t in (*block.params, *found) for d in t.shape}
+            extents = [[c.output.shape, [v for v in c.attrs.values() if not isinstance(v, str)]] for c in block.calls]
+            wanted = symbol_names([extents, [t.shape for t in block.params]]) - known
+            carriers = [self.symbols.carriers[name] for name in sorted(wanted) if name in self.symbols.carriers]
+            found += {id(t): t for t in carriers if id(t) not in made}.values()
+        return found
 
     def _fold(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str

@@ -80,6 +80,7 @@ class GraphInputs:
         dims: Sequence[Any] = given if given is not None else proto.type.tensor_type.shape.dim
         extents = tuple(self._extent(proto.name, index, dim) for index, dim in enumerate(dims))
         tensor = Tensor(extents, dtype, name=proto.name)
+        self.symbols.carry(tensor, self.symbols.carriers)
         try:
             check_size(tensor)
         except ConversionError as error:

@@ -187,7 +187,7 @@ class _Layer:
         if self.lengths is not None:
             new, out = self._masked(inner, counter, steps, inside, new, backwards)
         block = Block([counter, going, *inside, now], inner.calls, [c.constant(True), *new, out])
-        captured = block.captured()
+        captured = c.captured([block])
         block.take(captured)
         trips = c.reshape(c.extents([steps]), ())
         attrs = {"carried": len(states), "scanned": 1, "has_trips": True, "has_condition": False}

@@ -8,7 +8,7 @@ so is a slice that ends at "infinity".
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Symbols:
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
+        self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
 
     def named(self, name: str) -> Any:
@@ -58,6 +59,12 @@ class Symbols:
     def unnamed(self, hint: str) -> Any:
         """A symbol of its own for an input's dimension without a name."""
         return self._input(hint)
+
+    def carry(self, tensor: Any, but: Collection[str] = ()) -> None:
+        """Note which symbols, except those of `but`, are extents of `tensor`, so that it tells their sizes."""
+        for dim in tensor.shape:
+            if isinstance(dim, tirx.Var) and dim.name not in but:
+                self.carriers[dim.name] = tensor
 
     def told(self, item: Any) -> set[str]:
         """The symbols in `item` (whatever holds extents) whose sizes data tell."""

@@ -260,6 +260,9 @@ def resize(g: Graph) -> None:
         return
     ways = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
     attrs = {"mode": mode, "coordinate_transformation_mode": g.one_of(ways)}
+    if any((e * s) % 1 for e, s in zip(x.shape, scales, strict=True)):
+        # onnxruntime aligns the corners of the rounded extent, ONNX's own cases those of the exact one.
+        attrs["coordinate_transformation_mode"] = "half_pixel"
     if mode == "nearest":
         attrs["nearest_mode"] = g.one_of(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
     if mode == "cubic":
