@@ -41,6 +41,7 @@ def compile(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     *,
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
+    stream: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Package:
     """Compile a model.
@@ -55,6 +56,7 @@ def compile(
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
         shapes: extents or symbol names of inputs, in place of the model's.
         calibration_method: how ranges are chosen from the samples.
+        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
         progress: called with (stage, done, total).
 
     Returns:
@@ -66,7 +68,7 @@ def compile(
     from dlc.compiler import compile_model
     from dlc.options import Options
 
-    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}))
+    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}), stream)
     return compile_model(model, options, calibration, progress)
 
 

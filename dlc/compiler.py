@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FRONTEND = "frontend"
 ZOO = "zoo:"
+STREAM = "stream"  # the folder of the streaming form
 Progress = Callable[[str, int, int], None]
 
 
@@ -128,7 +130,14 @@ def compile_module(module: Any, context: Context) -> Package:
     """The package of an IRModule that has been through the common passes."""
     target: Target = context.target
     context.progress("build", 0, 1)
-    return part_package(module, target, context)[0]
+    if not context.options.stream:
+        return part_package(module, target, context)[0]
+    from dlc.passes.specialize.stream import streaming
+
+    # The passes of a target may rewrite a module in place: the other form is made first.
+    parts, _ = part_package(streaming(module), target, replace(context, part=STREAM))
+    package, _ = part_package(module, target, context)
+    return package.with_nested(STREAM, parts, {"stream": STREAM})
 
 
 def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:

@@ -113,6 +113,10 @@ class Package:
         members = {f"{name}/{member}": data for member, data in self._members.items()}
         return {**members, f"{name}/{MANIFEST}": _manifest_bytes(self.manifest)}
 
+    def with_nested(self, name: str, inner: Package, manifest: Mapping[str, Any]) -> Package:
+        """This package with another one in the folder `name`, and more in the manifest."""
+        return Package.create({**self.manifest, **manifest}, {**self._members, **inner.nested_members(name)})
+
     def nested(self, name: str) -> Package:
         """The package that lies in the folder `name` of this one; DlcError where there is none."""
         manifest = self.json(f"{name}/{MANIFEST}")

@@ -20,6 +20,7 @@ from dlc.cli import common
 @common.method_option
 @common.arithmetic_option
 @common.shape_option
+@click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
 @common.verbose_option
 def compile(
     model: str,
@@ -30,6 +31,7 @@ def compile(
     calibration_method: Any,
     arithmetic: Any,
     shapes: common.Shapes,
+    stream: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
     import dlc
@@ -44,6 +46,7 @@ def compile(
             arithmetic,
             shapes,
             calibration_method=calibration_method,
+            stream=stream,
             progress=update,
         )
         package.save(output)

@@ -451,6 +451,7 @@ class FunctionBuilder:
         self._frames: list[Any] = []
         self._used: set[str] = set()
         self._objects: dict[str, str] = {}
+        self._items: dict[tuple[str, int], Any] = {}
 
     def input(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
         """Declare a parameter; all inputs come before the first `emit`."""
@@ -514,8 +515,12 @@ class FunctionBuilder:
         return self.builder.emit(relax.Call(Op.get(op), operands, node, span=_span(origin)), self._unique(name))
 
     def item(self, source: Any, index: int, origin: Origin, name: str) -> Any:
-        """One result of a host operator."""
-        return self.builder.emit(tvm.ir.TupleGetItem(source, index, span=_span(origin)), self._unique(name))
+        """One result of a host operator; asked for twice, the same variable."""
+        key = source.name, index
+        if key not in self._items:
+            made = self.builder.emit(tvm.ir.TupleGetItem(source, index, span=_span(origin)), self._unique(name))
+            self._items[key] = made
+        return self._items[key]
 
     def call(self, region: str, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
         """Call a function that `add_region` added."""

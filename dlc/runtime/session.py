@@ -18,6 +18,7 @@ from dlc.ir.graph import is_tensor
 from dlc.package import Package
 
 if TYPE_CHECKING:
+    from dlc.runtime.stream import Stream
     from dlc.targets.base import Executable
 
 _USABLE = 0x1 | 0x100  # numpy's flag bits: C-contiguous, aligned
@@ -92,6 +93,7 @@ class Session:
         self._wanted = tuple((info.name, _dtype(info)) for info in self.inputs)
         self._given = tuple((info.name, _dtype(info)) for info in self.outputs)
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
+        self._streaming: Session | None = None
 
     def clone(self) -> Session:
         """Another session of the same model that shares its constants; cheap."""
@@ -150,6 +152,21 @@ class Session:
                 yield self._ended(*waiting.popleft())
         while waiting:
             yield self._ended(*waiting.popleft())
+
+    def stream(self) -> Stream:
+        """A sequence that is given in parts, of a model that was compiled for it (``stream=True``, ``--stream``).
+
+        Raises:
+            DlcError: the package has no streaming form.
+        """
+        from dlc.runtime.stream import Stream
+
+        name = self.package.manifest.get("stream")
+        if name is None:
+            raise DlcError(f"{self.package.name}: the package has no streaming form; compile it with --stream")
+        if self._streaming is None:
+            self._streaming = Session(self.package.nested(name))
+        return Stream(self._streaming)
 
     def close(self) -> None:
         """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
