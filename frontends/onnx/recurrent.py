@@ -221,9 +221,9 @@ def _run(
     """Y (T, D, B, H) and the final states (D, B, H), or with `layout` 1 the batch first."""
     kinds = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
     name = c.attr("direction", "forward")
-    if name not in kinds or len(kinds[name]) != w.shape[0]:
+    if name not in kinds or (isinstance(w.shape[0], int) and len(kinds[name]) != w.shape[0]):
         raise ConversionError(f"direction '{name}' with weights of {w.shape[0]} directions")
-    hidden = _checked(c, cell, x, w, r, b, lengths, initial)
+    hidden = _checked(c, cell, len(kinds[name]), x, w, r, b, lengths, initial)
     if w.shape[1] != cell.gates * hidden:
         raise ConversionError(f"weights of {w.shape[1]} rows, expected {cell.gates} gates of {hidden}")
     batch_first = bool(c.attr("layout", 0))
@@ -251,7 +251,7 @@ def _run(
 
 
 def _checked(
-    c: Context, cell: _Cell, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None,
+    c: Context, cell: _Cell, ways: int, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None,
     initial: Sequence[Tensor | None],
 ) -> int:  # fmt: skip
     """The width of the state; extents that a model leaves open become what the others ask for."""
@@ -259,12 +259,12 @@ def _checked(
     if not isinstance(hidden, int):
         raise ConversionError(f"attribute 'hidden_size' is missing, and the weights are {r}")
     batch = x.shape[0 if c.attr("layout", 0) else 1]
-    state = (w.shape[0], batch, hidden) if not c.attr("layout", 0) else (batch, w.shape[0], hidden)
+    state = (ways, batch, hidden) if not c.attr("layout", 0) else (batch, ways, hidden)
     expected: list[tuple[Tensor | None, tuple[Dim, ...]]] = [
-        (w, (w.shape[0], cell.gates * hidden, x.shape[2])),
-        (r, (w.shape[0], cell.gates * hidden, hidden)),
+        (w, (ways, cell.gates * hidden, x.shape[2])),
+        (r, (ways, cell.gates * hidden, hidden)),
     ]
-    expected += [(b, (w.shape[0], 2 * cell.gates * hidden)), (lengths, (batch,)), *((s, state) for s in initial)]
+    expected += [(b, (ways, 2 * cell.gates * hidden)), (lengths, (batch,)), *((s, state) for s in initial)]
     for tensor, wanted in expected:
         for have, want in zip(tensor.shape if tensor is not None else (), wanted, strict=False):
             if not (isinstance(have, int) and isinstance(want, int)):

@@ -15,7 +15,7 @@ that begins with ``object``.
 - ``dlc.first(x, count)``: the first `count` slices of x: what a loop that ended early has stacked.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
   there is no kernel). onnx's reference implementation runs it, and so defines it, but for those operators that it
-  gets wrong (`dlc.ir.ops.host_windows`).
+  gets wrong (`dlc.ir.ops.host_operators`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _evaluator(model: str) -> Any:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        from dlc.ir.ops.host_windows import OPERATORS
+        from dlc.ir.ops.host_operators import OPERATORS
     except ImportError as error:
         raise DlcError(
             f"the package has nodes that run on the host by onnx, which is not installed: {error}"

@@ -1,7 +1,7 @@
 """Operators that the host runs by our own definitions: onnx's reference implementation is wrong for some attributes.
 
-It mistakes uneven paddings and groups of convolutions, automatic paddings of pools, negative widths of Pad, and Resize
-with antialiasing (seen in onnx 1.23). The classes have the operators' names, as `onnx.reference` wants it; attributes
+It mistakes uneven paddings and groups of convolutions, automatic paddings of pools, negative widths of Pad, Resize
+with antialiasing, and a Mean whose first operand is broadcast (seen in onnx 1.23). The classes have the operators' names, as `onnx.reference` wants it; attributes
 come by name, None where a node has none.
 """
 
@@ -208,4 +208,14 @@ class Resize(_Own):
         return (OPS["dlc.resize"].meaning([x], options),)
 
 
-OPERATORS = [Conv, ConvTranspose, AveragePool, LpPool, MaxPool, Pad, Resize]
+class Mean(_Own):
+    """The mean of several tensors that broadcast."""
+
+    def _run(self, *tensors: Any, **attrs: Any) -> Outputs:
+        total = tensors[0]
+        for each in tensors[1:]:
+            total = np.add(total, each)
+        return ((total / np.asarray(len(tensors), total.dtype)).astype(total.dtype),)
+
+
+OPERATORS = [Conv, ConvTranspose, AveragePool, LpPool, MaxPool, Mean, Pad, Resize]
