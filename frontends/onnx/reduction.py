@@ -34,6 +34,7 @@ def _log_sum_exp(c: Context, x: Tensor, axes: tuple[int, ...], keepdims: bool) -
     if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
         return c.emit("log", c.reduce("sum", x, axes, keepdims))
     peak = c.reduce("max", x, axes)
+    peak = c.emit("where", c.emit("isinf", peak), c.like(0, peak), peak)  # infinity minus infinity is no number
     total = c.reduce("sum", c.emit("exp", c.emit("subtract", x, peak)), axes)
     result = c.emit("add", c.emit("log", total), peak)
     return result if keepdims else c.reshape(result, [d for i, d in enumerate(result.shape) if i not in axes])

@@ -1,8 +1,8 @@
 """Operators that the host runs by our own definitions: onnx's reference implementation is wrong for some attributes.
 
 It mistakes uneven paddings and groups of convolutions, automatic paddings of pools, negative widths of Pad, Resize
-with antialiasing, and a Mean whose first operand is broadcast (seen in onnx 1.23). The classes have the operators' names, as `onnx.reference` wants it; attributes
-come by name, None where a node has none.
+with antialiasing, and a Mean whose first operand is broadcast (seen in onnx 1.23). The classes have the operators'
+names, as `onnx.reference` wants it; attributes come by name, None where a node has none.
 """
 
 from __future__ import annotations
