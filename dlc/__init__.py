@@ -43,8 +43,9 @@ def compile(
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
     stream: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    cache: bool = True,
 ) -> Package:
-    """Compile a model.
+    """Compile a model, or find its package in the compile cache (`dlc.cache`).
 
     Args:
         model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
@@ -54,10 +55,12 @@ def compile(
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
-        shapes: extents or symbol names of inputs, in place of the model's.
+        shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
+            unless a shape is given for it.
         calibration_method: how ranges are chosen from the samples.
         stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
         progress: called with (stage, done, total).
+        cache: look for the package in the compile cache, and keep it there.
 
     Returns:
         The package; ``save`` writes it, `load` runs it.
@@ -69,7 +72,7 @@ def compile(
     from dlc.options import Options
 
     options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}), stream)
-    return compile_model(model, options, calibration, progress)
+    return compile_model(model, options, calibration, progress, cache)
 
 
 def load(package: Package | str | os.PathLike[str], threads: int = 1) -> Session:

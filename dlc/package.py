@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -53,10 +53,12 @@ class Package:
 
     Attributes:
         manifest: what ``manifest.json`` says.
-        name: the file's path, or ``<package>``; for messages.
+        name: the file's path, or `UNNAMED`; for messages.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = "<package>") -> None:
+    UNNAMED: ClassVar[str] = "<package>"
+
+    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = UNNAMED) -> None:
         self.manifest: dict[str, Any] = dict(manifest)
         self.name = name
         self._members = dict(members)

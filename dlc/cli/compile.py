@@ -21,6 +21,7 @@ from dlc.cli import common
 @common.arithmetic_option
 @common.shape_option
 @click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
+@click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor write to it.")
 @common.verbose_option
 def compile(
     model: str,
@@ -32,6 +33,7 @@ def compile(
     arithmetic: Any,
     shapes: common.Shapes,
     stream: bool,
+    no_cache: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
     import dlc
@@ -48,6 +50,7 @@ def compile(
             calibration_method=calibration_method,
             stream=stream,
             progress=update,
+            cache=not no_cache,
         )
         package.save(output)
     kernels = len(package.json("explain.json")["nodes"])

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
+from dlc.ir.dims import symbols
 from dlc.ir.graph import symbol_names
 from dlc.ir.ops import OPS
 
@@ -24,41 +27,60 @@ _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this
 _RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
 
 
-class SymbolFixedError(Exception):
-    """The model is only valid where a symbol of an input is one certain extent: the import starts again with that.
+@dataclass(frozen=True)
+class Fact:
+    """What the model demands of the size of an input's symbol.
 
     Attributes:
-        name: the symbol's name.
-        extent: a number, or the name of another symbol of an input.
+        largest: the largest size; None where there is no limit.
+        equals: the size itself, or another symbol's name.
     """
 
-    def __init__(self, name: str, extent: int | str) -> None:
-        super().__init__(f"{name} = {extent}")
-        self.name, self.extent = name, extent
+    largest: int | None = None
+    equals: int | str | None = None
+
+
+class FactFoundError(Exception):
+    """The model fails for other sizes of a symbol than `fact` says: the import begins again with what is known now."""
+
+    def __init__(self, name: str, fact: Fact) -> None:
+        super().__init__(f"{name}: {fact}")
+        self.name, self.fact = name, fact
 
 
 class Symbols:
-    """The symbolic extents of one import."""
+    """The symbolic extents of one import.
 
-    def __init__(self, fixed: Mapping[str, int | str] | None = None) -> None:
-        """`fixed` says of some symbols by name what they are (see `SymbolFixedError`)."""
-        self._fixed = dict(fixed or {})
-        self._of_inputs: dict[str, Any] = {}
+    Attributes:
+        facts: what is known of sizes, by the symbols' names.
+    """
+
+    def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
+        self.facts = dict(facts or {})
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
+        self._of_inputs: dict[str, Dim] = {}
         self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest sizes of the symbols that have one."""
+        return {name: fact.largest for name, fact in self.facts.items() if fact.largest is not None}
 
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
         if name not in self._by_name:
-            self._by_name[name] = self._input(name)
+            self._by_name[name] = self._new(name)
         return self._by_name[name]
 
-    def unnamed(self, hint: str) -> Any:
-        """A symbol of its own for an input's dimension without a name."""
-        return self._input(hint)
+    def fresh(self, hint: str, least: int = 1) -> Any:
+        """A symbol of its own, for a dimension without a name; `least` is 0 where the extent depends on data."""
+        symbol = self._new(hint, least)
+        if least == 0:
+            self._told.add(str(symbol.name))
+        return symbol
 
     def carry(self, tensor: Any, but: Collection[str] = ()) -> None:
         """Note which symbols, except those of `but`, are extents of `tensor`, so that it tells their sizes."""
@@ -70,35 +92,7 @@ class Symbols:
         """The symbols in `item` (whatever holds extents) whose sizes data tell."""
         return symbol_names(item) & self._told
 
-    def _input(self, hint: str) -> Dim:
-        name = self._reserve(hint)
-        known: int | str = name
-        while isinstance(known, str) and known in self._fixed:
-            known = self._fixed[known]
-        if isinstance(known, int):
-            return known
-        if known not in self._of_inputs:
-            self._of_inputs[known] = self._variable(known, 1)
-        return self._of_inputs[known]
-
-    def unify(self, a: Dim, b: Dim) -> None:
-        """Make two extents one if an input's symbol can be chosen so: raises SymbolFixedError, else returns."""
-        for one, other in ((a, b), (b, a)):
-            if isinstance(one, tirx.Var) and one.name in self._of_inputs:
-                if isinstance(other, int):
-                    raise SymbolFixedError(one.name, other)
-                if isinstance(other, tirx.Var) and other.name in self._of_inputs:
-                    raise SymbolFixedError(one.name, other.name)
-
-    def fresh(self, hint: str, least: int = 1) -> Any:
-        """A symbol of its own for an extent that is known only when running; `least` is 0 where it depends on data."""
-        symbol = self._variable(self._reserve(hint), least)
-        if least == 0:
-            self._told.add(str(symbol.name))
-        return symbol
-
-    def _reserve(self, hint: str) -> str:
-        """An identifier that no other symbol has."""
+    def _new(self, hint: str, least: int = 1) -> Any:
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
         if not base[0].isalpha() or keyword.iskeyword(base) or base in _RESERVED:
             base = f"n_{base}"
@@ -107,12 +101,15 @@ class Symbols:
             count += 1
             name = f"{base}_{count}"
         self._identifiers.add(name)
-        return name
-
-    def _variable(self, name: str, least: int) -> Any:
-        var = tirx.Var(name, "int64")
-        self._analyzer.bind(var, tvm.ir.Range(least, tirx.IntImm("int64", _LARGEST_EXTENT)))
-        return var
+        fact = self.facts.get(name, Fact())
+        if fact.equals is not None:
+            dim = self._of_inputs[fact.equals] if isinstance(fact.equals, str) else fact.equals
+        else:
+            dim = tirx.Var(name, "int64")
+            self._analyzer.bind(dim, _range(least, fact.largest or _LARGEST_EXTENT))
+        if least > 0:
+            self._of_inputs[name] = dim
+        return dim
 
     def names(self) -> frozenset[str]:
         """The names of all symbols so far."""
@@ -140,6 +137,39 @@ class Symbols:
         if self._analyzer.can_prove(_PROVE[_OPPOSITE[comparison]](difference)):
             return False
         return None
+
+    def find_limit(self, a: Dim, b: Dim) -> None:
+        """Two extents have to broadcast: say where that limits a symbol.
+
+        A table of 512 rows, cut to n and added to n rows, has n and min(n, 512): the model is right up to n = 512.
+
+        Raises:
+            FactFoundError: the extents are equal up to a size of an input's symbol, and do not broadcast beyond.
+        """
+        dims = [tirx.IntImm("int64", d) if isinstance(d, int) else d for d in (a, b)]
+        for var in symbols([a, b]):
+            for bound in _bounds([a, b], var) if str(var.name) in self._of_inputs else ():
+                below, beyond = Analyzer(), Analyzer()
+                below.bind(var, _range(1, bound))
+                beyond.bind(var, _range(bound + 1, _LARGEST_EXTENT))
+                apart = beyond.can_prove(dims[0] > dims[1]) or beyond.can_prove(dims[0] < dims[1])
+                if apart and all(beyond.can_prove(d > 1) for d in dims) and below.can_prove_equal(*dims):
+                    raise FactFoundError(str(var.name), Fact(largest=bound))
+
+    def find_size(self, a: Dim, b: Dim) -> None:
+        """Two extents have to be equal: say where that makes a symbol another one, or a number.
+
+        Raises:
+            FactFoundError: one is an input's symbol, and the other one a number or such a symbol.
+        """
+        order = [str(dim) for dim in self._of_inputs.values()]
+        for symbol, size in ((a, b), (b, a)):
+            if str(symbol) not in order or isinstance(symbol, int):
+                continue
+            if isinstance(size, int) and size > 0:
+                raise FactFoundError(str(symbol), Fact(equals=size))
+            if str(size) in order[: order.index(str(symbol))]:
+                raise FactFoundError(str(symbol), Fact(equals=str(size)))
 
     def quotient(self, numerator: Sequence[Dim], denominator: Sequence[Dim]) -> Dim | None:
         """The product of `numerator` divided by that of `denominator`; None where it is not known to be whole."""
@@ -240,6 +270,26 @@ class Symbols:
         if dtype == "bool":
             return lambda a: self._decided("not_equal", a, 0)
         return None
+
+
+def _range(least: int, largest: int) -> Any:
+    return tvm.ir.Range(least, tirx.IntImm("int64", largest + 1))
+
+
+def _bounds(dims: Sequence[Dim], var: Any) -> list[int]:
+    """The sizes of `var` up to which the minima in `dims` that have it and a number are the side that has it."""
+    found: list[int] = []
+
+    def visit(minimum: Any) -> None:
+        for one, other in ((minimum.a, minimum.b), (minimum.b, minimum.a)):
+            number = Analyzer().simplify(other - one + var)
+            if isinstance(number, tirx.IntImm) and number.value > 0:
+                found.append(int(number.value))
+
+    for dim in dims:
+        if not isinstance(dim, int):
+            tvm_ffi.structural_walk(dim, (tirx.Min, visit))
+    return found
 
 
 class _UndecidedError(Exception):
