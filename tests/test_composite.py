@@ -52,7 +52,7 @@ def test_two_targets_in_one_package_give_what_one_gives(quantize: str, tmp_path:
 
     class Both(type(targets[1])):  # type: ignore[misc]
         def compile(self, module: object, context: object) -> Build:
-            return composite.build(module, context, lambda node: targets[number[node.output.name] // 4 % 2])  # type: ignore[arg-type]
+            return composite.build(module, context, lambda _: lambda node: targets[number[node.output.name] // 4 % 2])  # type: ignore[arg-type]
 
     context.target = Both()
     package = compile_module(module, context)

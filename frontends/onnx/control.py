@@ -59,12 +59,15 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
         return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
     before = c.symbols.names()
     blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
+    if len(blocks[0].outputs) != len(blocks[1].outputs):
+        counts = " and ".join(str(len(block.outputs)) for block in blocks)
+        raise ConversionError(f"its branches return {counts} values")
     pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
     types = [
         _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")
         for index, (a, b) in enumerate(pairs)
     ]
-    captured = list({id(t): t for block in blocks for t in block.captured()}.values())
+    captured = c.captured(blocks)
     for block in blocks:
         block.take(captured)
     return c.results(IF, [condition, *captured], {}, types, blocks)
@@ -111,6 +114,8 @@ def _loop(
     while True:
         states = [_like(t) for t in types]
         slices = [Tensor(t.shape[1:], t.dtype) for t in scanned]
+        for state in states:
+            c.symbols.carry(state, before)
         counter, going = Tensor((), "int64"), Tensor((), "bool")
         block = c.block(graph, form.params(counter, going, states, slices))
         block.params = [counter, going, *states, *slices]
@@ -146,7 +151,7 @@ def _loop(
         "has_condition": condition is not None,
     }
     given = [t for t in (trips, condition) if t is not None]
-    captured = block.captured()
+    captured = c.captured([block])
     block.take(captured)
     types = [*(_outside(c, t, before) for t in inside), *stacked]
     results = c.results(LOOP, [*given, *initial, *scanned, *captured], attrs, types, [block])

@@ -13,7 +13,7 @@ from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.host import runs_on_host
 from dlc.frontends.onnx.nodes import domain_of, opsets_of, subgraphs
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.tensor import Tensor, type_proto
+from dlc.frontends.onnx.tensor import ConversionError, Tensor, type_proto
 
 Matcher = Callable[[Context, onnx.FunctionProto, Sequence["Tensor | None"]], "Sequence[Tensor | None] | None"]
 
@@ -34,6 +34,17 @@ def _schema(op_type: str, version: int, domain: str) -> Any:
         return onnx.defs.get_schema(op_type, version, domain)
     except Exception:
         return None
+
+
+def check_inputs(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
+    """Raise ConversionError where an input is left out that the operator needs."""
+    schema = _schema(node.op_type, version, node.domain)
+    if schema is None or not schema.inputs:
+        return
+    for index, tensor in enumerate(inputs):
+        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
+        if tensor is None and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+            raise ConversionError(f"its input {index} ('{formal.name}') is left out")
 
 
 def has_body(op_type: str, version: int, domain: str) -> bool:

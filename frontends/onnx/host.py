@@ -28,6 +28,7 @@ _LOADERS: dict[str, Callable[..., Any]] = {
     "ai.onnx.preview.training": aionnx_preview_training.load_op,
 }
 _SMALL = 1024  # constants up to this size help the inference; larger ones are never shapes
+_WRONG_THERE = {"LSTM", "GRU", "RNN"}  # onnx's reference implementation ignores the sequences' lengths
 Find = Callable[[str], Tensor]
 
 
@@ -58,6 +59,8 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
         ConversionError: the reference implementation does not know the operator, or its types do not fit.
     """
     node = c.node.proto
+    if node.op_type in _WRONG_THERE and not c.node.domain:
+        raise ConversionError(f"{reason}; give the inputs' shapes")
     if not runs_on_host(node.op_type, c.node.domain, around.opsets.get(c.node.domain, 1)) and not around.functions:
         raise ConversionError(reason)
     operands = {n: t for n, t in zip(node.input, inputs, strict=True) if n and t is not None}
