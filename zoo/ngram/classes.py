@@ -8,6 +8,7 @@ Ney (Eurospeech 1993); Martin, Liermann and Ney (Speech Communication 24, 1998).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def exchange(
     *,
     checkpoint: Path | None = None,
     on_pass: Callable[[int, int, float], None] | None = None,
-) -> Ints:
+) -> tuple[Ints, float]:
     """Sort the words into categories by the exchange algorithm.
 
     The words start in categories by their rank in frequency, modulo the number of categories; a pass tries each word,
@@ -97,25 +98,27 @@ def exchange(
         on_pass: told the number of the pass, how many words it moved, and the bigram log-likelihood (nats a word).
 
     Returns:
-        The category of each word, (vocabulary,).
+        The category of each word, (vocabulary,), and the seconds that it took, summed over interrupted runs.
     """
     state = _Exchange(counts, categories)
-    done, moved = 0, -1
+    done, moved, seconds = 0, -1, 0.0
     if checkpoint is not None and checkpoint.is_file():
         with np.load(checkpoint) as arrays:
             state.assign(arrays["category"])
-            done, moved = int(arrays["passes"]), int(arrays["moved"])
+            done, moved, seconds = int(arrays["passes"]), int(arrays["moved"]), float(arrays["seconds"])
     while done < passes and moved != 0:
+        start = time.perf_counter()
         moved = sum(state.improve(word) for word in state.order)
         done += 1
+        seconds += time.perf_counter() - start
         if checkpoint is not None:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             partial = checkpoint.with_suffix(".partial.npz")
-            np.savez(partial, category=state.category, passes=done, moved=moved)
+            np.savez(partial, category=state.category, passes=done, moved=moved, seconds=seconds)
             partial.replace(checkpoint)
         if on_pass is not None:
             on_pass(done, moved, state.likelihood())
-    return state.category
+    return state.category, seconds
 
 
 class _Exchange:

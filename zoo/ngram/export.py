@@ -125,7 +125,7 @@ def _constant(name: str, value: int, kind: type[np.generic] = np.int32) -> NodeP
 
 
 def _step_function(halvings: int) -> FunctionProto:
-    """``TrieStep``. The set searched is ``[base, base + size)``; base moves to the middle where the word is not less."""
+    """``TrieStep``: searches ``[base, base + size)``; base moves to the middle where the word there is not greater."""
     node = helper.make_node
     nodes = [
         _constant("one", 1),

@@ -78,8 +78,8 @@ def kneser_ney(counts: Counts) -> NgramModel:
     adjusted[0] = np.where(predictable, adjusted[0], 0)
 
     nothing = np.zeros(counts.vocabulary, np.int64)
-    shares, weight = _interpolated(adjusted[0], nothing, 1, uniform)
-    shares, weights = [np.where(predictable, shares, 0.0)], []
+    first, _ = _interpolated(adjusted[0], nothing, 1, uniform)
+    shares, weights = [np.where(predictable, first, 0.0)], []
     for level, count in zip(counts.levels, adjusted[1:], strict=True):
         share, weight = _interpolated(count, level.parent, len(shares[-1]), shares[-1][level.suffix])
         shares.append(share)

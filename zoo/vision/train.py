@@ -30,7 +30,8 @@ class TrainConfig(training.Config):
     """What decides the trained model, besides what every training has.
 
     Attributes:
-        images: how many training images are used, from the first on (55,000 at most: the rest is held out).
+        images: how many training images are used, from the first on.
+        held_out: how many images behind them are held out, at most.
         batch: images a step; the remainder of an epoch is left out.
         peak_rate: the highest learning rate of the cycle.
         weight_decay: of the SGD step.
@@ -38,6 +39,7 @@ class TrainConfig(training.Config):
     """
 
     images: int = 60_000 - HELD_OUT
+    held_out: int = HELD_OUT
     batch: int = 128
     peak_rate: float = 0.1
     weight_decay: float = 5e-4
@@ -45,7 +47,7 @@ class TrainConfig(training.Config):
 
     def quick(self) -> TrainConfig:
         """Return the same for a trial of some seconds: two epochs of a twentieth of the images."""
-        return replace(self, epochs=2, images=self.images // 20, batch=64)
+        return replace(self, epochs=2, images=self.images // 20, held_out=self.held_out // 10, batch=64)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
@@ -80,7 +82,7 @@ def fit(
 
     Args:
         config: see `TrainConfig`.
-        images: uint8 (n, 1, 28, 28) with n at least ``config.images``; what lies beyond is held out (5,000 at most).
+        images: uint8 (n, 1, 28, 28) with n at least ``config.images``; what lies beyond may be held out.
         labels: uint8 (n,), 0..9.
         progress: see `training.run`.
         on_epoch: see `training.run`.
@@ -95,7 +97,7 @@ def fit(
     if not config.batch <= config.images <= len(images):
         raise ValueError(f"{config.images} images asked for, {len(images)} there, in batches of {config.batch}")
     training.seed_everything(config)
-    used = config.images + HELD_OUT
+    used = config.images + config.held_out
     inputs = torch.from_numpy(data.normalise(images[:used]))
     targets = torch.from_numpy(labels[:used].astype(np.int64))
     held_out = slice(config.images, used)
