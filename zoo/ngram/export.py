@@ -201,11 +201,12 @@ def _difference(model: NgramModel, proto: ModelProto) -> float:
     """The largest difference of a log10 probability on seeded rows."""
     generator = np.random.default_rng(0)
     rows = generator.integers(0, model.vocabulary, (1000, model.order))
-    entry = generator.integers(0, len(model.log10[-1]), 500)
+    entry = generator.integers(0, max(len(model.log10[-1]), 1), 500 if len(model.log10[-1]) else 0)
+    listed = slice(len(entry))
     for order in range(model.order, 1, -1):  # the words of these entries, from the last to the first
         level = model.levels[order - 2]
-        rows[:500, order - 1], entry = level.word[entry], level.parent[entry]
-    rows[:500, 0] = entry
+        rows[listed, order - 1], entry = level.word[entry], level.parent[entry]
+    rows[listed, 0] = entry
     try:
         from onnxruntime import InferenceSession
 

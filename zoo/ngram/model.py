@@ -55,8 +55,8 @@ class NgramModel:
             for level, word in zip(self.levels[: order - 2], words.T[length - order + 1 : -1], strict=True):
                 history = level.find(history, word, self.vocabulary)
             entry = self.levels[order - 2].find(history, words[:, -1], self.vocabulary)
-            weight = np.where(history >= 0, self.backoff[order - 2][history], 0.0)
-            result = np.where(entry >= 0, self.log10[order - 1][entry], weight + result)
+            weight = np.append(self.backoff[order - 2], 0.0)[history]  # -1, no such history, takes the last
+            result = np.where(entry >= 0, np.append(self.log10[order - 1], 0.0)[entry], weight + result)
         return result
 
     def score_stream(self, ids: NDArray[np.integer]) -> Floats:
