@@ -20,14 +20,14 @@ def additive(counts: Counts, words: Ints, delta: float) -> Floats:
     order = words.shape[1]
     top = counts.first if order == 1 else counts.levels[order - 2].count
     entry = counts.walk(words)
-    found = np.where(entry >= 0, top[entry], 0)
+    found = np.append(top, 0)[entry]  # -1, no such n-gram, takes the last
     if order == 1:
         total = np.full(len(words), counts.first.sum())
     else:
         level = counts.levels[order - 2]
         history = counts.walk(words[:, :-1])
         sums = np.bincount(level.parent, level.count, history.max(initial=0) + 1)
-        total = np.where(history >= 0, sums[history], 0)
+        total = np.append(sums, 0)[history]
     whole = total + delta * counts.vocabulary
     share = np.divide(found + delta, whole, out=np.zeros(len(words)), where=whole > 0)
     with np.errstate(divide="ignore"):
