@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 def compile(
     model: Model,
     target: str = "cpu",
-    quantize: Literal["none", "int8"] = "none",
+    quantize: Literal["none", "int8", "int8-dynamic"] = "none",
     calibration: Calibration | None = None,
     arithmetic: Literal["float", "fixed", "shift"] = "float",
     shapes: Mapping[str, Sequence[int | str]] | None = None,
@@ -49,6 +49,7 @@ def compile(
         model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
         target: ``cpu`` (this machine), ``cpu:avx2``, ``reference``, ...; `dlc targets` lists them.
         quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
+            ``int8-dynamic`` makes integer matrix products with a scale a row at run time, without calibration.
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.

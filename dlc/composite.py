@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from dlc.ir.convert import view
 from dlc.ir.graph import TUPLE, Graph, Node, Value, is_tensor
 from dlc.ir.interpret import PART
-from dlc.ir.ops import OPS
 from dlc.ir.ops.host import IF, ITEM, LOOP, ONNX
+from dlc.ir.rewrite import graph_module
 from dlc.ir.serial import graph_to_json
-from dlc.passes.partition.segments import Segment, graph_module, segment_module, segments
+from dlc.passes.partition.segments import Segment, segment_module, segments
 from dlc.runtime.tensors import safetensors_bytes
 from dlc.targets.base import Build, Variant
 
@@ -34,12 +34,7 @@ def needs_host(graph: Graph, target: Target) -> bool:
     """Whether a graph has values or nodes that only the host handles."""
     if any(not is_tensor(v.dtype) for v in graph.inputs):
         return True
-    return any(is_host(node) or target.declines(node) is not None for node in graph.nodes)
-
-
-def is_host(node: Node) -> bool:
-    """Whether a node runs on the host whatever the target is."""
-    return node.op in OPS and OPS[node.op].kind == "host"
+    return any(target.declines(node) is not None for node in graph.nodes if node.op != ITEM)
 
 
 def build(module: Any, context: Context, target_of: TargetOf) -> Build:
@@ -47,7 +42,7 @@ def build(module: Any, context: Context, target_of: TargetOf) -> Build:
 
     Args:
         module: the IR behind the common passes.
-        target_of: the target that takes a node, for all nodes that are not the host's.
+        target_of: the target that is asked for a node; what it declines runs on the host.
     """
     composer = _Composer(context, target_of)
     graph = composer.graph(module)
@@ -88,8 +83,6 @@ class _Composer:
         def label(node: Node) -> Hashable:
             if node.op == ITEM:
                 return label(producers[node.inputs[0]])
-            if is_host(node):
-                return ("host", node.output.name)
             target = self.target_of(node)
             if target.declines(node) is not None:
                 return ("host", node.output.name)
@@ -129,24 +122,10 @@ class _Composer:
     def host(self, module: Any, node: Node) -> Node:
         """A host operator, the blocks of control flow composed in turn."""
         if node.op != ITEM:
-            why = "" if is_host(node) else self.target_of(node).declines(node)
-            self.rows.append(_row(node, why or ""))
-        return replace(node, blocks=tuple(self.block(module, node, block) for block in node.blocks))
-
-    def block(self, module: Any, node: Node, block: Graph) -> Graph:
-        """A block of control flow, simplified like any graph; its floats stay floats."""
-        from dlc.compiler import common_passes
-        from dlc.pipeline import run_passes
-
-        if self.context.options.quantize != "none":
-            reason = "inside control flow, where values are not calibrated: it stays float"
-            for inner in block.nodes:
-                if inner.op in ("dlc.conv", "dlc.matmul"):
-                    self.context.decline("quantize", inner.origin, reason)
-        options = replace(self.context.options, quantize="none")
-        inside = replace(self.context, options=options, calibration=None)
-        composed = self.graph(run_passes(graph_module(module, block), common_passes(options), inside))
-        return replace(composed, name=block.name)
+            self.rows.append(_row(node, self.target_of(node).declines(node) or ""))
+        composed = (self.graph(graph_module(module, block)) for block in node.blocks)
+        pairs = zip(composed, node.blocks, strict=True)
+        return replace(node, blocks=tuple(replace(graph, name=block.name) for graph, block in pairs))
 
 
 def _read(graph: Graph, nodes: list[Node]) -> dict[str, Any]:
@@ -155,20 +134,16 @@ def _read(graph: Graph, nodes: list[Node]) -> dict[str, Any]:
     return {name: array for name, array in graph.constants.items() if name in used}
 
 
-_KERNELS = {
-    LOOP: ("a loop of the host", "each iteration is started by the host"),
-    IF: ("a branch of the host", ""),
-}
+_KERNELS = {LOOP: "a loop of the host", IF: "a branch of the host", ONNX: "onnx's reference implementation"}
 
 
 def _row(node: Node, declined: str) -> dict[str, Any]:
-    kernel, why = _KERNELS.get(node.op, ("numpy" if declined else "onnx's reference implementation", declined))
     return {
         "node": str(node.origin),
         "value": node.origin.value,
         "op": node.attrs["op_type"] if node.op == ONNX else node.op,
         "precision": ", ".join(dict.fromkeys(node.attrs.get("dtypes", [node.output.dtype]))),
-        "kernel": kernel,
-        "why_not_better": node.attrs.get("reason", why),
+        "kernel": _KERNELS.get(node.op, "numpy"),
+        "why_not_better": declined,
         "part": "host",
     }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dlc.errors import DlcError
 
-QUANTIZE = ("none", "int8")
+QUANTIZE = ("none", "int8", "int8-dynamic")
 ARITHMETIC = ("float", "fixed", "shift")
 METHODS = ("minmax", "percentile", "mse")
 
@@ -19,14 +19,14 @@ class Options:
 
     Attributes:
         target: ``cpu``, ``cpu:avx2``, ``reference``, ...
-        quantize: ``none`` or ``int8``.
+        quantize: ``none``; ``int8`` with scales from calibration; ``int8-dynamic`` with a scale a row at run time.
         arithmetic: how integers are rescaled, see docs/arithmetic.md.
         calibration_method: how ranges are chosen from calibration data.
         shapes: extents (or symbol names) of inputs that override the model's.
     """
 
     target: str = "cpu"
-    quantize: Literal["none", "int8"] = "none"
+    quantize: Literal["none", "int8", "int8-dynamic"] = "none"
     arithmetic: Literal["float", "fixed", "shift"] = "float"
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)

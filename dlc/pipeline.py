@@ -37,6 +37,7 @@ class Context:
         part: the part of a composite package that is compiled, see `dlc.composite`; stages are dumped below its name.
         declined: rewrites that were not done, with reasons.
         notes: facts for the manifest and the report, by key.
+        blocks: the notes of each block of control flow, by the name of its function.
         progress: called with (stage, done, total) during long work.
     """
 
@@ -46,6 +47,7 @@ class Context:
     part: str = ""
     declined: list[Declined] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.ir.ops.host import FIRST, IF, LOOP, ONNX, STEPS
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Node
@@ -95,8 +96,17 @@ class Target(ABC):
         """The target's passes, run behind the common simplify and quantise passes."""
 
     def declines(self, node: Node) -> str | None:
-        """Why the target has no kernel for an operator, so that the host runs the node in numpy; None where it has."""
-        return None
+        """Why the target does not run a node, so that the host does; None where it does.
+
+        What only the host understands is declined here; a target that overrides this asks it for the rest.
+        """
+        if node.op == LOOP:
+            return f"target {self.name} has no loops: each iteration is started by the host"
+        if node.op == IF:
+            return f"target {self.name} has no branches"
+        if node.op in (STEPS, FIRST):
+            return "how many results there are is in the data"
+        return str(node.attrs["reason"]) if node.op == ONNX else None
 
     def compile(self, module: Any, context: Context) -> Build:
         """Turn the IRModule behind the common passes into package members.

@@ -16,6 +16,7 @@ import numpy as np
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols, symbols
 from dlc.ir.graph import Graph, Node
+from dlc.ir.ops.host import ITEM
 from dlc.targets.program import Program, Ref
 
 VIEW = "relax.reshape"
@@ -72,7 +73,11 @@ class Lowering(ABC):
         graph: ``main``, with one variable a symbol.
         program: what has been lowered so far.
         known: what tells a kernel from others -> its symbol.
+        fixed: the places of inputs and outputs, by the value whose memory they are.
+        prefix: what the names of its kernels and workspace values begin with.
     """
+
+    prefix = ""
 
     def __init__(self, module: Any) -> None:
         self.graph = Symbols().graph(view(module))
@@ -80,6 +85,7 @@ class Lowering(ABC):
         dims = [d for v in self.graph.inputs for d in v.shape]
         self.program = Program(self.graph.inputs, tuple(self.values[n] for n in self.graph.outputs), symbols(dims))
         self.known: dict[str, str] = {}
+        self.fixed: dict[str, Ref] = {v.name: Ref("input", i) for i, v in enumerate(self.graph.inputs)}
         self._roots: dict[str, str] = {}
         self._constant_index: dict[str, int] = {}
 
@@ -101,13 +107,9 @@ class Lowering(ABC):
         name = self._root(name)
         if name in self.graph.constants:
             return self.constant(self.graph.constants[name])
-        for index, value in enumerate(self.graph.inputs):
-            if value.name == name:
-                return Ref("input", index)
-        for index, output in enumerate(self.graph.outputs):
-            if self._root(output) == name:
-                return Ref("output", index)
-        return Ref("workspace", name=name)
+        if name in self.fixed:
+            return self.fixed[name]
+        return Ref("workspace", name=self.prefix + name)
 
     @abstractmethod
     def region(self, node: Node) -> None:
@@ -117,12 +119,22 @@ class Lowering(ABC):
             DlcError: the target has no kernel; names the node.
         """
 
+    def node(self, node: Node) -> None:
+        """Lower one node of ``main``."""
+        self.region(node)
+
     def run(self) -> Program:
         """Lower every call of ``main``."""
         for node in self.graph.nodes:
             if node.op == VIEW:
                 self._roots[node.output.name] = self._root(node.inputs[0])
+        self.place_outputs()
         for node in self.graph.nodes:
-            if node.op != VIEW:
-                self.region(node)
+            if node.op not in (VIEW, ITEM):
+                self.node(node)
         return self.program
+
+    def place_outputs(self) -> None:
+        """Say where the outputs lie."""
+        for index, output in enumerate(self.graph.outputs):
+            self.fixed.setdefault(self._root(output), Ref("output", index))

@@ -6,6 +6,7 @@ as the largest value that it ever holds, so the plan is the same list of slots f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from tvm import tirx
 
 from dlc.ir.dims import substitute, symbols
 from dlc.targets.layout import simplify
-from dlc.targets.program import Program
+from dlc.targets.program import Branch, Item, Loop, Program, Ref
 
 ALIGNMENT = 64
 # Extent assumed for a symbolic dimension when values are matched to slots; any value gives a correct plan.
@@ -40,19 +41,45 @@ def _guess(size: Any) -> int:
     return guessed if isinstance(guessed, int) else 1 << 20
 
 
-def _lives(program: Program) -> dict[str, tuple[int, int]]:
-    """(first call, last call) of every workspace value."""
-    lives: dict[str, tuple[int, int]] = {}
-    for i, call in enumerate(program.calls):
-        for ref in (*call.inputs, call.output):
+class _Lives:
+    """(first, last) moment of every workspace value; what lives when a loop begins, and is used in it, outlives it."""
+
+    def __init__(self, program: Program) -> None:
+        self.now = 0
+        self.found: dict[str, tuple[int, int]] = {}
+        self.visit(program.calls)
+
+    def touch(self, refs: Iterable[Ref]) -> None:
+        for ref in refs:
             if ref.kind == "workspace":
-                lives[ref.name] = (lives.get(ref.name, (i, i))[0], i)
-    return lives
+                self.found[ref.name] = (self.found.get(ref.name, (self.now, 0))[0], self.now)
+
+    def visit(self, calls: Iterable[Item]) -> None:
+        for call in calls:
+            self.now += 1
+            if isinstance(call, Loop):
+                self.loop(call)
+            elif isinstance(call, Branch):
+                self.touch([call.condition])
+                for arm in call.arms:
+                    self.visit(arm)
+            else:
+                self.touch(call.refs())
+
+    def loop(self, loop: Loop) -> None:
+        # What lasts from one iteration to the next comes first: it lives from the loop's begin to its end.
+        start = self.now
+        self.touch(loop.lasting())
+        self.visit(loop.calls)
+        self.now += 1
+        for name, (first, last) in self.found.items():
+            if first <= start <= last:
+                self.found[name] = (first, self.now)
 
 
 def plan(program: Program) -> Plan:
     """Place every workspace value."""
-    lives = _lives(program)
+    lives = _Lives(program).found
     slots: list[list[str]] = []
     busy_until: list[int] = []
     for name in sorted(lives, key=lambda n: lives[n][0]):

@@ -18,6 +18,7 @@ from dlc.ir.ops.host import IF, ITEM, LOOP
 
 PART = "dlc.part"
 Observer = Callable[[Node, np.ndarray], None]
+InnerObserver = Callable[[str, str, Any], None]
 RunPart = Callable[[Node, list[Any], Mapping[str, int]], Any]
 _SAFE = re.compile(r"[\w\s+\-*/%(),]*")
 
@@ -92,15 +93,17 @@ def interpret(
     observe: Observer | None = None,
     sizes: Mapping[str, int] | None = None,
     run_part: RunPart | None = None,
+    observe_inside: InnerObserver | None = None,
 ) -> list[Any]:
     """Run `graph` on arrays by input name and return its outputs in order.
 
-    `observe` sees every node with its result, inside regions too, but not what control flow runs. `run_part` runs the
-    nodes of operator `PART` (see `dlc.composite`): given the node, its inputs and the symbols' sizes. Values are freed
-    after their last reader.
+    `observe` sees every node that makes a tensor, with its result, inside regions too, but not what control flow runs;
+    that `observe_inside` sees: (name of the block, name of a value, its result), the block's inputs among them.
+    `run_part` runs the nodes of operator `PART` (see `dlc.composite`): given the node, its inputs and the symbols'
+    sizes. Values are freed after their last reader.
     """
-    run = _Run(observe, dict(sizes) if sizes is not None else bind_sizes(graph, inputs), run_part)
-    return run.graph(graph, inputs)
+    known = dict(sizes) if sizes is not None else bind_sizes(graph, inputs)
+    return _Run(observe, known, run_part, observe_inside).graph(graph, inputs)
 
 
 class _Run:
@@ -110,8 +113,14 @@ class _Run:
         sizes: of the symbols known so far; extents that depend on data join them when they are there.
     """
 
-    def __init__(self, observe: Observer | None, sizes: dict[str, int], run_part: RunPart | None) -> None:
-        self.observe, self.sizes, self.run_part = observe, sizes, run_part
+    def __init__(
+        self,
+        observe: Observer | None,
+        sizes: dict[str, int],
+        run_part: RunPart | None,
+        observe_inside: InnerObserver | None,
+    ) -> None:
+        self.observe, self.sizes, self.run_part, self.observe_inside = observe, sizes, run_part, observe_inside
 
     def graph(self, graph: Graph, inputs: Mapping[str, Any]) -> list[Any]:
         """Run all nodes in order."""
@@ -167,13 +176,19 @@ class _Run:
             if str(result.dtype) != node.output.dtype or result.ndim != len(node.output.shape):
                 wanted = f"{node.output.dtype} of rank {len(node.output.shape)}"
                 raise DlcError(f"node {node.origin}: expected {wanted}, got {result.dtype} of rank {result.ndim}")
+            if self.observe is not None:
+                self.observe(node, result)
         return result
 
     def block(self, block: Graph, inputs: Sequence[Any]) -> list[Any]:
         """Run a block: it sees the symbols around it, and has its own for what differs from run to run."""
-        inner = _Run(None, dict(self.sizes), self.run_part)
+        see = self.observe_inside
+        observe = None if see is None else lambda node, result: see(block.name, node.output.name, result)
+        inner = _Run(observe, dict(self.sizes), self.run_part, see)
         for value, result in zip(block.inputs, inputs, strict=True):
             inner.learn(value, result)
+            if see is not None:
+                see(block.name, value.name, result)
         return inner.graph(block, dict(zip((v.name for v in block.inputs), inputs, strict=True)))
 
     def loop(self, node: Node, inputs: list[Any]) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, Origin, Value, node_symbols, symbol_names
@@ -32,6 +33,53 @@ def live_nodes(graph: Graph) -> list[Node]:
             needed.update(node.inputs)
             symbols |= node_symbols(node) if dynamic else set()
     return kept[::-1]
+
+
+def used_functions(graph: Graph) -> list[Graph]:
+    """The functions that the nodes of `graph` call or run, each behind those that it uses itself."""
+    found: dict[str, Graph] = {}
+
+    def add(inside: Graph) -> None:
+        for node in inside.nodes:
+            for used in (*([node.body] if node.body is not None else []), *node.blocks):
+                add(used)
+                found.setdefault(used.name, used)
+
+    add(graph)
+    return list(found.values())
+
+
+def graph_module(module: Any, graph: Graph) -> Any:
+    """A module whose ``main`` is `graph`, with the functions of `module` that it uses."""
+    builder = FunctionBuilder("main")
+    for used in used_functions(graph):
+        builder.add_region(used.name, module[used.name])
+    env: dict[str, Any] = {v.name: builder.input(v.name, v.shape, v.dtype) for v in graph.inputs}
+
+    def get(name: str) -> Any:
+        if name not in env:
+            env[name] = builder.constant(graph.constants[name])
+        return env[name]
+
+    for node in graph.nodes:
+        env[node.output.name] = copy_node(builder, node, [get(name) for name in node.inputs])
+    names = {"inputs": [v.name for v in graph.inputs], "outputs": list(graph.outputs)}
+    return builder.finish([get(name) for name in graph.outputs], names)
+
+
+def map_blocks(module: Any, transform: Callable[[str, Any], Any]) -> Any:
+    """`module` with every block that control flow in ``main`` runs replaced by what `transform` makes of it.
+
+    Args:
+        transform: (the block's name, a module whose ``main`` is the block) -> such a module, of the same type.
+    """
+    functions = {var.name_hint: function for var, function in module.functions.items()}
+    for node in view(module).nodes:
+        for block in node.blocks:
+            done = transform(block.name, graph_module(module, block))
+            functions |= {used.name: done[used.name] for used in used_functions(view(done))}
+            functions[block.name] = done["main"]
+    return tvm.IRModule(functions)
 
 
 def copy_node(builder: FunctionBuilder, node: Node, inputs: Sequence[Any]) -> Any:

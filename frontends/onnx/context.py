@@ -13,7 +13,7 @@ import onnx
 from dlc.frontends.onnx.symbols import Symbols, as_dims
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, Dim, HostError, Tensor, constant
 from dlc.ir.convert import UndecidedTypeError, infer_type
-from dlc.ir.graph import TUPLE
+from dlc.ir.graph import TUPLE, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM
 
@@ -160,7 +160,10 @@ class Context:
     ) -> list[Tensor]:  # fmt: skip
         """The results of a host operator (see `dlc.ir.ops.host`), new tensors of the types of `types`."""
         operands = tuple(self.materialised(t) for t in inputs)
-        declared = {"shapes": tuple(t.shape for t in types), "dtypes": tuple(t.dtype for t in types)}
+        declared: dict[str, Any] = {"shapes": tuple(t.shape for t in types), "dtypes": tuple(t.dtype for t in types)}
+        declared["tells"] = tuple(
+            sorted(self.symbols.told(declared["shapes"]) - symbol_names([t.shape for t in inputs]))
+        )
         call = Call(op, operands, {**attrs, **declared}, self.onnx_op, self.onnx_node, blocks=tuple(blocks))
         source = self._note(call, Tensor((), TUPLE))
         items = []

@@ -6,15 +6,17 @@ An extent that a loop changes, or in which two branches differ, becomes a symbol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import Block, ConversionError, Dim, HostError, Tensor
 from dlc.ir.dims import symbols
-from dlc.ir.ops.host import IF, LOOP
+from dlc.ir.ops.host import FIRST, IF, LOOP, MOST_STEPS, STEPS
 
 
 def _fresh(c: Context, hint: str) -> Any:
@@ -122,12 +124,23 @@ def _loop(
         if c.symbols.names() == known:
             break
         free |= c.symbols.names() - known
-    length = _length(c, trips, condition, block)
-    stacked = [_outside(c, t, before) for t in block.outputs[1 + len(states) :]]
-    stacked = [Tensor((length, *t.shape), t.dtype) for t in stacked]
-    finals = [_outside(c, t, before) for t in states]
+    stacks = block.outputs[1 + len(states) :]
+    length, early = _length(c, trips, condition, block)
+    initial, scanned = list(initial), list(scanned)
+    if stacks and length is None and trips is not None and _countable(trips):
+        length = _fresh(c, "steps")
+        scanned += c.results(STEPS, [trips], {}, [Tensor((length,), "bool")])
+        block.params.append(Tensor((), "bool"))
+    else:
+        early = False
+    if early:
+        _count(c, block, len(states))
+        initial.append(c.constant(np.zeros((), np.int64)))
+    length = _fresh(c, "iterations") if length is None else length
+    inside = block.params[2 : 2 + len(initial)]
+    stacked = [Tensor((length, *t.shape), t.dtype) for t in (_outside(c, t, before) for t in stacks)]
     attrs = {
-        "carried": len(states),
+        "carried": len(initial),
         "scanned": len(scanned),
         "has_trips": trips is not None,
         "has_condition": condition is not None,
@@ -135,21 +148,39 @@ def _loop(
     given = [t for t in (trips, condition) if t is not None]
     captured = block.captured()
     block.take(captured)
-    return c.results(LOOP, [*given, *initial, *scanned, *captured], attrs, [*finals, *stacked], [block])
+    types = [*(_outside(c, t, before) for t in inside), *stacked]
+    results = c.results(LOOP, [*given, *initial, *scanned, *captured], attrs, types, [block])
+    if not early:
+        return results
+    finals, done, whole = results[: len(states)], results[len(states)], results[len(states) + 1 :]
+    count = _fresh(c, "iterations")
+    return [*finals, *(c.results(FIRST, [t, done], {}, [Tensor((count, *t.shape[1:]), t.dtype)])[0] for t in whole)]
 
 
-def _length(c: Context, trips: Tensor | None, condition: Tensor | None, block: Block) -> Dim:
-    """How many iterations there are: the trip count, where no condition can end the loop before."""
+def _countable(trips: Tensor) -> bool:
+    """Whether memory for the results of all iterations can be taken before the first: else a loop grows as it runs."""
+    return trips.value is None or int(trips.value.reshape(-1)[0]) <= MOST_STEPS
+
+
+def _count(c: Context, block: Block, position: int) -> None:
+    """Carry the number of iterations that were done, behind the `position` carried values that there are."""
+    done = Tensor((), "int64")
+    block.params.insert(2 + position, done)
+    block.outputs.insert(1 + position, replace(c, calls=block.calls).emit("add", done, 1))
+
+
+def _length(c: Context, trips: Tensor | None, condition: Tensor | None, block: Block) -> tuple[Dim | None, bool]:
+    """(how many iterations there are, None where only data tell; whether a condition may end the loop before)."""
     going = block.outputs[0]
     goes_on = going.value is not None and bool(going.value.reshape(-1)[0])
     started = condition is None or (condition.value is not None and bool(condition.value.reshape(-1)[0]))
     unchanged = going is block.params[1] and started
-    if trips is not None and ((goes_on and started) or unchanged):
-        known = trips.value if trips.value is not None else trips.elements
-        if known is not None:
-            count = known.reshape(-1)[0]
-            return max(int(count), 0) if trips.value is not None else count
-    return _fresh(c, "iterations")
+    early = not ((goes_on and started) or unchanged)
+    known = None if trips is None or early else trips.value if trips.value is not None else trips.elements
+    if known is None:
+        return None, early
+    count = known.reshape(-1)[0]
+    return (max(int(count), 0) if isinstance(count, int | np.integer) else count), early
 
 
 # --- Scan ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
+from dlc.ir.graph import symbol_names
 from dlc.ir.ops import OPS
 
 _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
@@ -30,6 +31,7 @@ class Symbols:
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
+        self._told: set[str] = set()  # by data, when running
 
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
@@ -39,7 +41,14 @@ class Symbols:
 
     def fresh(self, hint: str, least: int = 1) -> Any:
         """A symbol of its own, for a dimension without a name; `least` is 0 where the extent depends on data."""
-        return self._new(hint, least)
+        symbol = self._new(hint, least)
+        if least == 0:
+            self._told.add(str(symbol.name))
+        return symbol
+
+    def told(self, item: Any) -> set[str]:
+        """The symbols in `item` (whatever holds extents) whose sizes data tell."""
+        return symbol_names(item) & self._told
 
     def _new(self, hint: str, least: int = 1) -> Any:
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"

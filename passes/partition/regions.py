@@ -18,7 +18,7 @@ from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
-from dlc.ir.rewrite import live_nodes
+from dlc.ir.rewrite import copy_node, live_nodes, used_functions
 from dlc.pipeline import Context, Pass
 
 VIEW = "relax.reshape"
@@ -51,7 +51,7 @@ class _Grouping:
         self.groups: list[list[Node]] = []
 
     def is_free(self, node: Node) -> bool:
-        return node.output.name not in self.group_of and node.op != VIEW
+        return node.output.name not in self.group_of and node.op != VIEW and OPS[node.op].kind != "host"
 
     def single_reader(self, name: str) -> Node | None:
         readers = self.readers.get(name, [])
@@ -133,8 +133,8 @@ def _region_kind(nodes: Sequence[Node]) -> tuple[str, Node]:
 class _Writer:
     """Writes the regions as functions and ``main`` as calls of them."""
 
-    def __init__(self, graph: Graph, nodes: list[Node], grouping: _Grouping) -> None:
-        self.graph, self.nodes, self.grouping = graph, nodes, grouping
+    def __init__(self, module: Any, graph: Graph, nodes: list[Node], grouping: _Grouping) -> None:
+        self.module, self.graph, self.nodes, self.grouping = module, graph, nodes, grouping
         self.values = graph.values()
         self.functions: dict[str, Any] = {}
         order = {n.output.name: i for i, n in enumerate(nodes)}
@@ -192,6 +192,8 @@ class _Writer:
         main = FunctionBuilder("main")
         for name, _, _ in regions.values():
             main.add_region(name, self.functions[name])
+        for block in used_functions(Graph("main", (), (), tuple(self.nodes), {})):
+            main.add_region(block.name, self.module[block.name])
         env: dict[str, Any] = {v.name: main.input(v.name, v.shape, v.dtype) for v in self.graph.inputs}
 
         def get(name: str) -> Any:
@@ -206,6 +208,8 @@ class _Writer:
             elif out in regions:
                 name, outer, last = regions[out]
                 env[out] = main.call(name, [get(n) for n in outer], last.origin, out)
+            elif OPS[node.op].kind == "host":
+                env[out] = copy_node(main, node, [get(n) for n in node.inputs])
         kept = {k.removeprefix("dlc."): v for k, v in self.graph.attrs.items() if k.startswith("dlc.")}
         return main.finish([get(n) for n in self.graph.outputs], kept)
 
@@ -216,7 +220,7 @@ def run(module: Any, context: Context) -> Any:
     nodes = live_nodes(graph)
     grouping = _Grouping(graph, nodes)
     grouping.run()
-    return _Writer(graph, nodes, grouping).run()
+    return _Writer(module, graph, nodes, grouping).run()
 
 
 PASS = Pass("regions", run)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlc.ir.convert import FunctionBuilder, view
+from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Node, Value, node_symbols, symbol_names
 from dlc.ir.ops.host import ITEM
-from dlc.ir.rewrite import copy_node, live_nodes
+from dlc.ir.rewrite import graph_module, live_nodes
 
 LabelOf = Callable[[Node], Hashable]
 
@@ -139,20 +139,3 @@ def segment_module(module: Any, segment: Segment) -> Any:
     values = graph.values()
     inputs = tuple(values[name] for name in segment.inputs)
     return graph_module(module, Graph("main", inputs, segment.outputs, segment.nodes, graph.constants))
-
-
-def graph_module(module: Any, graph: Graph) -> Any:
-    """A module whose ``main`` is `graph`, with the functions of `module`, which the graph's nodes may use."""
-    builder = FunctionBuilder("main")
-    builder.add_functions(module)
-    env: dict[str, Any] = {v.name: builder.input(v.name, v.shape, v.dtype) for v in graph.inputs}
-
-    def get(name: str) -> Any:
-        if name not in env:
-            env[name] = builder.constant(graph.constants[name])
-        return env[name]
-
-    for node in graph.nodes:
-        env[node.output.name] = copy_node(builder, node, [get(name) for name in node.inputs])
-    names = {"inputs": [v.name for v in graph.inputs], "outputs": list(graph.outputs)}
-    return builder.finish([get(name) for name in graph.outputs], names)

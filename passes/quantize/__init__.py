@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dlc.options import Options
-from dlc.passes.quantize import calibrate, cleanup, form_integers, mark, settle_weights, to_unsigned
+from dlc.passes.quantize import calibrate, cleanup, dynamic, form_integers, mark, settle_weights, to_unsigned
+from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Pass
 
 
@@ -11,6 +12,9 @@ def quantize_passes(options: Options) -> list[Pass]:
     """The passes to run behind the simplification, before layouts and fusion.
 
     A model that holds Q/DQ nodes or integer operators already is not calibrated: its scales and weights are kept.
+    What control flow runs is quantised like the graph around it, with ranges of its own.
     """
-    marking = [calibrate.PASS, mark.PASS] if options.quantize == "int8" else []
-    return [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, cleanup.PASS]
+    calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
+    late = [dynamic.PASS] if options.quantize == "int8-dynamic" else []
+    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
+    return [*calibrating, *(everywhere(step) for step in forming)]

@@ -1,7 +1,8 @@
 """Run the graph on the calibration samples and note the range of every float value.
 
 Needs ``context.calibration``, unless the model came quantised. Leaves the module as it is; the ranges go to
-``context.notes["calibration"]`` as ``ranges``: value name -> (lo, hi), with the method and the number of samples.
+``context.notes["calibration"]`` as ``ranges``: value name -> (lo, hi), with the method and the number of samples. Those
+of values inside control flow go to the notes of its block.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.ir.convert import view
-from dlc.ir.graph import Graph, Node
+from dlc.ir.graph import Graph
 from dlc.ir.interpret import interpret
 from dlc.passes.quantize.histogram import Histogram, choose
 from dlc.pipeline import Context, Pass
@@ -29,18 +30,26 @@ def is_quantized(graph: Graph) -> bool:
     return any(node.op in ("dlc.quantize", "dlc.dequantize", "dlc.requantize", "dlc.table") for node in graph.nodes)
 
 
+class _Observation:
+    """Histograms of every float value of a graph and of the blocks that it runs: by graph, then by value."""
+
+    def __init__(self, graph: Graph, keep_bins: bool) -> None:
+        self.found: dict[str, dict[str, Histogram]] = {}
+        for inner in (graph, *(block for node in graph.walk() for block in node.blocks)):
+            values = (v for v in inner.values().values() if is_float(v.dtype) and v.name not in inner.constants)
+            self.found[inner.name] = {v.name: Histogram(keep_bins) for v in values}
+
+    def add(self, graph: str, name: str, result: Any) -> None:
+        """Note one result."""
+        if name in self.found[graph]:
+            self.found[graph][name].add(np.asarray(result))
+
+
 def observe(
     graph: Graph, samples: Iterable[Mapping[str, np.ndarray]], keep_bins: bool, context: Context
-) -> tuple[dict[str, Histogram], int]:
-    """Histograms of every float value (inputs included) over all samples, and how many samples there were."""
-    found = {v.name: Histogram(keep_bins) for v in graph.values().values() if is_float(v.dtype)}
-    for name in graph.constants:
-        found.pop(name, None)
-
-    def see(node: Node, result: np.ndarray) -> None:
-        if node.output.name in found:
-            found[node.output.name].add(result)
-
+) -> tuple[dict[str, dict[str, Histogram]], int]:
+    """Histograms of every float value (inputs included) over all samples, by graph, and how many samples there were."""
+    seen = _Observation(graph, keep_bins)
     total = len(samples) if isinstance(samples, Sized) else 0
     count = 0
     for sample in samples:
@@ -49,11 +58,16 @@ def observe(
         for value in graph.inputs:
             if value.name not in sample:
                 raise DlcError(f"calibration: sample {count} has no array for input '{value.name}'")
-            if value.name in found:
-                found[value.name].add(sample[value.name])
+            seen.add(graph.name, value.name, sample[value.name])
+        inputs = {v.name: sample[v.name] for v in graph.inputs}
         with np.errstate(all="ignore"):
-            interpret(graph, {v.name: sample[v.name] for v in graph.inputs}, see)
-    return found, count
+            interpret(
+                graph,
+                inputs,
+                lambda node, result: seen.add(graph.name, node.output.name, result),
+                observe_inside=seen.add,
+            )
+    return seen.found, count
 
 
 def run(module: Any, context: Context) -> Any:
@@ -64,16 +78,18 @@ def run(module: Any, context: Context) -> Any:
     if context.calibration is None:
         raise DlcError("int8 quantisation of this model needs calibration data: a .npz file, a folder, or random")
     shift = options.arithmetic == "shift"
-    histograms, count = observe(graph, context.calibration, shift or options.calibration_method != "minmax", context)
+    found, count = observe(graph, context.calibration, shift or options.calibration_method != "minmax", context)
     if count == 0:
         raise DlcError("the calibration data holds no samples")
-    seen = {name: h for name, h in histograms.items() if h.lo <= h.hi}
-    context.notes["calibration"] = {
-        "method": options.calibration_method,
-        "samples": count,
-        "ranges": {name: choose(h, options.calibration_method, shift) for name, h in seen.items() if h.finite},
-        "not_finite": [name for name, h in histograms.items() if not h.finite],
-    }
+    for name, histograms in found.items():
+        seen = {value: h for value, h in histograms.items() if h.lo <= h.hi}
+        notes = context.notes if name == graph.name else context.blocks.setdefault(name, {})
+        notes["calibration"] = {
+            "method": options.calibration_method,
+            "samples": count,
+            "ranges": {value: choose(h, options.calibration_method, shift) for value, h in seen.items() if h.finite},
+            "not_finite": [value for value, h in histograms.items() if not h.finite],
+        }
     return module
 
 

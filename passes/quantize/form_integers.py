@@ -16,6 +16,7 @@ from dlc.ir import arithmetic
 from dlc.ir.convert import view
 from dlc.ir.graph import Node, Origin
 from dlc.ir.rewrite import Rewriter, live_nodes, rewrite
+from dlc.passes.quantize.calibrate import is_quantized
 from dlc.passes.quantize.integer_forms import Reader
 from dlc.passes.quantize.plan import CONTRACTIONS, is_movement
 from dlc.passes.quantize.requantization import Target, carrier, dequantize, requantize
@@ -113,6 +114,8 @@ def _origin(state: Rewriter, name: str) -> Origin:
 
 def run(module: Any, context: Context) -> Any:
     """Form the integers, then report every node that has a reason and is still there."""
+    if not is_quantized(view(module)):
+        return module  # floats alone: there is nothing to form, and nothing to explain
     former = _Former(context)
     result = rewrite(module, former)
     if not hasattr(former, "reader"):

@@ -1,7 +1,7 @@
 """Graph simplification: constants, identities, batch normalisation, padding, common subexpressions.
 
 `SIMPLIFY` is the list to run. Its steps come once by name, so that each can be dumped and stopped at, and its last pass
-repeats them until none changes anything.
+repeats them until none changes anything, in ``main`` and in what control flow runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dlc.passes.simplify import (
     identities,
     pad_into_conv,
 )
+from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Context, Pass
 
 STEPS: tuple[Pass, ...] = (
@@ -42,4 +43,4 @@ def run(module: Any, context: Context) -> Any:
     return module
 
 
-SIMPLIFY: list[Pass] = [*STEPS, Pass("simplify", run)]
+SIMPLIFY: list[Pass] = [*STEPS, everywhere(Pass("simplify", run))]

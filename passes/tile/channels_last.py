@@ -15,7 +15,7 @@ import numpy as np
 from dlc.ir.graph import Node, Origin
 from dlc.ir.ops import OPS
 from dlc.ir.ops.windows import CHANNELS_FIRST, CHANNELS_LAST
-from dlc.ir.rewrite import Rewriter
+from dlc.ir.rewrite import Rewriter, copy_node
 from dlc.pipeline import Context, Pass
 
 
@@ -179,8 +179,7 @@ class _Turner:
             return _LATER
         if turned is not None:
             return turned
-        inputs = [self.settle(rw, n) for n in node.inputs]
-        return rw.emit(node.op, inputs, node.attrs, node.origin)
+        return copy_node(rw.builder, node, [self.settle(rw, n) for n in node.inputs])
 
 
 _LATER = object()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlc.ir.graph import Node
+from dlc.ir.ops.host import ITEM
 from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.pipeline import Context, Pass
 
@@ -22,7 +23,7 @@ def _has_padding(node: Node) -> bool:
 
 def _is_dense_only(rw: Rewriter, name: str) -> bool:
     producer = rw.producer(name)
-    if producer is None or producer.op == "relax.reshape" or name in rw.graph.outputs:
+    if producer is None or producer.op in ("relax.reshape", ITEM) or name in rw.graph.outputs:
         return True
     return any(reader.op in _NEEDS_DENSE for reader in rw.consumers[name])
 

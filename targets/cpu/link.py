@@ -1,4 +1,4 @@
-"""From a lowered program to one object file: the entry functions, the compilation, the constants blob.
+"""From a lowered program to object files: the entry functions, the compilation, the constants blob.
 
 Two entries, both called through tvm-ffi with one pointer to a table of 64-bit words:
 
@@ -11,6 +11,7 @@ Two entries, both called through tvm-ffi with one pointer to a table of 64-bit w
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from tvm.script.ir_builder import tirx as T
 from dlc.ir.dims import substitute
 from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import stack
 from dlc.targets.plan import ALIGNMENT, Plan
-from dlc.targets.program import Program, Ref
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
+_FOREVER = (1 << 63) - 1
 
 
 def constant_offsets(constants: list[np.ndarray]) -> tuple[list[int], int]:
@@ -41,7 +44,7 @@ def size_expressions(program: Program, plan: Plan) -> list[Any]:
     """What ``dlc_sizes`` writes, in order."""
     found = [plan.total]
     found += [d for value in program.outputs for d in value.shape]
-    found += [plan.offset_of.get(call.output.name, -1) for call in program.calls]
+    found += [plan.offset_of.get(call.output.name, -1) if isinstance(call, Call) else -1 for call in program.calls]
     return found
 
 
@@ -51,6 +54,7 @@ class _Entry:
     def __init__(self, program: Program, plan: Plan, offsets: list[int]) -> None:
         self.program, self.plan, self.offsets = program, plan, offsets
         self.fixed = len(program.inputs) + len(program.outputs)
+        self.iterations: dict[str, Any] = {}  # of the loops that are open
 
     def emit(self) -> Any:
         program = self.program
@@ -68,12 +72,69 @@ class _Entry:
                 for number, call in enumerate(program.calls):
                     wanted = T.And(begin <= T.int64(number), T.int64(number) < end)
                     with T.If(wanted), T.Then():
-                        arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
-                        arguments += [self.sizes[str(d.name)] for d in call.dims]
-                        T.evaluate(T.call_extern("void", call.symbol, *arguments))
+                        self._call(call)
             return builder.get()
 
+    def _call(self, call: Item) -> None:
+        if isinstance(call, Loop):
+            self._loop(call)
+            return
+        if isinstance(call, Branch):
+            self._branch(call)
+            return
+        arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
+        arguments += [self.sizes[str(d.name)] for d in call.dims]
+        T.evaluate(T.call_extern("void", call.symbol, *arguments))
+
+    def _branch(self, branch: Branch) -> None:
+        with T.If(self._scalar(branch.condition, "uint8")[0] != T.uint8(0)):
+            for context, arm in zip((T.Then, T.Else), branch.arms, strict=True):
+                with context():
+                    T.evaluate(T.int32(0))  # an arm may be empty
+                    for call in arm:
+                        self._call(call)
+
+    def _loop(self, loop: Loop) -> None:
+        self._copy(loop.before)
+        most = T.int64(_FOREVER) if loop.rows is None else self._size(loop.rows)
+        if loop.trips is not None:
+            most = T.bind(T.min(most, self._scalar(loop.trips, "int64")[0]))
+        if loop.going is None:
+            with T.serial(T.int64(0), most) as iteration:
+                self._iteration(loop, iteration)
+            return
+        going, counter = self._scalar(loop.going, "uint8"), stack("int64", 1)
+        T.buffer_store(counter, T.int64(0), [0])
+        with T.While(T.And(counter[0] < most, going[0] != T.uint8(0))):
+            iteration = T.bind(counter[0])
+            self._iteration(loop, iteration)
+            T.buffer_store(counter, iteration + T.int64(1), [0])
+
+    def _iteration(self, loop: Loop, iteration: Any) -> None:
+        self.iterations[loop.variable] = iteration
+        if loop.counter is not None:
+            T.buffer_store(self._scalar(loop.counter, "int64"), iteration, [0])
+        for call in loop.calls:
+            self._call(call)
+        self._copy(loop.after)
+
+    def _copy(self, copies: Sequence[Copy]) -> None:
+        for copy in copies:
+            source, target, size = self._pointer(copy.source), self._pointer(copy.target), self._size(copy.size)
+            T.evaluate(T.call_extern("void", "memcpy", target, source, size))
+
+    def _scalar(self, ref: Ref, dtype: str) -> Any:
+        """The number at a place."""
+        return T.decl_buffer((1,), dtype, data=T.bind(T.reinterpret("handle", self._address(ref))))
+
+    def _size(self, size: Any) -> Any:
+        size = substitute(size, self.sizes)
+        return T.int64(size) if isinstance(size, int) else size
+
     def _pointer(self, ref: Ref) -> Any:
+        return T.reinterpret("handle", self._address(ref))
+
+    def _address(self, ref: Ref) -> Any:
         if ref.kind == "input":
             address = self.words[ref.index]
         elif ref.kind == "output":
@@ -81,10 +142,10 @@ class _Entry:
         elif ref.kind == "constant":
             address = self.words[self.fixed] + T.uint64(self.offsets[ref.index])
         else:
-            offset = substitute(self.plan.offset_of[ref.name], self.sizes)
-            offset = T.int64(offset) if isinstance(offset, int) else offset
-            address = self.words[self.fixed + 1] + T.cast(offset, "uint64")
-        return T.reinterpret("handle", address)
+            address = self.words[self.fixed + 1] + T.cast(self._size(self.plan.offset_of[ref.name]), "uint64")
+        for step in ref.steps:
+            address = address + T.cast(self.iterations[step.variable] * self._size(step.size), "uint64")
+        return address
 
 
 def _sizes_entry(program: Program, plan: Plan) -> Any:
@@ -102,14 +163,24 @@ def _sizes_entry(program: Program, plan: Plan) -> Any:
         return builder.get()
 
 
-def compile_program(program: Program, plan: Plan, isa: Isa) -> tuple[bytes, Any]:
-    """Compile to one object file; returns its bytes and the TVM module (for assembly and LLVM IR)."""
+def compile_program(program: Program, plan: Plan, isa: Isa) -> dict[str, bytes]:
+    """Compile to object files, by member name.
+
+    The entries and the kernels are objects of their own, so that LLVM never inlines a kernel into its caller: every
+    buffer of a kernel carries alias metadata of its own, and behind inlining loads would move across the stores of
+    another kernel to the same memory (see docs/tvm.md).
+    """
     offsets, _ = constant_offsets(program.constants)
-    module = tvm.IRModule({MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)})
-    for symbol, func in program.kernels.items():
-        module[symbol] = func
-    library = compile_functions(module, isa)
+    entries = {MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}
+    objects = {"entry.o": _object(entries, isa)}
+    if program.kernels:
+        objects["kernels.o"] = _object(program.kernels, isa)
+    return objects
+
+
+def _object(functions: Mapping[str, Any], isa: Isa) -> bytes:
+    library = compile_functions(tvm.IRModule(dict(functions)), isa)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code.o"
         library.write_to_file(str(path))
-        return path.read_bytes(), library
+        return path.read_bytes()

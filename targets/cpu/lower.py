@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ import tvm
 from dlc.errors import DlcError
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
+from dlc.ir.ops.host import IF, LOOP
 from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.contraction_region import ContractionRegion
@@ -34,6 +36,8 @@ from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.layout import Layout, simplify
 from dlc.targets.lowering import Lowering, canonical, region_constants
 from dlc.targets.program import Call, Program, Ref
+
+Prepare = Callable[[Any], Any]  # the target's passes: a module -> a module
 
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
@@ -58,11 +62,28 @@ def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict
 
 
 class CpuLowering(Lowering):
-    """The state of one lowering for one instruction set."""
+    """The state of one lowering for one instruction set.
 
-    def __init__(self, module: Any, isa: Isa) -> None:
+    Attributes:
+        prepare: the target's passes, for the blocks of control flow.
+        controls: how many loops and branches there were so far.
+    """
+
+    def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
         super().__init__(module)
-        self.isa, self.layouts = isa, value_layouts(self.graph)
+        self.module, self.isa, self.prepare = module, isa, prepare
+        self.layouts = value_layouts(self.graph)
+        self.controls = 0
+
+    def node(self, node: Node) -> None:
+        """See `Lowering.node`."""
+        if node.op in (LOOP, IF):
+            from dlc.targets.cpu.lower_control import lower_control
+
+            self.controls += 1
+            self.program.calls.append(lower_control(self, node, f"{self.prefix}f{self.controls}_"))
+        else:
+            self.region(node)
 
     def region(self, node: Node) -> None:
         """See `Lowering.region`."""
@@ -84,7 +105,8 @@ class CpuLowering(Lowering):
         layout = self.layouts[node.output.name]
         if output.kind == "workspace":
             bits = tvm.DataType(node.output.dtype).bits
-            self.program.buffers[output.name] = simplify(layout.size * max(1, bits // 8))
+            # A loop has said how large what it carries or stacks is.
+            self.program.buffers.setdefault(output.name, simplify(layout.size * max(1, bits // 8)))
         row = explanation(node, symbol, self.isa, note)
         dims = self._dims(renamed, layouts)
         self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
@@ -103,7 +125,7 @@ class CpuLowering(Lowering):
         digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)
         if digest not in self.known:
             assert node.body is not None
-            func = region.emit(node.body.name, schedule, operands, self._dims(body, layouts), fill)
+            func = region.emit(self.prefix + node.body.name, schedule, operands, self._dims(body, layouts), fill)
             self.known[digest] = self._add(func)
         # A constant is placed as the kernel reads it, packed; placing the node's own input would keep it twice.
         sources = {f"i{i}": name for i, name in enumerate(node.inputs)}
@@ -121,7 +143,9 @@ class CpuLowering(Lowering):
         if digest not in self.known:
             assert node.body is not None
             halo_fill = {} if fill is None else {body.outputs[0]: fill}
-            func = family.emit(node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill)
+            func = family.emit(
+                self.prefix + node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill
+            )
             self.known[digest] = self._add(func)
         # A family that has slow forms says which and why.
         note = family.note(body) if hasattr(family, "note") else ""
@@ -144,6 +168,12 @@ class CpuLowering(Lowering):
         return symbol
 
 
-def lower(module: Any, isa: Isa) -> Program:
-    """Generate all kernels of `module` for one instruction set."""
-    return CpuLowering(module, isa).run()
+def lower(module: Any, isa: Isa, prepare: Prepare = lambda module: module) -> Program:
+    """Generate all kernels of `module` for one instruction set.
+
+    Args:
+        module: behind the target's passes.
+        isa: the instruction set.
+        prepare: runs the target's passes on a block of control flow.
+    """
+    return CpuLowering(module, isa, prepare).run()

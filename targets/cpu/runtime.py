@@ -53,7 +53,7 @@ class CpuExecutable:
         self._package = package  # the constants are mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
-            bytes(package.member(build["code"])), cxx="/nonexistent"
+            [bytes(package.member(name)) for name in build["objects"]], cxx="/nonexistent"
         )
         self._main, self._sizes = self._module["dlc_main"], self._module["dlc_sizes"]
         self._constants = package.constants(build["constants"])["constants"]
@@ -100,7 +100,8 @@ class CpuExecutable:
             return
         from dlc.ir.interpret import evaluate_dim  # only models with symbolic extents need the table of operators
 
-        for call, row in zip(self._calls, self._explanation.nodes, strict=True):
+        for call in self._calls:
+            row = self._explanation.nodes[call["row"]]
             shape = [evaluate_dim(d, sizes) for d in call["shape"]]
             if min(shape, default=0) < 0:
                 given = ", ".join(f"{name} = {sizes[name]}" for name in self._symbols)
@@ -150,9 +151,12 @@ class CpuExecutable:
         offsets = values[len(values) - len(self._calls) :]
         state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
         try:
-            for number, (call, row) in enumerate(zip(self._calls, self._explanation.nodes, strict=True)):
+            for number, call in enumerate(self._calls):
                 state.table[self._fixed + 2 : self._fixed + 4] = (number, number + 1)
                 self._main(state.argument)
+                if call["kind"] == "control flow":
+                    continue
+                row = self._explanation.nodes[call["row"]]
                 place = outputs[call["index"]] if call["kind"] == "output" else state.workspace[offsets[number] :]
                 array = _logical(place, call, sizes, bool(row["channels_last"]))
                 yield row, self._explanation.real(row["value"], array)

@@ -9,20 +9,22 @@ import numpy as np
 
 from dlc.hardware import this_machine
 from dlc.ir.graph import Node
+from dlc.ir.ops.host import IF, LOOP
 from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.passes.legalize import matrices, widen
 from dlc.passes.partition import regions
 from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
-from dlc.pipeline import Context, Pass
+from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
+from dlc.targets.cpu import lower_control
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
 from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
 from dlc.targets.cpu.lower import lower
 from dlc.targets.cpu.schedule import schedule_pass
 from dlc.targets.plan import plan
-from dlc.targets.program import Call
+from dlc.targets.program import Call, Program, rows_of
 
 # Rare operators: the host computes them in numpy.
 NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
@@ -54,8 +56,12 @@ class CpuTarget(Target):
         return self._spec
 
     def declines(self, node: Node) -> str | None:
-        """The operators that have no kernel, because they are rare."""
-        return f"target cpu has no kernel for {node.op}" if node.op in NO_KERNEL else None
+        """The operators that have no kernel, because they are rare, and control flow that cannot be native."""
+        if node.op in (LOOP, IF):
+            return lower_control.declines(node, self)
+        if node.op in NO_KERNEL:
+            return f"target cpu has no kernel for {node.op}"
+        return super().declines(node)
 
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
@@ -72,9 +78,10 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
-        program = lower(module, self.isa)
+        options = context.options
+        program = lower(module, self.isa, lambda block: run_passes(block, self.passes(options), context))
         memory = plan(program)
-        code, _ = compile_program(program, memory, self.isa)
+        objects = compile_program(program, memory, self.isa)
         offsets, size = constant_offsets(program.constants)
         blob = np.zeros(max(size, 1), np.uint8)
         for offset, array in zip(offsets, program.constants, strict=True):
@@ -82,15 +89,15 @@ class CpuTarget(Target):
         sizes = size_expressions(program, memory)
         manifest = {
             "isa": self.isa.name,
-            "code": "code.o",
+            "objects": list(objects),
             "constants": "constants.safetensors",
             "symbols": [str(v.name) for v in program.symbols],
             "sizes": [int(s) for s in sizes] if not program.symbols else None,
-            "calls": [_call_json(call) for call in program.calls],
+            "calls": _calls_json(program),
         }
-        members = {"code.o": code, "constants.safetensors": safetensors_bytes({"constants": blob})}
+        members = {**objects, "constants.safetensors": safetensors_bytes({"constants": blob})}
         variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))
-        return Build(members, manifest, [call.row for call in program.calls], (variant,))
+        return Build(members, manifest, program.rows(), (variant,))
 
     def describe(self) -> dict[str, Any]:
         """This machine's processor, caches and instruction sets."""
@@ -100,8 +107,18 @@ class CpuTarget(Target):
         return {"available": True, "description": f"{machine.model}: {', '.join(levels)}", **found, "levels": levels}
 
 
+def _calls_json(program: Program) -> list[dict[str, Any]]:
+    """Where each call's output lies, and which row of the explanation is its own, for tracing."""
+    found, row = [], 0
+    for call in program.calls:
+        found.append(
+            {"row": row, **(_call_json(call) if isinstance(call, Call) else {"kind": "control flow", "shape": []})}
+        )
+        row += len(rows_of(call))
+    return found
+
+
 def _call_json(call: Call) -> dict[str, Any]:
-    """Where a call's output lies, for tracing."""
     return {
         "kind": call.output.kind,
         "index": call.output.index,

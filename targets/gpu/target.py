@@ -62,7 +62,7 @@ class GpuTarget(Target):
         memory = plan(program)
         kernels = "\n".join(kernel.text(symbol) for symbol, kernel in program.kernels.items())
         members = {"constants.safetensors": safetensors_bytes({f"c{i}": a for i, a in enumerate(program.constants)})}
-        rows = [call.row for call in program.calls]
+        rows = program.rows()
         if self.arch:
             text = f"{CUDA_PRELUDE}\n{kernels}"
             cubin, ptx, resources = compile_cuda(text, self.arch)
@@ -113,4 +113,8 @@ def _program_json(program: Program, memory: Plan) -> dict[str, Any]:
             "shape": [extent_text(d) for d in call.value.shape],
         }
 
-    return {"constants": len(program.constants), "slots": sizes, "calls": [launch(c) for c in program.calls]}
+    return {
+        "constants": len(program.constants),
+        "slots": sizes,
+        "calls": [launch(c) for c in program.calls if isinstance(c, Call)],
+    }

@@ -9,9 +9,8 @@ from typing import Any
 from dlc.errors import DlcError
 from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Value, is_tensor
-from dlc.ir.rewrite import live_nodes
+from dlc.ir.rewrite import graph_module, live_nodes
 from dlc.ir.serial import extent_text
-from dlc.passes.partition.segments import graph_module
 from dlc.pipeline import Context
 from dlc.targets.multi.cost import Costs, Stage, symbol_names
 from dlc.targets.multi.cut import cut, reasons

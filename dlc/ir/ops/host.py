@@ -2,7 +2,8 @@
 
 Their results are a tuple, of which ``dlc.item`` (attribute index) reads one. Attributes shapes and dtypes declare the
 results; a symbol that stands in no input is an extent that depends on the data, and gets its size when the result is
-there. Results that are no tensors (sequences, strings, optional values) have a dtype that begins with ``object``.
+there: attribute tells has their names. Results that are no tensors (sequences, strings, optional values) have a dtype
+that begins with ``object``.
 
 - ``dlc.loop(trips, condition, carried..., scanned..., captured...)``, one block. Attributes: carried and scanned (how
   many), has_trips, has_condition (the operands are left out where they are not). The block takes (iteration, condition,
@@ -10,6 +11,8 @@ there. Results that are no tensors (sequences, strings, optional values) have a 
   iteration adds to the stacked results...). Results: the carried values behind the last iteration, then the stacks
   along a new axis 0. This is ONNX's Loop; a Scan is the same with scanned inputs and a condition that stays true.
 - ``dlc.if(condition, captured...)``, two blocks that take the captured values: what ONNX's If is.
+- ``dlc.steps(trips)``: max(trips, 0) times true. A loop that scans it stacks that many results, whatever data say.
+- ``dlc.first(x, count)``: the first `count` slices of x: what a loop that ended early has stacked.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
   there is no kernel). onnx's reference implementation runs it, and so defines it.
 """
@@ -21,10 +24,16 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dlc.errors import DlcError
 from dlc.ir.ops.registry import OpSpec, register
 
 ITEM, LOOP, IF, ONNX = "dlc.item", "dlc.loop", "dlc.if", "dlc.onnx"
+STEPS, FIRST = "dlc.steps", "dlc.first"
+
+#: Iterations that `STEPS` counts at most: memory for the results of each is taken before the first.
+MOST_STEPS = 1 << 24
 
 
 def _item(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
@@ -54,11 +63,24 @@ def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(r[0] if attrs["op_type"] == "Optional" and r else r for r in results)
 
 
+def _steps(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    trips = int(np.asarray(inputs[0]).reshape(-1)[0])
+    if trips > MOST_STEPS:
+        raise DlcError(f"a loop that stacks results is to run {trips} times, more than the limit of {MOST_STEPS}")
+    return (np.ones(max(trips, 0), np.bool_),)
+
+
+def _first(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (inputs[0][: int(np.asarray(inputs[1]).reshape(-1)[0])],)
+
+
 def _interpreted(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
     raise AssertionError("control flow is run by dlc.ir.interpret")
 
 
 register(OpSpec(ITEM, "host", _item))
 register(OpSpec(ONNX, "host", _onnx))
+register(OpSpec(STEPS, "host", _steps))
+register(OpSpec(FIRST, "host", _first))
 register(OpSpec(LOOP, "host", _interpreted))
 register(OpSpec(IF, "host", _interpreted))

@@ -1,0 +1,1 @@
+"""Passes for graphs whose structure is dynamic: loops, branches, experts."""

@@ -1,0 +1,245 @@
+"""Control flow as native code: blocks are lowered like any graph; a loop repeats its calls, a branch chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import tvm
+
+from dlc.ir.graph import Graph, Node, Value, is_tensor
+from dlc.ir.ops.host import IF, ITEM, LOOP
+from dlc.ir.rewrite import graph_module
+from dlc.targets.base import Target
+from dlc.targets.cpu.lower import CpuLowering
+from dlc.targets.layout import simplify
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Ref, Step
+
+
+def declines(node: Node, target: Target) -> str | None:
+    """Why a ``dlc.loop`` or ``dlc.if`` cannot be native code; None when it can."""
+    by_host = "so the host runs it" if node.op == IF else "so the host starts each iteration"
+    for block in node.blocks:
+        values = [*block.inputs, *(v for n in block.nodes if n.op not in (LOOP, IF) for v in n.outputs)]
+        if not all(is_tensor(v.dtype) for v in values):
+            return f"it handles what is no tensor of numbers, {by_host}"
+        for inner in block.nodes:
+            reason = target.declines(inner) if inner.op != ITEM else None
+            if reason is not None:
+                return f"node {inner.origin} inside it runs on the host ({reason}), {by_host}"
+    if node.attrs["tells"]:
+        return f"the extents of its results are in the data, {by_host}"
+    changing = _changing(node)
+    return None if changing is None else f"carried value {changing} changes its extents, {by_host}"
+
+
+def _changing(node: Node) -> int | None:
+    """The first carried value of a loop whose extents are others behind an iteration."""
+    if node.op == IF:
+        return None
+    (block,) = node.blocks
+    values = block.values()
+    for index in range(node.attrs["carried"]):
+        given, taken = values[block.outputs[1 + index]], block.inputs[2 + index]
+        if str(given.shape) != str(taken.shape):
+            return index
+    return None
+
+
+def lower_control(outer: CpuLowering, node: Node, prefix: str) -> Item:
+    """Lower a loop or a branch; `prefix` is what the names of its kernels and values begin with."""
+    return (_LoopLowering if node.op == LOOP else _BranchLowering)(outer, node, prefix).run()
+
+
+class _BlockLowering(CpuLowering):
+    """The lowering of a loop's block: kernels, constants and memory are those of the lowering around it.
+
+    Its inputs lie where the loop says, and its outputs go where the loop wants them.
+    """
+
+    def __init__(
+        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]
+    ) -> None:
+        super().__init__(module, outer.isa, outer.prepare)
+        self.prefix = prefix
+        self.program = replace(outer.program, calls=[])
+        self.known, self._constant_index = outer.known, outer._constant_index
+        self.fixed = {v.name: ref for v, ref in zip(self.graph.inputs, inputs, strict=True)}
+        self.outputs = outputs
+
+    def place_outputs(self) -> None:
+        """See `Lowering.place_outputs`."""
+        for name, ref in zip(self.graph.outputs, self.outputs, strict=True):
+            self.fixed.setdefault(self._root(name), ref)
+
+
+class _ControlLowering:
+    """What loops and branches share: places of their own, and where their results lie."""
+
+    def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
+        self.outer, self.node, self.prefix = outer, node, prefix
+        items = (n for n in outer.graph.nodes if n.op == ITEM and n.inputs[0] == node.output.name)
+        self.items = {n.attrs["index"]: n.output.name for n in items}
+
+    def workspace(self, name: str, size: Any) -> Ref:
+        """A place of its own."""
+        self.outer.program.buffers[self.prefix + name] = size
+        return Ref("workspace", name=self.prefix + name)
+
+    def result(self, index: int) -> Ref:
+        """Where a result lies, whether anybody reads it or not."""
+        size = bytes_of(self.node.attrs["shapes"][index], self.node.attrs["dtypes"][index])
+        if index not in self.items:
+            return self.workspace(f"result{index}", size)
+        place = self.outer.place(self.items[index])
+        if place.kind == "workspace":
+            self.outer.program.buffers[place.name] = size
+        return place
+
+    def calls(self, block: Graph, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> list[Item]:
+        """One run of a block."""
+        module = self.outer.prepare(graph_module(self.outer.module, block))
+        return list(_BlockLowering(self.outer, module, prefix, inputs, outputs).run().calls)
+
+    def row(self, kernel: str) -> dict[str, Any]:
+        """What `dlc explain` says of it."""
+        origin = self.node.origin
+        return {
+            "node": origin.node or origin.value or next(iter(self.items.values()), self.node.op),
+            "op": origin.op,
+            "value": "",
+            "precision": ", ".join(dict.fromkeys(self.node.attrs["dtypes"])),
+            "kernel": kernel,
+        }
+
+
+class _BranchLowering(_ControlLowering):
+    """One ``dlc.if``: both blocks write the results' places."""
+
+    def run(self) -> Branch:
+        """Lower both blocks."""
+        condition, *captured = (self.outer.place(name) for name in self.node.inputs)
+        results = [self.result(i) for i in range(len(self.node.attrs["shapes"]))]
+        then, other = (
+            tuple(self.calls(block, f"{self.prefix}{arm}", captured, results))
+            for arm, block in zip("te", self.node.blocks, strict=True)
+        )
+        row = self.row(f"native branch, {len(then)} or {len(other)} calls")
+        return Branch(condition, (then, other), row)
+
+
+class _LoopLowering(_ControlLowering):
+    """One ``dlc.loop`` as calls that are repeated.
+
+    Every carried value has a home, the place of the loop's result. An iteration writes the new value straight there
+    when nobody reads the old one from then on; else beside it, and copies it at its end. Slices of what is scanned
+    and stacked are parts of the whole tensors: nothing is copied.
+    """
+
+    def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
+        super().__init__(outer, node, prefix)
+        (self.block,) = node.blocks
+        rest = list(node.inputs)
+        self.trips = rest.pop(0) if node.attrs["has_trips"] else None
+        self.condition = rest.pop(0) if node.attrs["has_condition"] else None
+        count, scans = node.attrs["carried"], node.attrs["scanned"]
+        self.initial, self.scanned, self.captured = rest[:count], rest[count : count + scans], rest[count + scans :]
+
+    def slice_of(self, place: Ref, value: Value) -> Ref:
+        """One slice of a tensor along its first axis; `value` is the slice."""
+        return replace(place, steps=(*place.steps, Step(self.prefix, bytes_of(value.shape, value.dtype))))
+
+    def run(self) -> Loop:
+        """Lower the block and say what happens around it."""
+        block, values = self.block, self.block.values()
+        counts = len(self.initial)
+        homes = [self.result(i) for i in range(counts)]
+        counter, going = self.workspace("counter", 8), self.workspace("going", 1)
+        slices = block.inputs[2 + counts : 2 + counts + len(self.scanned)]
+        inputs = [counter, going, *homes]
+        inputs += [self.slice_of(self.outer.place(n), v) for n, v in zip(self.scanned, slices, strict=True)]
+        inputs += [self.outer.place(n) for n in self.captured]
+        states = [going, *homes]
+        kept = [i for i in range(len(states)) if not self._stays(i)]
+        fresh = {i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]]))) for i in kept}
+        stacked = [
+            self.slice_of(self.result(counts + i), values[name]) for i, name in enumerate(block.outputs[1 + counts :])
+        ]
+        names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
+        shortened = replace(block, outputs=tuple(names))
+        calls = self.calls(shortened, self.prefix, inputs, [*fresh.values(), *stacked])
+        after = []
+        for i, place in fresh.items():
+            if not _written_in_place(calls, states[i], place):
+                after.append(Copy(place, states[i], self.outer.program.buffers[place.name]))
+            else:
+                calls = [_moved(call, place, states[i]) for call in calls]
+        ends = 0 in fresh or self.condition is not None
+        read = {ref for call in calls for ref in call.refs()}
+        before = [
+            Copy(self.outer.place(name), home, bytes_of(*_type(value)))
+            for name, home, value in zip(self.initial, homes, block.inputs[2:], strict=False)
+        ]
+        if ends or going in read:
+            true = self.outer.constant(np.ones((), np.bool_))
+            before.append(Copy(true if self.condition is None else self.outer.place(self.condition), going, 1))
+        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
+        rows += [self.outer.values[name].shape[0] for name in self.scanned]
+        return Loop(
+            self.prefix,
+            tuple(calls),
+            tuple(before),
+            tuple(after),
+            None if self.trips is None else self.outer.place(self.trips),
+            rows[0] if rows else None,
+            going if ends else None,
+            counter if counter in read else None,
+            self.row(f"native loop, {len(calls)} calls an iteration"),
+        )
+
+    def _stays(self, state: int) -> bool:
+        """Whether the block gives back the condition (0) or a carried value as it is; true is no condition at all."""
+        name = self.block.outputs[state]
+        array = self.block.constants.get(name)
+        return name == self.block.inputs[1 + state].name or (state == 0 and array is not None and bool(array.all()))
+
+
+def _type(value: Value) -> tuple[Sequence[Any], str]:
+    return value.shape, value.dtype
+
+
+def bytes_of(shape: Sequence[Any], dtype: str) -> Any:
+    """The size of a dense tensor."""
+    return simplify(prod(shape, start=1) * max(1, tvm.DataType(dtype).bits // 8))
+
+
+def _written_in_place(calls: Sequence[Item], old: Ref, new: Ref) -> bool:
+    """Whether `new` may lie where `old` does: nobody reads the old value from the call on that writes the new one."""
+    first = next(i for i, call in enumerate(calls) if new in call.refs())
+    return not any(old in call.refs() for call in calls[first:])
+
+
+def _moved(call: Item, old: Ref, new: Ref) -> Item:
+    """`call` with one place for another."""
+
+    def move(ref: Ref) -> Ref:
+        return new if ref == old else ref
+
+    def turn(copies: Sequence[Copy]) -> tuple[Copy, ...]:
+        return tuple(replace(copy, source=move(copy.source), target=move(copy.target)) for copy in copies)
+
+    if isinstance(call, Call):
+        return replace(call, inputs=tuple(move(ref) for ref in call.inputs), output=move(call.output))
+    if isinstance(call, Branch):
+        then, other = (tuple(_moved(each, old, new) for each in arm) for arm in call.arms)
+        return replace(call, condition=move(call.condition), arms=(then, other))
+    return replace(
+        call,
+        calls=tuple(_moved(each, old, new) for each in call.calls),
+        before=turn(call.before),
+        after=turn(call.after),
+        trips=None if call.trips is None else move(call.trips),
+    )
