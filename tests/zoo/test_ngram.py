@@ -212,7 +212,7 @@ def test_arpa_is_read_as_it_was_written(tmp_path: Path, order: int) -> None:
     words = tuple(["<unk>", "a", "b", "cé", "d'e", "f", "g"])
     write_arpa(tmp_path / "m.arpa", model, words)
     again, found = read_arpa(tmp_path / "m.arpa")
-    assert found == words
+    assert found == (*words, "<s>", "</s>")  # as KenLM wants it
     rows = np.random.default_rng(0).integers(0, 7, (100, order))
     np.testing.assert_allclose(again.score(rows), model.score(rows), rtol=1e-7)
     turned, _ = read_arpa(tmp_path / "m.arpa", words[::-1])
@@ -224,9 +224,9 @@ def test_arpa_is_read_as_it_was_written(tmp_path: Path, order: int) -> None:
     [
         ("\\data\\", "data", r"m\.arpa is not an ARPA file: it has no \\data\\ section"),
         ("\\2-grams:", "\\4-grams:", r"m\.arpa, line \d+: expected \\2-grams:, found '\\4-grams:'"),
-        ("ngram 1=7", "ngram 1=8", r"m\.arpa, line \d+: expected a 1-gram with its figures, found ''"),
-        ("ngram 1=7", "ngram 1=x", r"m\.arpa is not an ARPA file: invalid literal"),
-        ("\tf\t", "\tg\t", r"m\.arpa: 7 1-grams, where 6 different words were expected"),
+        ("ngram 1=9", "ngram 1=10", r"m\.arpa, line \d+: expected a 1-gram with its figures, found ''"),
+        ("ngram 1=9", "ngram 1=x", r"m\.arpa is not an ARPA file: invalid literal"),
+        ("\tf\t", "\tg\t", r"m\.arpa: 9 1-grams, where 8 different words were expected"),
         ("\tf a\t", "\tf z\t", r"m\.arpa: 'z' is in an n-gram and not among the words expected"),
     ],
 )
@@ -408,6 +408,12 @@ def test_quick_training_lowers_the_perplexity(tmp_path: Path, monkeypatch: pytes
     assert outputs[0] == outputs[1]
     assert (tmp_path / "a.arpa").is_file()
     assert "Kneser-Ney: validation perplexity" in result.output and "tables and ONNX agree to" in result.output
+
+
+def test_counting_has_no_epochs() -> None:
+    error = invoke("train", "ngram", "--epochs", "3").exception
+    assert isinstance(error, DlcError)
+    assert str(error) == "'ngram' is counted in one pass over the data: it takes no --epochs"
 
 
 def test_another_tools_arpa_is_exported(tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ from dlc.zoo.ngram.counts import Ints, Level
 from dlc.zoo.ngram.model import Floats, NgramModel
 
 _ZERO = -99.0  # at or below it, log10 of nothing
+#: Marks of where a sentence begins and ends.
+MARKS = ("<s>", "</s>")
 
 
 def write_arpa(path: Path, model: NgramModel, words: Sequence[str]) -> None:
     """Write a model as an ARPA file, with digits enough to give float32 back.
+
+    A model of running text has no marks of sentences; they are added with probability 0, since KenLM asks for them.
 
     Args:
         path: the file.
@@ -36,9 +40,10 @@ def write_arpa(path: Path, model: NgramModel, words: Sequence[str]) -> None:
 
 
 def _lines(model: NgramModel, words: Sequence[str]) -> Iterator[str]:
+    added = [mark for mark in MARKS if mark not in words]
     yield "\\data\\"
     for order, log10 in enumerate(model.log10, 1):
-        yield f"ngram {order}={len(log10)}"
+        yield f"ngram {order}={len(log10) + (len(added) if order == 1 else 0)}"
     texts = list(words)
     for order, log10 in enumerate(model.log10, 1):
         if order > 1:
@@ -55,6 +60,8 @@ def _lines(model: NgramModel, words: Sequence[str]) -> Iterator[str]:
             yield from (f"{p:.9g}\t{text}\t{b:.9g}" for p, text, b in zip(shown, texts, weights, strict=True))
         else:
             yield from (f"{p:.9g}\t{text}" for p, text in zip(shown, texts, strict=True))
+        if order == 1:
+            yield from (f"{_ZERO:g}\t{mark}\t0" if model.order > 1 else f"{_ZERO:g}\t{mark}" for mark in added)
     yield ""
     yield "\\end\\"
 
@@ -64,7 +71,8 @@ def read_arpa(path: Path, words: Sequence[str] | None = None) -> tuple[NgramMode
 
     Args:
         path: the file.
-        words: the numbering of words wanted; by default the order of the 1-grams in the file.
+        words: the numbering of words wanted; by default the order of the 1-grams in the file. Marks of sentences that
+            are not among them are left out.
 
     Returns:
         The model and its vocabulary.
@@ -85,8 +93,14 @@ def read_arpa(path: Path, words: Sequence[str] | None = None) -> tuple[NgramMode
             if order == 1:
                 found = tuple(gram[0] for gram in grams) if words is None else tuple(words)
                 numbers = {word: number for number, word in enumerate(found)}
-                if len(numbers) != size:
-                    raise DlcError(f"{path}: {size} 1-grams, where {len(numbers)} different words were expected")
+                kept = [gram[0] in numbers or gram[0] not in MARKS for gram in grams]
+                log10, backoff, grams = (
+                    log10[kept],
+                    backoff[kept],
+                    [g for g, keep in zip(grams, kept, strict=True) if keep],
+                )
+                if len(numbers) != len(grams):
+                    raise DlcError(f"{path}: {len(grams)} 1-grams, where {len(numbers)} different words were expected")
             rows = np.array([[numbers[word] for word in gram] for gram in grams], np.int64).reshape(-1, order)
             place = np.argsort(rows[:, 0]) if order == 1 else _add_level(path, levels, rows, len(found))
             probabilities.append(np.where(log10 <= _ZERO, -np.inf, log10)[place])

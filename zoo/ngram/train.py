@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from dlc.errors import DlcError
 from dlc.zoo.family import Report, TrainOptions
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.arpa import write_arpa
@@ -27,8 +28,10 @@ def train(options: TrainOptions, weights: Path, report: Report) -> None:
     """Estimate the model on the Brown corpus's training part and write it as an ARPA file.
 
     Raises:
-        DlcError: the corpus is missing or damaged, or the file cannot be written.
+        DlcError: the corpus is missing or damaged, the file cannot be written, or a number of epochs is given.
     """
+    if options.epochs is not None:
+        raise DlcError("'ngram' is counted in one pass over the data: it takes no --epochs")
     corpus = data.load_corpus(options.data)
     ids, held_out = corpus.part("train"), corpus.part("validation")
     if options.quick:
