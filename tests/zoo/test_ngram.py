@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dlc import zoo as models
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
 from dlc.zoo.models import OnnxModel
-from dlc.zoo.ngram import data, evaluate, export, smoothing
+from dlc.zoo.ngram import data, evaluate, export, kenlm, smoothing
 from dlc.zoo.ngram.arpa import read_arpa, write_arpa
 from dlc.zoo.ngram.counts import count
 from dlc.zoo.ngram.model import NgramModel, perplexity
@@ -181,6 +182,67 @@ def test_additive_is_its_definition() -> None:
     rows = np.array([[1, 2], [2, 3], [2, 2], [0, 1]])
     np.testing.assert_allclose(10 ** smoothing.additive(counts, rows, 0.5), [2.5 / 4, 1.5 / 4, 0.5 / 4, 0.5 / 2])
     np.testing.assert_allclose(10 ** smoothing.additive(counts, rows, 0), [1, 1 / 2, 0, 0])
+
+
+def kenlm_sentences() -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """What fixtures/kenlm.arpa was made of: sentences of the test excerpt, rarer words merged into one, and the words
+    by their numbers in them."""
+    ids = data.load_excerpt("test")[:3000]
+    ids = np.where((ids == 0) | (ids > 400), 400, ids)
+    stop = data.load_words().index(".")
+    present = np.unique(ids)
+    words = tuple("<rare>" if number == 400 else data.load_words()[number] for number in present)
+    numbers = np.searchsorted(present, ids)
+    cuts = np.flatnonzero(ids == stop) + 1
+    return [s for s in np.split(numbers, cuts) if len(s)], words
+
+
+def test_probabilities_are_kenlms() -> None:
+    """The file is from ``lmplz -o 3`` of KenLM 0.3.0, on `kenlm_sentences` with the word of each number.
+
+    Where the last n-gram that it visits occurs more often than it has words before it, lmplz takes the wrong one of the
+    two into its counts of counts; the text is one for which that makes no difference.
+    """
+    sentences, words = kenlm_sentences()
+    assert words.count("<rare>") == 1
+    vocabulary = (*words, "<s>", "</s>", "<unk>")
+    size = len(words)
+    marked = [np.array([size, *sentence, size + 1]) for sentence in sentences]
+    model = smoothing.kneser_ney(count(marked, len(vocabulary), 3, start=size))
+    theirs, _ = read_arpa(FIXTURES / "kenlm.arpa", vocabulary)
+    assert [len(x) for x in theirs.log10] == [len(x) for x in model.log10]
+    predictable = np.arange(len(vocabulary)) != size  # KenLM gives the start mark 1, and never looks
+    np.testing.assert_allclose(model.log10[0][predictable], theirs.log10[0][predictable], atol=1e-5)
+    for ours, other in zip((*model.log10[1:], *model.backoff), (*theirs.log10[1:], *theirs.backoff), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.25])
+def test_comparison_with_kenlm_sees_every_entry(error: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for lmplz that writes the right model, or one with a wrong back-off weight."""
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        words = Path(command[command.index("--text") + 1]).read_text().split()
+        vocabulary = ("<unk>", "<s>", "</s>", *sorted(set(words)))
+        numbers = [vocabulary.index(word) for word in ["<s>", *words, "</s>"]]
+        model = smoothing.kneser_ney(count([np.array(numbers)], len(vocabulary), 2, start=1))
+        model.backoff[0][5] += error
+        write_arpa(Path(command[command.index("--arpa") + 1]), model, vocabulary)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    ids = np.array(ngrams.random_texts(2, 30, 1, 300)[0], np.int32)
+    agreement = kenlm.compare(data.Corpus(data.load_words(), ids), ids, 2)
+    assert agreement.difference == pytest.approx(error, abs=1e-8)
+    assert agreement.ngrams > 100
+
+
+def test_kenlm_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "some text\nout of memory\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
+    ids = np.arange(5, dtype=np.int32)
+    with pytest.raises(DlcError, match=r"lmplz failed: out of memory"):
+        kenlm.compare(data.Corpus(data.load_words(), ids), ids, 2)
 
 
 def test_words_at_the_start_have_shorter_contexts() -> None:

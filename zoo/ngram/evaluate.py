@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dlc import zoo
 from dlc.zoo import cards
 from dlc.zoo.family import Report, Score
 from dlc.zoo.models import Model, OnnxModel, run_in_batches
-from dlc.zoo.ngram import classes, data, smoothing
+from dlc.zoo.ngram import classes, data, kenlm, smoothing
 from dlc.zoo.ngram.counts import Counts, count
 from dlc.zoo.ngram.model import Floats, NgramModel, perplexity
 from dlc.zoo.packages import cache_dir
@@ -105,6 +105,7 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     report("the steps of the trigram")
     _measure_steps(found, corpus, counts, model, category)
     found.examples = _examples(corpus, category, train)
+    agreement = _kenlm(corpus, report)
     report("the committed model")
     committed = perplexity(score_stream(OnnxModel(zoo.model_path("ngram")), test))
     embedded = perplexity(score_stream(OnnxModel(zoo.model_path("ngram")), data.load_excerpt("test")))
@@ -114,7 +115,17 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
         "category_seconds": round(learned, 1),
         "words": len(train),
     }
-    return cards.write_card(_card(found, committed, embedded, len(test), training, len(corpus.words)))
+    return cards.write_card(_card(found, committed, embedded, agreement, len(test), training, len(corpus.words)))
+
+
+def _kenlm(corpus: data.Corpus, report: Report) -> dict[str, Any] | None:
+    """The comparison with KenLM: made anew where it is installed, else the present card's."""
+    if kenlm.available():
+        report("the same text by KenLM's lmplz")
+        return asdict(kenlm.compare(corpus, corpus.part("train"), data.ORDER))
+    report("KenLM's lmplz is not on the PATH: its figures stay as they are in the present card")
+    path = zoo.model_path("ngram").with_name("card.md")
+    return cards.read_head(path)["kenlm"] if path.is_file() else None
 
 
 def learn_categories(counts: Counts, report: Report) -> tuple[NDArray[np.int64], float]:
@@ -182,7 +193,7 @@ def _examples(corpus: data.Corpus, category: NDArray[np.int64], train: NDArray[n
     return lines
 
 
-def _claims(found: _Findings, committed: float) -> list[cards.Claim]:
+def _claims(found: _Findings, committed: float, agreement: dict[str, Any] | None) -> list[cards.Claim]:
     steps = {name: value for name, value, _ in found.steps}
     row = ("no smoothing", "additive", "back-off", "Kneser-Ney", "Kneser-Ney and categories")
     falling = all(steps[a] > steps[b] for a, b in pairwise(row))
@@ -192,7 +203,8 @@ def _claims(found: _Findings, committed: float) -> list[cards.Claim]:
         cards.Claim(
             "Smoothing, back-off, Kneser-Ney and word categories each lower the perplexity over the step before",
             falling and surely,
-            " > ".join(f"{steps[name]:.1f}" for name in row) + "; every difference is outside its 95 % interval",
+            " > ".join(f"{steps[name]:.1f}" for name in row)
+            + f"; {'no' if surely else 'a'} difference's 95 % interval holds 0",
         ),
         cards.Claim(
             f"The trigram is within 3 % of the {_REFERENCE[data.ORDER]} that an independent implementation of modified "
@@ -200,11 +212,24 @@ def _claims(found: _Findings, committed: float) -> list[cards.Claim]:
             nearest <= 0.03,
             f"{committed:.2f}, {nearest:.2%} away",
         ),
+        cards.Claim(
+            "The estimated probabilities and back-off weights are those of KenLM, the standard tool, to 1e-5",
+            agreement is not None and agreement["difference"] <= 1e-5,
+            "not measured: lmplz was not there"
+            if agreement is None
+            else f"largest difference of a log10 {agreement['difference']:.1e} over {agreement['ngrams']:,} n-grams",
+        ),
     ]
 
 
 def _card(
-    found: _Findings, committed: float, embedded: float, words: int, training: dict[str, Any], vocabulary: int
+    found: _Findings,
+    committed: float,
+    embedded: float,
+    agreement: dict[str, Any] | None,
+    words: int,
+    training: dict[str, Any],
+    vocabulary: int,
 ) -> cards.Card:
     path = zoo.model_path("ngram")
     values = {
@@ -231,9 +256,11 @@ def _card(
     return cards.Card(
         "ngram", "ngram: a Kneser-Ney trigram of English", f"Brown corpus, next word of {vocabulary:,}",
         f"perplexity, {words:,} test words", committed, f"{committed:.1f}",
-        ("back-off with absolute discounting", f"{steps['back-off']:.1f}"), _claims(found, committed), training,
+        ("back-off with absolute discounting", f"{steps['back-off']:.1f}"),
+        _claims(found, committed, agreement), training,
         {
             "embedded_value": embedded,
+            "kenlm": agreement,
             "steps": {name: value if np.isfinite(value) else None for name, value in steps.items()},
             "orders": {str(order): value for order, _, _, value in found.orders},
         },
@@ -276,8 +303,8 @@ set-up; their vocabulary and their test part differ a little.
     (
         "Word categories",
         """
-{categories} categories learned by the exchange algorithm from the training bigrams, in {category_seconds:.0f} s. The
-most frequent words of six of them:
+{categories} categories learned by the exchange algorithm from the training bigrams, in {category_seconds:.0f} s on a
+machine shared with other work. The most frequent words of six of them:
 
 {examples}
 """,
@@ -298,6 +325,7 @@ work). Nothing is random.
     dlc zoo eval ngram --onnx ngram.onnx --full
     dlc zoo eval ngram --write-card    # all figures of this card, of a clone; some minutes
 
+The comparison with KenLM is made anew where its `lmplz`, built from the source distribution on PyPI, is on the PATH.
 `dlc zoo train ngram --size 5-gram` and the like make the other orders; the model itself is written beside the ONNX as
 an ARPA file. `dlc zoo export ngram --weights other.arpa -o other.onnx` converts a model from another tool.
 """,
