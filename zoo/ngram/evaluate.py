@@ -255,7 +255,7 @@ def _card(
     steps = {name: value for name, value, _ in found.steps}
     return cards.Card(
         "ngram", "ngram: a Kneser-Ney trigram of English", f"Brown corpus, next word of {vocabulary:,}",
-        f"perplexity, {words:,} test words", committed, f"{committed:.1f}",
+        f"perplexity, {words - data.ORDER + 1:,} test words", committed, f"{committed:.1f}",
         ("back-off with absolute discounting", f"{steps['back-off']:.1f}"),
         _claims(found, committed, agreement), training,
         {
