@@ -47,6 +47,7 @@ bench: setup
 	@$(BIN)/python bench/demo.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/contract_kernels.py
+	@$(BIN)/python bench/symbolic.py
 
 docs: setup
 	@$(BIN)/python scripts/make_docs.py

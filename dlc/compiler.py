@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +21,21 @@ from dlc.targets.base import Build, Target, find_target
 if TYPE_CHECKING:
     import onnx
 
+    from dlc.cache import Cache
     from dlc.ir.graph import Graph
 
 FRONTEND = "frontend"
 ZOO = "zoo:"
+STREAM = "stream"  # the folder of the streaming form
 Progress = Callable[[str, int, int], None]
+_log = logging.getLogger("dlc")
 
 
 def _target(options: Options) -> Target:
-    """The target; the first step of everything here, so that TVM is imported as `import_tvm` does it."""
+    """The target; behind it TVM may be imported, because that has happened as `import_tvm` does it."""
+    target = find_target(options.target)
     import_tvm()
-    return find_target(options.target)
+    return target
 
 
 def common_passes(options: Options) -> list[Pass]:
@@ -109,8 +115,43 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     return run_passes(module, target.passes(options), context, stage)
 
 
-def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
-    """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
+def compile_model(
+    model: Any, options: Options, calibration: Any = None, progress: Progress | None = None, cache: bool = True
+) -> Package:
+    """Compile an ONNX model, or find the package in the cache; arguments and errors as of `dlc.compile`."""
+    source = model_source(model)
+    packages, key = _cache_and_key(source, options, calibration) if cache else (None, "")
+    found = packages.find(key) if packages is not None else None
+    if found is not None:
+        _log.info("compile cache: hit %s", key)
+        return found
+    package = _compile_model(model, options, calibration, progress)
+    if packages is not None:
+        _log.info("compile cache: miss %s", key)
+        if _cache_and_key(source, options, calibration)[1] == key:  # else a file changed while it was read
+            packages.store(key, package)
+    return package
+
+
+def _cache_and_key(source: Any, options: Options, calibration: Any) -> tuple[Cache | None, str]:
+    """The compile cache and the key in it; no cache, with a line in the log, where it is off or cannot serve."""
+    from dlc.cache import the_cache
+    from dlc.cache_key import NotCacheableError, compile_key
+
+    packages = the_cache()
+    try:
+        if packages.limit == 0:
+            raise NotCacheableError("it is turned off")
+        if os.environ.get("DLC_DEBUG") == "1" or os.environ.get("DLC_DUMP"):
+            raise NotCacheableError("the stages are to be seen")
+        return packages, compile_key(source, options, calibration, find_target(options.target))
+    except NotCacheableError as reason:
+        _log.info("compile cache: not used: %s", reason)
+        return None, ""
+
+
+def _compile_model(model: Any, options: Options, calibration: Any, progress: Progress | None) -> Package:
+    """Compile an ONNX model, whatever the cache holds."""
     target = _target(options)
     if progress is not None:
         progress(FRONTEND, 0, 1)
@@ -128,7 +169,15 @@ def compile_module(module: Any, context: Context) -> Package:
     """The package of an IRModule that has been through the common passes."""
     target: Target = context.target
     context.progress("build", 0, 1)
-    return part_package(module, target, context)[0]
+    if not context.options.stream:
+        return part_package(module, target, context)[0]
+    from dlc.passes.specialize.stream import streaming
+
+    # The passes of a target may rewrite a module in place: the other form is made first.
+    streamed, axes = streaming(module)
+    parts, _ = part_package(streamed, target, replace(context, part=STREAM))
+    package, _ = part_package(module, target, context)
+    return package.with_nested(STREAM, parts, {"stream": STREAM, "stream_axes": axes})
 
 
 def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:
@@ -182,6 +231,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
+        "limits": graph.attrs.get("dlc.limits", {}),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
         "notes": _notes(context),

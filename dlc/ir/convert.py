@@ -6,6 +6,7 @@ are inverse, so a pass reads nodes and emits nodes. This is also the adapter for
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import weakref
@@ -79,10 +80,12 @@ def _plain(value: Any) -> Any:
         return int(value.value)
     if isinstance(value, tirx.FloatImm):
         return float(value.value)
-    if isinstance(value, tvm.ir.Array | list | tuple):
-        return tuple(_plain(item) for item in value)
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, tvm.ir.Expr):  # before the container: an abstract class is slow to ask
+        return value
+    if isinstance(value, tvm.ir.Array | list | tuple):
+        return tuple(_plain(item) for item in value)
     return value
 
 
@@ -96,22 +99,33 @@ def shape_of(expr: Any) -> tuple[Any, ...]:
 
 
 def _extent(dim: Any) -> Any:
-    """An extent in plain form. Relax divides by a negative stride, which TVM's own simplifier and code cannot do."""
+    """An extent in plain form."""
     plain = _plain(dim)
-    if isinstance(plain, int) or not _NEGATIVE_DIVISOR.search(str(plain)):
-        return plain
-    turned = tvm_ffi.structural_map(plain, (tirx.FloorDiv, _positive_divisor))
+    return plain if isinstance(plain, int | tirx.Var) else _settled(plain)
+
+
+@functools.lru_cache(1 << 12)
+def _settled(extent: Any) -> Any:
+    """Relax divides by a negative stride, which TVM's own simplifier and code cannot do: the same by a positive one.
+
+    Remembered by the object, because one extent is that of many values.
+    """
+    divisions: list[Any] = []
+    tvm_ffi.structural_walk(extent, (tirx.FloorDiv, divisions.append))
+    if not any(_is_negative(division.b) for division in divisions):
+        return extent
+    turned = tvm_ffi.structural_map(extent, (tirx.FloorDiv, _positive_divisor))
     return _plain(Analyzer().simplify(turned))
 
 
-_NEGATIVE_DIVISOR = re.compile(r"// (T\.int64\()?-")
+def _is_negative(divisor: Any) -> bool:
+    return isinstance(divisor, tirx.IntImm) and divisor.value < 0
 
 
 def _positive_divisor(division: Any) -> Any:
-    divisor = _plain(division.b)
-    if not isinstance(divisor, int) or divisor >= 0:
+    if not _is_negative(division.b):
         return division
-    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -divisor))
+    return tirx.FloorDiv(tirx.IntImm("int64", 0) - division.a, tirx.IntImm("int64", -int(division.b.value)))
 
 
 def value_of(var: Any, objects: Mapping[str, str] | None = None) -> Value:
@@ -451,6 +465,7 @@ class FunctionBuilder:
         self._frames: list[Any] = []
         self._used: set[str] = set()
         self._objects: dict[str, str] = {}
+        self._items: dict[tuple[str, int], Any] = {}
 
     def input(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
         """Declare a parameter; all inputs come before the first `emit`."""
@@ -514,8 +529,12 @@ class FunctionBuilder:
         return self.builder.emit(relax.Call(Op.get(op), operands, node, span=_span(origin)), self._unique(name))
 
     def item(self, source: Any, index: int, origin: Origin, name: str) -> Any:
-        """One result of a host operator."""
-        return self.builder.emit(tvm.ir.TupleGetItem(source, index, span=_span(origin)), self._unique(name))
+        """One result of a host operator; asked for twice, the same variable."""
+        key = source.name, index
+        if key not in self._items:
+            made = self.builder.emit(tvm.ir.TupleGetItem(source, index, span=_span(origin)), self._unique(name))
+            self._items[key] = made
+        return self._items[key]
 
     def call(self, region: str, inputs: Sequence[Any], origin: Origin, name: str) -> Any:
         """Call a function that `add_region` added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -133,13 +134,41 @@ class Context:
                 assert first is not None
                 inputs.append(self.like(operand, first))
         try:
+            if op == "dlc.matmul":
+                self._check_product(*inputs)
+            elif op == "dlc.conv":
+                self._check_inner(inputs[0].shape[1], inputs[1].shape[1] * attrs["groups"], inputs)
             shape, dtype = infer_type(op, [(t.shape, t.dtype) for t in inputs], attrs)
         except UndecidedTypeError as error:
+            if OPS[op].kind == "elementwise":
+                for dims in itertools.zip_longest(*(t.shape[::-1] for t in inputs), fillvalue=1):
+                    for pair in itertools.combinations([d for d in dims if d != 1], 2):
+                        self.symbols.find_limit(*pair)
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _check_product(self, a: Tensor, b: Tensor) -> None:
+        """Hold a matrix product to extents that agree for every size of the symbols; its type rule takes that on trust.
+
+        Raises:
+            UndecidedTypeError: it depends on the sizes.
+        """
+        for x, y in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
+            if 1 not in (x, y) and self.symbols.decide("equal", x, y) is None:
+                self.symbols.find_limit(x, y)
+                raise UndecidedTypeError(f"cannot tell whether the extents of {a} and {b} agree")
+        if a.rank and b.rank:
+            self._check_inner(a.shape[-1], b.shape[-2 if b.rank > 1 else -1], (a, b))
+
+    def _check_inner(self, a: Dim, b: Dim, operands: Sequence[Tensor]) -> None:
+        """The same for the extent that a contraction sums over."""
+        if self.symbols.decide("equal", a, b) is None:
+            self.symbols.find_size(a, b)
+            self.symbols.find_limit(a, b)
+            raise UndecidedTypeError(f"cannot tell whether the extents of {operands[0]} and {operands[1]} agree")
 
     def _call(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
@@ -245,6 +274,10 @@ class Context:
         if stride == 1 and self.symbols.same(begin, 0) and self.symbols.same(end, x.shape[axis]):
             return x
         return self.emit("strided_slice", x, axes=(axis,), begin=(begin,), end=(end,), strides=(stride,))
+
+    def flip(self, x: Tensor, axis: int) -> Tensor:
+        """`x` in reverse along one axis."""
+        return self.emit("strided_slice", x, axes=(axis,), begin=(x.shape[axis] - 1,), end=(-1,), strides=(-1,))
 
     def reduce(self, mode: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
         """sum, mean, max, min or prod over axes."""

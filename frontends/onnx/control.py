@@ -186,11 +186,6 @@ def _length(c: Context, trips: Tensor | None, condition: Tensor | None, block: B
 # --- Scan ------------------------------------------------------------------------------------------------------------
 
 
-def _flipped(c: Context, x: Tensor, axis: int) -> Tensor:
-    extent = x.shape[axis]
-    return c.emit("strided_slice", x, axes=(axis,), begin=(extent - 1,), end=(-1,), strides=(-1,))
-
-
 def _to_front(c: Context, x: Tensor, axis: int) -> Tensor:
     return c.transpose(x, [axis, *(a for a in range(x.rank) if a != axis)])
 
@@ -214,7 +209,7 @@ def scan(c: Context, *inputs: Tensor) -> Sequence[Tensor]:
     moved = []
     for x, axis, back in zip(sequences, axes, backwards, strict=True):
         front = _to_front(c, x, c.axis(axis, x.rank))
-        moved.append(_flipped(c, front, 0) if back else front)
+        moved.append(c.flip(front, 0) if back else front)
     trips = c.reshape(c.extents([moved[0].shape[0]]), ())
     results = _loop(c, trips, None, [_like(t) for t in states], states, moved, graph, _ScanForm())
     finals, stacks = results[: len(states)], results[len(states) :]
@@ -222,6 +217,6 @@ def scan(c: Context, *inputs: Tensor) -> Sequence[Tensor]:
     backwards = c.attr("scan_output_directions") or [0] * len(stacks)
     turned = []
     for x, axis, back in zip(stacks, axes, backwards, strict=True):
-        forward = _flipped(c, x, 0) if back else x
+        forward = c.flip(x, 0) if back else x
         turned.append(_from_front(c, forward, c.axis(axis, x.rank)))
     return [*finals, *turned]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dlc.frontends.onnx.context import Context
@@ -156,10 +158,33 @@ def split_zero(c: Context, x: Tensor, zero: Tensor | None) -> tuple[Tensor, int]
 
 def integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a convolution of integers."""
-    attrs = window(c, x, check_kernel(c, w))
-    x, zero = split_zero(c, x, x_zero)
+    attrs = {**window(c, x, check_kernel(c, w)), "groups": c.attr("group", 1)}
     w = without_zero(c, w, w_zero)
-    return c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype="int32", x_zero_point=zero)
+    if x_zero is not None and x_zero.value is None and w.value is not None:
+        # sum (x - z) w = sum x w - z sum w: the convolution stays one of bytes. Both sums may wrap around, their
+        # difference is right.
+        total = c.emit("dlc.conv", x, w, **attrs, out_dtype="int32", x_zero_point=0)
+        return subtract_zeros(c, total, x_zero, _weights_met(c, x, w.value, attrs))
+    x, zero = split_zero(c, x, x_zero)
+    return c.emit("dlc.conv", x, w, **attrs, out_dtype="int32", x_zero_point=zero)
+
+
+def _weights_met(c: Context, x: Tensor, w: np.ndarray, attrs: dict[str, Any]) -> Tensor:
+    """The sum of the weights that meet elements, not padding, at each place of each output channel: int32."""
+    sums = w.sum(1, dtype=np.int64)
+    if not any(attrs["pads"]):
+        return c.constant(sums.sum(tuple(range(1, sums.ndim)), dtype=np.int32).reshape(-1, *[1] * (x.rank - 2)))
+    # Exact in float32 below 2^24, which takes a filter of 2^17 weights.
+    largest = np.abs(w.astype(np.int64)).sum(tuple(range(1, w.ndim))).max(initial=0)
+    exact = "float32" if largest < 1 << 24 else "float64"
+    ones = c.broadcast(c.constant(1, exact), (1, attrs["groups"], *x.shape[2:]))
+    kernel = c.constant(sums[:, None].astype(exact))
+    return c.cast(c.emit("dlc.conv", ones, kernel, **attrs, out_dtype=exact), "int32")
+
+
+def subtract_zeros(c: Context, total: Tensor, zero: Tensor, weights: Tensor) -> Tensor:
+    """A sum of products less the products of a zero point that is known only when running with weights."""
+    return c.emit("subtract", total, c.emit("multiply", weights, c.cast(c.reshape(zero, ()), "int32")))
 
 
 @converter("ConvInteger", since=10)

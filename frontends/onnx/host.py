@@ -82,9 +82,11 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
         graph.input.add(name=name, type=proto)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in around.opsets.items()]
-    return onnx.ModelProto(
-        ir_version=around.ir_version, graph=graph, opset_import=opsets, functions=list(around.functions)
-    )
+    # A function, or a graph in an attribute, may call any of the model's functions; an operator calls none.
+    calls = any(a.type in _GRAPHS for a in node.attribute)
+    calls = calls or any((f.domain, f.name) == (node.domain, node.op_type) for f in around.functions)
+    functions = list(around.functions) if calls else []
+    return onnx.ModelProto(ir_version=around.ir_version, graph=graph, opset_import=opsets, functions=functions)
 
 
 # --- the names that subgraphs read from around the node ------------------------------------------------------------

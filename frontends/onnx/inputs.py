@@ -17,7 +17,10 @@ Shapes = Mapping[str, Sequence[int | str]]
 
 
 class GraphInputs:
-    """Declares the inputs of a graph; an initialiser of the same name makes an input a constant."""
+    """Declares the inputs of a graph.
+
+    An initialiser of the same name is an input's default, and makes it a constant unless a shape is given for it.
+    """
 
     def __init__(self, model: str, symbols: Symbols, shapes: Shapes) -> None:
         self.model = model
@@ -27,7 +30,7 @@ class GraphInputs:
 
     def declare(self, graph: onnx.GraphProto) -> list[Tensor]:
         """The inputs in order, each with its ONNX name."""
-        constants = {t.name for t in graph.initializer}
+        constants = {t.name for t in graph.initializer} - set(self.shapes)
         protos = [i for i in graph.input if i.name not in constants]
         unknown = sorted(set(self.shapes) - {i.name for i in protos})
         if unknown:

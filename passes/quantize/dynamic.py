@@ -61,8 +61,8 @@ def _product(rw: Rewriter, node: Node) -> Any:
     flat = len(shape) == 2
     rows = rw.new(x) if flat else emit("relax.reshape", [rw.new(x)], {"shape": (count, shape[-1])})
     largest = emit("relax.max", [emit("relax.abs", [rows])], {"axes": (1,), "keepdims": False})
-    largest = emit("relax.maximum", [largest, rw.const(np.float32(_SMALLEST))])
-    scale = emit("relax.multiply", [largest, rw.const(np.float32(1 / 127))])
+    largest = emit("relax.maximum", [largest, rw.const(np.array(_SMALLEST, np.float32))])
+    scale = emit("relax.multiply", [largest, rw.const(np.array(1 / 127, np.float32))])
     zero = rw.const(np.asarray(_ZERO_POINT, np.uint8))
     quantized = emit("dlc.quantize", [rows, scale, zero], {"axis": 0, "out_dtype": "uint8"})
     attrs = {"out_dtype": "int32", "a_zero_point": _ZERO_POINT}

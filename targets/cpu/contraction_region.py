@@ -37,6 +37,8 @@ def declines(body: Graph, constants: Constants) -> str | None:
     """Why the packed kernels do not take the region (plain loops do, see `kernels/contract_plain.py`); else None."""
     node = anchor_of(body)
     values = body.values()
+    if node.inputs[1] in constants and not isinstance(values[node.inputs[0]].shape[-1], int):
+        return f"a constant weight, and an inner extent {values[node.inputs[0]].shape[-1]} known only when running"
     a, w = (values[name].dtype for name in node.inputs)
     if (a, w) == ("uint8", "int8"):
         if node.inputs[1] not in constants:

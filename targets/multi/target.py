@@ -61,6 +61,10 @@ class MultiTarget(Target):
         """The full name, as recorded in the package."""
         return self._spec
 
+    def identity(self) -> dict[str, Any]:
+        """The inner target's, and the memory that a device has."""
+        return {"inner": self.inner.identity(), "memory": this_device(self.memory).memory}
+
     def passes(self, options: Options) -> list[Pass]:
         """None: the inner target's passes run on each part."""
         return []

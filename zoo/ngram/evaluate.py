@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlc import zoo
+from dlc.cache import cache_dir
 from dlc.zoo import cards
 from dlc.zoo.family import Report, Score
 from dlc.zoo.models import Model, OnnxModel, run_in_batches
 from dlc.zoo.ngram import classes, data, kenlm, smoothing
 from dlc.zoo.ngram.counts import Counts, count
 from dlc.zoo.ngram.model import Floats, NgramModel, perplexity
-from dlc.zoo.packages import cache_dir
 from dlc.zoo.statistics import Interval, paired_bootstrap
 
 _BATCH = 4096

@@ -46,8 +46,11 @@ class TrainConfig(training.Config):
     augment: bool = True
 
     def quick(self) -> TrainConfig:
-        """Return the same for a trial of some seconds: two epochs of a twentieth of the images."""
-        return replace(self, epochs=2, images=self.images // 20, held_out=self.held_out // 10, batch=64)
+        """Return the same for a trial of some seconds: two epochs of a twentieth of the images.
+
+        One thread, because two wait for each other on a busy machine, which takes longer.
+        """
+        return replace(self, epochs=2, images=self.images // 20, held_out=self.held_out // 10, batch=64, threads=1)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
