@@ -14,8 +14,8 @@ from dlc.zoo.ngram import data
 _BATCH = 4096
 _LONGEST = 40  # words
 _ENDS = (".", "?", "!")
-_NO_SPACE_BEFORE = frozenset(",.;:?!)''")
-_NO_SPACE_AFTER = frozenset("(``")
+_NO_SPACE_BEFORE = (*",.;:?!)", "''")
+_NO_SPACE_AFTER = ("(", "``")
 
 
 def sample(model: Model, options: SampleOptions) -> Iterator[str]:
@@ -52,6 +52,6 @@ def join(words: list[str]) -> str:
     """Words and marks of the corpus as running text."""
     text = ""
     for word in words:
-        glued = not text or word in _NO_SPACE_BEFORE or word == "''" or text.endswith(("(", "``"))
+        glued = not text or word in _NO_SPACE_BEFORE or text.endswith(_NO_SPACE_AFTER)
         text += word if glued else f" {word}"
     return text.replace("``", "\u201c").replace("''", "\u201d")
