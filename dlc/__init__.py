@@ -78,10 +78,10 @@ def compile(
     from dlc.cascade import Threshold, compile_cascade
     from dlc.compiler import compile_model
     from dlc.options import Options
-    from dlc.variants import compile_variants
+    from dlc.variants import choices, compile_variants
 
-    if isinstance(calibration, Iterator):
-        calibration = list(calibration)  # a package of several models reads it once for each
+    if isinstance(calibration, Iterator) and (cascade is not None or len(choices(shapes or {})) > 1):
+        calibration = list(calibration)  # it is read once for each model in the package
 
     def one(each: Model) -> Package:
         def shaped(given: Mapping[str, Sequence[int | str]]) -> Package:

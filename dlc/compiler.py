@@ -115,6 +115,14 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     return run_passes(module, target.passes(options), context, stage)
 
 
+def common_module(model: Any, options: Options, calibration: Any = None) -> Any:
+    """The IRModule of a model behind the common passes; errors as of `compile_model`."""
+    target = _target(options)
+    module = import_source(model, options)
+    context = _context(module, options, target, calibration, None)
+    return run_passes(module, common_passes(options), context)
+
+
 def compile_model(
     model: Any, options: Options, calibration: Any = None, progress: Progress | None = None, cache: bool = True
 ) -> Package:
@@ -205,7 +213,7 @@ def compile_build(module: Any, target: Target, context: Context) -> Build:
     from dlc.ir.convert import view
 
     if not target.runs_host and composite.needs_host(view(module), target):
-        return composite.build(module, context, lambda node: target)
+        return composite.build(module, context, lambda _: lambda node: target)
     return target.compile(module, context)
 
 

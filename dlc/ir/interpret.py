@@ -153,7 +153,11 @@ class _Run:
             return self.run_part(node, inputs, self.sizes)
         if OPS[node.op].kind == "host":
             return self.host(node, inputs)
-        result = apply(node, inputs, self.sizes)
+        try:
+            result = apply(node, inputs, self.sizes)
+        except (ValueError, IndexError, OverflowError) as error:
+            # The sizes or the data that came: what is known when compiling has been checked there.
+            raise DlcError(f"node {node.origin}: {' '.join(str(error).split())}") from error
         if self.observe is not None:
             self.observe(node, result)
         return result

@@ -261,10 +261,10 @@ class Session:
                 array = inputs[name]
             except KeyError:
                 self._complain_names(inputs)
-            if type(array) is not np.ndarray or dtype is None:
-                if dtype is None:  # a sequence, strings, or an optional value
-                    arrays.append(array)
-                    continue
+            if dtype is None:  # a sequence, strings, or an optional value
+                arrays.append(array)
+                continue
+            if type(array) is not np.ndarray:
                 array = _as_array(array, "input", name)
             if array.dtype is not dtype and array.dtype != dtype:
                 raise DlcError(f"input '{name}' has dtype {array.dtype}, expected {dtype}")

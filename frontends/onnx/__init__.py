@@ -39,7 +39,7 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     vendor_quantised,
     vendor_recurrent,
 )
-from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
+from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, inventory
 from dlc.frontends.onnx.importer import import_graph
 from dlc.frontends.onnx.load import check, parse, read_external
 from dlc.frontends.onnx.registry import converter, supported
@@ -68,7 +68,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     """
     loaded = parse(model)
     try:
-        missing = unsupported(loaded.proto)
+        missing = inventory(loaded.proto).text()
         if missing:
             raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
         check(loaded)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, one_each, window
 
 
@@ -30,10 +30,17 @@ def check_kernel(c: Context, w: Tensor) -> list[int]:
     return kernel
 
 
+def check_channels(c: Context, x: Tensor, expected: Dim) -> None:
+    """Make a symbolic number of channels what the weight expects."""
+    if x.rank > 1 and not isinstance(x.shape[1], int):
+        c.equal(x.shape[1], expected, "the channels of the activation and of the weight")
+
+
 @converter("Conv")
 def conv(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution over 1 to 3 spatial dimensions."""
     attrs = window(c, x, check_kernel(c, w))
+    check_channels(c, x, w.shape[1] * c.attr("group", 1))
     result = c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype=x.dtype)
     return result if bias is None else add_channels(c, result, bias)
 
@@ -72,6 +79,7 @@ def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None)
     """Zeros between the inputs, then a convolution with the flipped weight."""
     kernel, groups = check_kernel(c, w), c.attr("group", 1)
     rank = len(kernel)
+    check_channels(c, x, w.shape[0])
     if groups < 1 or x.rank != rank + 2 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
         raise ConversionError(f"activation {x}, weight {w} and {groups} groups do not fit")
     strides, dilations = one_each(c, "strides", rank), one_each(c, "dilations", rank)
@@ -159,6 +167,7 @@ def split_zero(c: Context, x: Tensor, zero: Tensor | None) -> tuple[Tensor, int]
 def integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a convolution of integers."""
     attrs = {**window(c, x, check_kernel(c, w)), "groups": c.attr("group", 1)}
+    check_channels(c, x, w.shape[1] * c.attr("group", 1))
     w = without_zero(c, w, w_zero)
     if x_zero is not None and x_zero.value is None and w.value is not None:
         # sum (x - z) w = sum x w - z sum w: the convolution stays one of bytes. Both sums may wrap around, their

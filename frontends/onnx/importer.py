@@ -13,6 +13,7 @@ from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.functions import (
     FUNCTION_MATCHERS,
+    check_inputs,
     has_body,
     local_functions,
     schema_body,
@@ -84,6 +85,7 @@ class Importer:
         self.calls: list[Call] = []
         self.functions = local_functions(self.proto)
         self.shapes = shapes or {}
+        self.in_block = 0  # blocks of control flow around the current node
 
     def run(self) -> Any:
         """The module."""
@@ -168,6 +170,8 @@ class Importer:
             matcher = FUNCTION_MATCHERS.get((view.domain, view.op_type))
             matched = matcher(context, function, inputs) if matcher else None
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
+        if any(t is None for t in inputs):
+            check_inputs(view, version, inputs)
         convert = lookup(view.domain, view.op_type, version)
         objects = [t for t in inputs if t is not None and t.is_object]
         expanded = convert is None and has_body(view.op_type, version, view.domain)
@@ -187,6 +191,7 @@ class Importer:
             calls=self.calls,
             onnx_op=shown.op_type,
             onnx_node=shown.name,
+            certain=not self.in_block,
             branch=lambda graph: self._branch(graph, scope),
             block=lambda graph, params: self._block(graph, params, scope),
         )
@@ -249,12 +254,14 @@ class Importer:
         values |= {v.name: t for v, t in zip(graph.input, params, strict=True)}
         inner = replace(outer, values=values, parent=outer, depth=outer.depth + 1)
         around, self.calls = self.calls, []
+        self.in_block += 1
         try:
             self.nodes(graph.node, inner)
             outputs = [self._returned(inner.find(o.name), inner) for o in graph.output]
             return Block(list(params), self.calls, outputs)
         finally:
             self.calls = around
+            self.in_block -= 1
 
     def _returned(self, tensor: Tensor, scope: Scope) -> Tensor:
         """A result that is not computed by any call as one that is."""

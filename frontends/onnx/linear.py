@@ -8,13 +8,31 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.convolution import split_zero, subtract_zeros, without_zero
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.ir.convert import infer_type
 
 
 def product(c: Context, a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in the operands' type."""
     if a.dtype != b.dtype:
         raise ConversionError(f"operands of different types: {a} and {b}")
+    check_inner(c, a, b)
+    if a.rank and isinstance(a.shape[-1], int) and a.shape[-1] == 0:
+        return _nothing(c, a, b, a.dtype)
     return c.emit("dlc.matmul", a, b, out_dtype=a.dtype)
+
+
+def _nothing(c: Context, a: Tensor, b: Tensor, dtype: str) -> Tensor:
+    """A product whose inner dimension is empty: zeros."""
+    shape, _ = infer_type("dlc.matmul", [(a.shape, a.dtype), (b.shape, b.dtype)], {"out_dtype": dtype})
+    return c.broadcast(c.constant(np.zeros((), dtype)), shape)
+
+
+def check_inner(c: Context, a: Tensor, b: Tensor) -> None:
+    """Make symbolic inner dimensions one extent."""
+    if a.rank and b.rank:
+        inner = b.shape[0] if b.rank == 1 else b.shape[-2]
+        if not (isinstance(a.shape[-1], int) and isinstance(inner, int)):
+            c.equal(a.shape[-1], inner, "the inner dimensions")
 
 
 @converter("MatMul")
@@ -50,6 +68,7 @@ def gemm(c: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor
 
 def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a product of integers; zero points are scalars, or one a row of A, a column of B."""
+    check_inner(c, a, b)
     b, b_number = _weight(c, b, b_zero)
     if (
         a_zero is not None

@@ -15,7 +15,7 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.indexing import count_up, reversed_sequences
 from dlc.frontends.onnx.linear import product
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import Block, ConversionError, Tensor
+from dlc.frontends.onnx.tensor import Block, ConversionError, Dim, Tensor
 from dlc.ir.ops.host import LOOP
 
 Activate = Callable[[Context, Tensor], Tensor]
@@ -202,7 +202,7 @@ class _Layer:
         now = Tensor(projected.shape[1:], projected.dtype)
         new, out = self._step(inner, counter, now, inside, weights)
         block = Block([counter, going, *inside, now], inner.calls, [c.constant(True), *new, out])
-        captured = block.captured()
+        captured = c.captured([block])
         block.take(captured)
         trips = c.reshape(c.extents([steps]), ())
         attrs = {"carried": len(states), "scanned": 1, "has_trips": True, "has_condition": False}
@@ -288,12 +288,35 @@ def biases(c: Context, b: Tensor | None, cell: Cell) -> tuple[Tensor | None, Ten
     return (first, second) if cell.splits_bias else (_plus(c, first, second), None)
 
 
+def _checked(
+    c: Context, cell: Cell, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None,
+    initial: Sequence[Tensor | None],
+) -> int:  # fmt: skip
+    """The width of the state; extents that a model leaves open become what the others ask for."""
+    hidden = c.attr("hidden_size") or r.shape[-1]
+    if not isinstance(hidden, int):
+        raise ConversionError(f"attribute 'hidden_size' is missing, and the weights are {r}")
+    ways = 2 if c.attr("direction", "forward") == "bidirectional" else 1
+    batch = x.shape[0 if c.attr("layout", 0) else 1]
+    state = (ways, batch, hidden) if not c.attr("layout", 0) else (batch, ways, hidden)
+    expected: list[tuple[Tensor | None, tuple[Dim, ...]]] = [
+        (w, (ways, cell.gates * hidden, x.shape[2])),
+        (r, (ways, cell.gates * hidden, hidden)),
+    ]
+    expected += [(b, (ways, 2 * cell.gates * hidden)), (lengths, (batch,)), *((s, state) for s in initial)]
+    for tensor, wanted in expected:
+        for have, want in zip(tensor.shape if tensor is not None else (), wanted, strict=False):
+            if not (isinstance(have, int) and isinstance(want, int)):
+                c.equal(have, want, f"the extents of {tensor} and of what the other inputs ask for")
+    return hidden
+
+
 def _run(
     c: Context, cell: Cell, defaults: Sequence[str], x: Tensor, w: Tensor, r: Tensor, b: Tensor | None,
     lengths: Tensor | None, initial: Sequence[Tensor | None], peepholes: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """A layer of ONNX's form: weights (D, gates * H, I) and (D, gates * H, H)."""
-    hidden = int(r.shape[-1])
+    hidden = _checked(c, cell, x, w, r, b, lengths, initial)
     if w.shape[1] != cell.gates * hidden:
         raise ConversionError(f"weights of {w.shape[1]} rows, expected {cell.gates} gates of {hidden}")
     parameters = [

@@ -8,7 +8,7 @@ so is a slice that ends at "infinity".
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class Symbols:
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
         self._of_inputs: dict[str, Dim] = {}
+        self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
 
     @property
@@ -80,6 +81,12 @@ class Symbols:
         if least == 0:
             self._told.add(str(symbol.name))
         return symbol
+
+    def carry(self, tensor: Any, but: Collection[str] = ()) -> None:
+        """Note which symbols, except those of `but`, are extents of `tensor`, so that it tells their sizes."""
+        for dim in tensor.shape:
+            if isinstance(dim, tirx.Var) and dim.name not in but:
+                self.carriers[dim.name] = tensor
 
     def told(self, item: Any) -> set[str]:
         """The symbols in `item` (whatever holds extents) whose sizes data tell."""

@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlc.errors import DlcError
+from dlc.ir.graph import Graph, Node, is_tensor
 from dlc.ir.serial import extent_text
 from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target
+from dlc.targets.base import KERNEL, NOWHERE, Build, Place, Target
 from dlc.targets.gpu.nvcc import compile_cuda, nvcc_version
 
 if TYPE_CHECKING:
@@ -52,6 +53,24 @@ class GpuTarget(Target):
     def identity(self) -> dict[str, Any]:
         """The version of nvcc, where it is asked."""
         return {"nvcc": nvcc_version() if self.arch else None}
+
+    def declines(self, node: Node) -> str | None:
+        """The operators that have no kernel, because they are rare."""
+        from dlc.targets.gpu.lower import no_kernel
+
+        return super().declines(node) or no_kernel(node)
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """As of any target; tensors of types that OpenCL C and CUDA C lack stop a compilation."""
+        from dlc.targets.gpu.source import UNSUPPORTED, has_type
+
+        values, found = graph.values(), super().places(graph)
+        for node in graph.nodes:
+            types = [values[name].dtype for name in (*node.inputs, node.output.name)]
+            lacking = next((t for t in types if is_tensor(t) and not has_type(t)), None)
+            if lacking is not None and found[node.output.name].unit == KERNEL:
+                found[node.output.name] = Place(NOWHERE, UNSUPPORTED.format(lacking))
+        return found
 
     def passes(self, options: Options) -> list[Pass]:
         """Layouts and fusion; padding is a condition of the kernels' loads, so there are no halos."""

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
+from dlc.ir.graph import Graph
 from dlc.options import Options
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target, find_target
+from dlc.targets.base import Build, Place, Target, find_target
 from dlc.targets.multi.devices import LOOPBACK, this_device
 
 _SPEC = re.compile(r"(\d+)x([a-z].*)")
@@ -68,6 +69,10 @@ class MultiTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """None: the inner target's passes run on each part."""
         return []
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """What the inner target says: each process has its kernels."""
+        return self.inner.places(graph)
 
     def build(self, module: Any, context: Context) -> Build:
         """Cut, compile each part for the inner target, and write down who sends what to whom."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Node
-from dlc.options import Options
-from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target
-from dlc.targets.vta.config import Config, config_by_name
+from dlc.pipeline import Context
+from dlc.targets.base import Build
+from dlc.targets.vta.config import Config
+from dlc.targets.vta.configured import Configured
 from dlc.targets.vta.program import ARRAY, LayerReport, Program, compile_layers
 from dlc.targets.vta.select import select
 
@@ -28,28 +28,14 @@ class Total:
         return {"config": config.name, "cycles": self.cycles, "macs": self.macs, "utilisation": utilisation}
 
 
-@dataclass
-class Array(Target):
+class Array(Configured):
     """One part: all its nodes are layers of the accelerator."""
 
-    name: ClassVar[str] = "vta"
     runtime: ClassVar[str] = "dlc.targets.vta.runtime"
-    config: Config
-    total: Total = field(default_factory=Total)
 
-    @classmethod
-    def parse(cls, spec: str) -> Array:
-        """Of a part's name."""
-        return cls(config_by_name(spec.partition(":")[2]))
-
-    @property
-    def spec(self) -> str:
-        """The full name, as recorded in the package."""
-        return f"{self.name}:{self.config.name}"
-
-    def passes(self, options: Options) -> list[Pass]:
-        """None."""
-        return []
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.total = Total()
 
     def build(self, module: Any, context: Context) -> Build:
         """The program of a part."""
@@ -72,10 +58,6 @@ class Array(Target):
         }
         rows = [_row(report, graph, values[report.output].dtype) for report in program.reports]
         return Build(members, manifest, [*rows, _summary(program, macs)])
-
-    def describe(self) -> dict[str, Any]:
-        """See `VtaTarget.describe`."""
-        return {"available": True}
 
 
 def _row(report: LayerReport, graph: Graph, dtype: str) -> dict[str, Any]:

@@ -6,44 +6,42 @@ rest. A program is for one image: the runtime repeats it over the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlc.errors import DlcError
 from dlc.options import Options
-from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target, find_target
-from dlc.targets.vta.config import Config, config_by_name
+from dlc.pipeline import Context
+from dlc.targets.base import KERNEL, Build, Place, Target, find_target
+from dlc.targets.vta.configured import Configured
 
-_DEFAULT = "q31"
+if TYPE_CHECKING:
+    from dlc.ir.graph import Graph, Node
+
+_DRIVER = "cpu"  # the target of what the accelerator does not take
 
 
-class VtaTarget(Target):
+class VtaTarget(Configured):
     """The accelerator with the host that drives it."""
 
-    name: ClassVar[str] = "vta"
     runtime: ClassVar[str] = "dlc.runtime.composite"
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @classmethod
-    def parse(cls, spec: str) -> VtaTarget:
-        """``vta`` or ``vta:<configuration>``; DlcError for an unknown one."""
-        return cls(config_by_name(spec.partition(":")[2] or _DEFAULT))
-
-    @property
-    def spec(self) -> str:
-        """The full name, as recorded in the package."""
-        return f"{self.name}:{self.config.name}"
 
     def identity(self) -> dict[str, Any]:
         """The host's, which runs the rest."""
-        return {"host": find_target("cpu").identity()}
+        return {"host": find_target(_DRIVER).identity()}
 
-    def passes(self, options: Options) -> list[Pass]:
-        """None of its own: it reads the IR behind the common passes."""
-        return []
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """``array`` for the nodes of the accelerator's layers, ``cpu`` for kernels of the CPU that drives it."""
+        from dlc.targets.vta.select import select
+
+        selection, found = select(graph, self.config), find_target(_DRIVER).places(graph)
+        for name, place in found.items():
+            if name in selection.covered:
+                found[name] = Place("array")
+            elif place.unit == KERNEL:
+                found[name] = Place(_DRIVER, selection.reasons.get(name, ""))
+        return found
 
     def compile(self, module: Any, context: Context) -> Build:
         """Cut the graph between the accelerator and the host, and build both sides.
@@ -52,19 +50,20 @@ class VtaTarget(Target):
             DlcError: the model is quantised in an arithmetic that this configuration does not have.
         """
         from dlc import composite
-        from dlc.ir.convert import view
         from dlc.targets.vta.array import Array
         from dlc.targets.vta.select import select
 
         self._check(context.options)
-        graph = view(module)
-        selection = select(graph, self.config)
-        for node in graph.nodes:
-            if node.output.name in selection.reasons:
-                context.decline("vta", node.origin, f"runs on the host: {selection.reasons[node.output.name]}")
-        covered = selection.covered
-        array, host = Array(self.config), find_target("cpu")
-        built = composite.build(module, context, lambda node: array if node.output.name in covered else host)
+        array, host = Array(self.config), find_target(_DRIVER)
+
+        def targets_of(graph: Graph) -> Callable[[Node], Target]:
+            selection = select(graph, self.config)
+            for node in graph.nodes:
+                if node.output.name in selection.reasons:
+                    context.decline("vta", node.origin, f"runs on the host: {selection.reasons[node.output.name]}")
+            return lambda node: array if node.output.name in selection.covered else host
+
+        built = composite.build(module, context, targets_of)
         return replace(built, manifest={**built.manifest, "vta": array.total.as_json(self.config)})
 
     def _check(self, options: Options) -> None:
@@ -76,10 +75,3 @@ class VtaTarget(Target):
     def build(self, module: Any, context: Context) -> Build:
         """The same as `compile`: there are no passes between."""
         return self.compile(module, context)
-
-    def describe(self) -> dict[str, Any]:
-        """The accelerator is simulated, so it is everywhere."""
-        return {
-            "available": True,
-            "description": "a simulated VTA: 256 int8 multiplications a cycle; q31 (exact) or original (shifts)",
-        }
