@@ -62,8 +62,10 @@ def absolute_backoff(texts: list[list[int]], vocabulary: int, gram: Gram) -> flo
     """P(last word | the words before it) by back-off with absolute discounting."""
     counts = occurrences(texts, len(gram))
     n = Counter(counts.values())
-    discount = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5
+    discount = n[1] / (n[1] + 2 * n[2]) if n[1] and n[2] else 0.5
     followers = {g[-1]: c for g, c in counts.items() if g[:-1] == gram[:-1]}
+    if len(gram) > 1 and len(followers) == vocabulary:
+        discount = 0.0
     total = sum(followers.values())
     if len(gram) == 1:
         spread = discount * len(followers) / total / vocabulary

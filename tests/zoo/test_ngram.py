@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import dlc
@@ -157,6 +157,7 @@ def test_kneser_ney_is_its_definition(order: int, start: int | None) -> None:
 
 
 @settings(deadline=None, max_examples=30)
+@example([[3, 4, 3, 2, 3, 0, 3, 3, 1]], 2, [0, 3])  # every word follows 3
 @given(texts_strategy, st.integers(1, 3), st.lists(st.integers(0, 4), min_size=2, max_size=2))
 def test_probabilities_sum_to_one(texts: list[list[int]], order: int, context: list[int]) -> None:
     counts = count(arrays(texts), 5, order)

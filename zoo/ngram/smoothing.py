@@ -38,23 +38,26 @@ def absolute_backoff(counts: Counts) -> NgramModel:
     """Back-off with absolute discounting (Ney, Essen and Kneser 1994).
 
     P(w | h) = (c(h w) - D) / c(h) for n-grams that occur; the mass that is left goes to the words that do not follow
-    h, in proportion to P(w | shorter h). D = n1 / (n1 + 2 n2) for each order, from the counts of counts. 1-grams are
-    discounted too, for the sake of words that do not occur, and their mass is spread over all words evenly.
+    h, in proportion to P(w | shorter h). D = n1 / (n1 + 2 n2) for each order, from the counts of counts (1/2 where one
+    of the two is 0). 1-grams are discounted too, for the sake of words that do not occur, and their mass is spread over
+    all words evenly.
     """
     seen = counts.first.astype(np.float64)
-    discount = _absolute_discount(counts.first)
-    left = discount * np.count_nonzero(seen) / seen.sum()
+    first = _absolute_discount(counts.first)
+    left = first * np.count_nonzero(seen) / seen.sum()
     predictable = _predictable(counts)
-    shares = [np.where(predictable, np.maximum(seen - discount, 0) / seen.sum() + left / predictable.sum(), 0.0)]
+    shares = [np.where(predictable, np.maximum(seen - first, 0) / seen.sum() + left / predictable.sum(), 0.0)]
     weights = []
     for level in counts.levels:
         parents = len(shares[-1])
         total = np.bincount(level.parent, level.count, parents)
-        discount = _absolute_discount(level.count)
-        shares.append((level.count - discount) / total[level.parent])
+        followers = np.bincount(level.parent, minlength=parents)
+        # Where every word follows h there is none to back off to, so nothing is taken.
+        discount = np.where(followers < predictable.sum(), _absolute_discount(level.count), 0.0)
+        shares.append((level.count - discount[level.parent]) / total[level.parent])
         kept = np.bincount(level.parent, shares[-1], parents)
         lower = np.bincount(level.parent, shares[-2][level.suffix], parents)
-        # Where every word follows h nothing can be backed off to, and rounding may leave a share of some 1e-17.
+        # Rounding may leave a share of some 1e-17 where it is 0.
         weights.append(np.where(total > 0, np.maximum(1 - kept, 1e-12) / np.maximum(1 - lower, 1e-12), 1.0))
     return _model(counts, shares, weights)
 
@@ -114,7 +117,7 @@ def _interpolated(count: Ints, parent: Ints, parents: int, lower: Floats) -> tup
 
 def _absolute_discount(count: Ints) -> float:
     n1, n2 = (int(np.count_nonzero(count == k)) for k in (1, 2))
-    return n1 / (n1 + 2 * n2) if n1 else 0.5
+    return n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
 
 
 def _predictable(counts: Counts) -> np.ndarray:
