@@ -144,7 +144,7 @@ class ClassSoftmax(OutputLayer):
         of_class = torch.log_softmax(torch.addmm(self.class_bias, features, self.class_rows.T), 1)
         place = torch.arange(self.widest)
         row = (self.start[chosen][:, None] + place).clamp_max(len(self.rows) - 1)
-        scores = (embedding(row, self.rows) @ features[:, :, None])[:, :, 0]
+        scores = (embedding(row, self.rows) * features[:, None]).sum(2)
         scores = scores + embedding(row, self.bias[:, None])[:, :, 0]
         scores = scores.masked_fill(place >= self.size[chosen][:, None], -torch.inf)
         within = torch.log_softmax(scores, 1)
@@ -161,8 +161,8 @@ class BinarySoftmax(OutputLayer):
     def __init__(self, words: tree.Words, width: int) -> None:
         super().__init__()
         found = tree.paths(words)
-        left, right = (np.bincount(found.node[found.sign == s], np.broadcast_to(
-            words.share[:, None], found.sign.shape)[found.sign == s], len(words.share) - 1) for s in (1, -1))  # fmt: skip
+        share = np.broadcast_to(words.share[:, None], found.sign.shape)
+        left, right = (np.bincount(found.node[found.sign == s], share[found.sign == s]) for s in (1, -1))
         self.rows = _table(len(words.share) - 1, width)
         self.bias = nn.Parameter(_log(left / right))
         self.register_buffer("node", torch.from_numpy(found.node), persistent=False)
@@ -171,7 +171,7 @@ class BinarySoftmax(OutputLayer):
     def log_prob(self, features: Tensor, word: Tensor) -> Tensor:
         """The sum of the decisions' log probabilities."""
         node, sign = self.node[word], self.sign[word]
-        scores = (embedding(node, self.rows) @ features[:, :, None])[:, :, 0]
+        scores = (embedding(node, self.rows) * features[:, None]).sum(2)
         scores = scores + embedding(node, self.bias[:, None])[:, :, 0]
         return (logsigmoid(sign * scores) * sign.abs()).sum(1)
 

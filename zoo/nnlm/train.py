@@ -6,7 +6,6 @@ card compares all sizes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +36,10 @@ _SHAPES = {
 SIZES = tuple(_SHAPES)
 WEIGHTS = ".safetensors"
 _QUICK_WORDS = 30_000
-_STREAM_STEPS = 32  # words through which the LSTM's gradient goes back
+#: Epochs of the loop in one pass over the data; each draws its share of the words anew.
+PARTS = 4
+#: Words through which the LSTM's gradient goes back.
+STREAM_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class TrainConfig(training.Config):
     """What decides the trained model, besides what every training has.
 
     Attributes:
+        epochs: parts of a pass over the data, `PARTS` to a pass, so that an interrupted pass goes on in its middle.
         size: of `SIZES`.
         words: training words used, from the first on.
         held_out: validation words watched, from the first on.
@@ -52,7 +55,7 @@ class TrainConfig(training.Config):
         peak_rate: the highest learning rate of the cycle.
     """
 
-    epochs: int = 4
+    epochs: int = 3 * PARTS
     threads: int = 1
     size: str = SIZES[0]
     words: int = 800_000
@@ -62,19 +65,19 @@ class TrainConfig(training.Config):
 
     def quick(self) -> TrainConfig:
         """Return the same for a trial of some seconds."""
-        return replace(self, epochs=2, words=_QUICK_WORDS, held_out=2_000)
+        return replace(self, epochs=2 * PARTS, words=_QUICK_WORDS, held_out=2_000)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
     config = TrainConfig(seed=options.seed, size=options.size)
     config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    return replace(config, epochs=options.epochs * PARTS if options.epochs else config.epochs)
 
 
-def kept(size: str, epochs: int) -> Path:
-    """Where the weights of a whole training are kept for the card."""
-    return cache_dir() / "nnlm" / "trained" / f"{size}-{epochs}{WEIGHTS}"
+def kept(size: str, passes: int) -> Path:
+    """Where the weights of a training with so many passes over the data are kept for the card."""
+    return cache_dir() / "nnlm" / "trained" / f"{size}-{passes}{WEIGHTS}"
 
 
 def train(options: TrainOptions, weights: Path, report: Report) -> None:
@@ -92,7 +95,7 @@ def train(options: TrainOptions, weights: Path, report: Report) -> None:
     )  # fmt: skip
     training.save_weights(model, config, history, weights)
     if not options.quick:
-        training.save_weights(model, config, history, kept(config.size, config.epochs))
+        training.save_weights(model, config, history, kept(config.size, config.epochs // PARTS))
 
 
 def fit(
@@ -118,23 +121,23 @@ def fit(
         The model in evaluation mode, and a history whose held-out figure is the perplexity.
 
     Raises:
-        ValueError: there is less than one batch of words.
+        ValueError: there are less than `PARTS` batches of words.
         DlcError: the checkpoint found is broken or of another network.
     """
     ids, held_out = ids[: config.words], held_out[: config.held_out]
     training.seed_everything(config)
     model = LanguageModel(words, _SHAPES[config.size])
-    streams = config.batch // _STREAM_STEPS
+    streams = config.batch // STREAM_STEPS
     if isinstance(model.body, Recurrent):
-        steps = (len(ids) - 1) // (streams * _STREAM_STEPS)
+        steps = (len(ids) - 1) // (streams * STREAM_STEPS * PARTS)
     else:
-        steps = (len(ids) - data.CONTEXT) // config.batch
+        steps = (len(ids) - data.CONTEXT) // (config.batch * PARTS)
     if steps < 1:
-        raise ValueError(f"{len(ids)} words are less than a batch of {config.batch}")
+        raise ValueError(f"{len(ids)} words are less than {PARTS} batches of {config.batch}")
 
     def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(model.body, Recurrent):
-            yield from _stream_batches(model.body, ids, streams, steps)
+            yield from _stream_batches(model.body, ids, streams, steps, generator)
             return
         rows = torch.from_numpy(data.windows(ids))
         for chosen in torch.randperm(len(rows), generator=generator)[: steps * config.batch].split(config.batch):
@@ -194,13 +197,13 @@ def load_weights(path: Path) -> tuple[LanguageModel, dict[str, object]]:
 
 
 def _stream_batches(
-    body: Recurrent, ids: NDArray[np.int32], streams: int, steps: int
+    body: Recurrent, ids: NDArray[np.int32], streams: int, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a text into streams that are read side by side, and yield their next words, (streams, _STREAM_STEPS)."""
-    length = steps * _STREAM_STEPS
-    stride = (len(ids) - 1) // streams
-    rows = torch.from_numpy(np.stack([ids[s * stride : s * stride + length + 1] for s in range(streams)]).astype(int))
+    """Read as many streams side by side, from places drawn; yield words and next words, (streams, STREAM_STEPS)."""
+    length = steps * STREAM_STEPS
+    begins = torch.randint(0, len(ids) - length, (streams, 1), generator=generator)
+    rows = torch.from_numpy(ids.astype(np.int64))[begins + torch.arange(length + 1)]
     body.reset()
-    for start in range(0, length, _STREAM_STEPS):
-        chunk = rows[:, start : start + _STREAM_STEPS + 1]
+    for start in range(0, length, STREAM_STEPS):
+        chunk = rows[:, start : start + STREAM_STEPS + 1]
         yield chunk[:, :-1], chunk[:, 1:]

@@ -23,7 +23,7 @@ from dlc.zoo.ngram import data
 from dlc.zoo.ngram.counts import count
 from dlc.zoo.ngram.evaluate import learn_categories
 
-WIDEST = 64
+WIDEST = 32
 _PATH = Path(__file__).parent / "tree.npz"
 
 Ints = NDArray[np.int64]
