@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,11 @@ def configure(options: TrainOptions) -> TrainConfig:
     config = TrainConfig(seed=options.seed, size=options.size)
     config = config.quick() if options.quick else config
     return replace(config, epochs=options.epochs * PARTS if options.epochs else config.epochs)
+
+
+def shape_of(size: str) -> Shape:
+    """The network of a size."""
+    return _SHAPES[size]
 
 
 def kept(size: str, passes: int) -> Path:
@@ -182,7 +188,7 @@ def stream_features(model: LanguageModel, ids: NDArray[np.int32], batch: int) ->
             yield model.body(part[:, :-1]), part[:, -1]
 
 
-def load_weights(path: Path) -> tuple[LanguageModel, dict[str, object]]:
+def load_weights(path: Path) -> tuple[LanguageModel, dict[str, Any]]:
     """The network with the weights at `path`, in evaluation mode, and the notes on its training.
 
     Raises:
