@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 500  # words; the bootstrap draws blocks, because neighbouring words are not independent
 _WEIGHT_WORDS = 50_000  # of the validation part, on which the mixture's weight is found
-_MODES = ("none", "int8", "int8-dynamic")
+_MODES: tuple[Literal["none", "int8", "int8-dynamic"], ...] = ("none", "int8", "int8-dynamic")
+_FREQUENT = 3_000  # words among which neighbours are looked for: the others are seen too rarely to have learned much
 _PICTURE = "embeddings.svg"
 _LOOKED_UP = (
     "Monday", "three", "John", "France", "went", "said", "could", "she", "small", "red", "children", "war",
@@ -92,18 +94,19 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     report("the committed model, alone and mixed with the trigram")
     model = OnnxModel(path)
     validation = corpus.part("validation")[:_WEIGHT_WORDS]
-    held_out = [ngram.score_stream(model, validation), trigram.score_stream(validation)[data.CONTEXT :]]
-    scores = [ngram.score_stream(model, test), trigram.score_stream(test)[data.CONTEXT :]]
-    found.weight = classes.mixture_weight(*held_out)
-    found.committed, found.trigram = (perplexity(log10) for log10 in scores)
-    found.mixed = perplexity(classes.mix(scores[0], scores[1], found.weight))
+    found.weight = classes.mixture_weight(
+        ngram.score_stream(model, validation), trigram.score_stream(validation)[data.CONTEXT :]
+    )
+    ours, theirs = ngram.score_stream(model, test), trigram.score_stream(test)[data.CONTEXT :]
+    found.committed, found.trigram = perplexity(ours), perplexity(theirs)
+    found.mixed = perplexity(classes.mix(ours, theirs, found.weight))
     excerpt = ngram.score_stream(model, brown.load_excerpt("test"))
     found.embedded = perplexity(excerpt)
     _measure_compiled(found, excerpt, report)
     vectors = _embeddings(path)
     with atomic_write(path.with_name(_PICTURE)) as file:
         file.write(picture.draw(vectors, corpus.words).encode())
-    near = [(word, ", ".join(picture.neighbours(vectors, corpus.words, word))) for word in _LOOKED_UP]
+    near = _neighbours(vectors[1 : _FREQUENT + 1], corpus.words[1 : _FREQUENT + 1])
     return cards.write_card(_card(found, notes, near, len(test) - data.CONTEXT, rows.SIZES, rows.records(found.rows)))
 
 
@@ -119,6 +122,10 @@ def _measure_compiled(found: _Findings, excerpt: Floats, report: Report) -> None
         blocks = len(log10) // _BLOCK
         ours, theirs = (x[: blocks * _BLOCK].reshape(blocks, _BLOCK).mean(1) for x in (log10, excerpt))
         found.compiled[mode] = perplexity(log10), paired_bootstrap(ours, theirs)
+
+
+def _neighbours(vectors: np.ndarray, words: Sequence[str]) -> list[tuple[str, str]]:
+    return [(word, ", ".join(picture.neighbours(vectors, words, word))) for word in _LOOKED_UP]
 
 
 def _embeddings(path: Path) -> np.ndarray:
@@ -145,10 +152,11 @@ def _claims(found: _Findings) -> list[cards.Claim]:
     if pair:
         ours, full = pair
         close, fewer = ours.perplexity <= 1.15 * full.perplexity, ours.output_work <= 0.1 * full.output_work
+        excess, times = ours.perplexity / full.perplexity - 1, full.output_work / ours.output_work
         evidence = (
-            f"{ours.size} {ours.perplexity:.1f}, full {full.perplexity:.1f} ({ours.perplexity / full.perplexity - 1:+.1%}) "
-            f"after equally many passes; {ours.output_work:,.0f} and {full.output_work:,.0f} multiply-adds a word in the "
-            f"output layer, {full.output_work / ours.output_work:.0f} times fewer"
+            f"{ours.size} {ours.perplexity:.1f}, full {full.perplexity:.1f} ({excess:+.1%}) after {full.passes:g} "
+            f"passes each; {ours.output_work:,.0f} and {full.output_work:,.0f} multiply-adds a word in the output "
+            f"layer, {times:.0f} times fewer"
         )
     value, interval = found.compiled["int8"]
     losses = {row.loss for row in found.rows if row.output == "full"}
@@ -159,7 +167,7 @@ def _claims(found: _Findings) -> list[cards.Claim]:
             f"{found.committed:.1f} against {found.trigram:.1f}; both mixed {found.mixed:.1f}",
         ),
         cards.Claim(
-            "A hierarchical softmax is within 15 % of the full softmax's perplexity, at a tenth of its operations at most",
+            "A hierarchical softmax is within 15 % of the full softmax's perplexity, at most a tenth of the operations",
             close and fewer,
             evidence,
         ),
@@ -183,7 +191,7 @@ _OUTPUTS = {"full": "full", "shortlist": "short list", "classes": "two levels", 
 def _table(rows: list[Row]) -> str:
     lines = [
         (
-            row.body, _OUTPUTS[row.output], _LOSSES[row.loss], row.passes, f"{row.perplexity:.1f}",
+            row.body, _OUTPUTS[row.output], _LOSSES[row.loss], f"{row.passes:g}", f"{row.perplexity:.1f}",
             f"{row.seconds:.0f} s", f"{row.microseconds:.0f} µs", f"{row.work:,.0f}", f"{row.output_work:,.0f}",
         )
         for row in rows
@@ -216,7 +224,7 @@ def _card(
         "trigram": found.trigram, "mixed": found.mixed, "weight": found.weight, "notes": notes,
         "minutes": notes["seconds"] / 60, "table": _table(found.rows), "missing": _missing(found.rows, sizes),
         "alone": f" (with the tail by word frequency instead: {', '.join(alone)})" if alone else "",
-        "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
+        "frequent": _FREQUENT, "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
         "compiled": cards.table(
             ("Quantisation", "Perplexity", "Against the ONNX file", "Difference of mean log10 P, 95 % interval"),
             [

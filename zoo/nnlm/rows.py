@@ -34,7 +34,7 @@ class Row:
         body: of the network.
         output: its output layer.
         loss: of the training.
-        passes: over the training part.
+        passes: over the training part; each epoch is a part of one.
         perplexity: of the test part; a short list's tail is the trigram's.
         alone: of a short list, the perplexity with the tail by its unigram distribution.
         seconds: of training.
@@ -48,7 +48,7 @@ class Row:
     body: str
     output: str
     loss: str
-    passes: int
+    passes: float
     perplexity: float
     alone: float | None
     seconds: float
@@ -64,11 +64,12 @@ def measure(
     """Measure what the cache keeps; rows of `previous` stand where their weights are the same, or are not kept here."""
     rows = {(row.size, row.passes): row for row in (Row(**record) for record in previous)}
     for path in sorted(kept(SIZES[0], 1).parent.glob("*.safetensors")):
-        size, _, passes = path.stem.rpartition("-")
-        known = rows.get((size, int(passes)))
+        size, _, epochs = path.stem.rpartition("-")
+        passes = int(epochs) / PARTS
+        known = rows.get((size, passes))
         if known is None or known.sha256 != digest(path):
-            report(f"the test part by {size}, {passes} passes")
-            rows[size, int(passes)] = _measure(path, test, trigram)
+            report(f"the test part by {size} after {passes:g} passes")
+            rows[size, passes] = _measure(path, test, trigram)
     return sorted(rows.values(), key=lambda row: (SIZES.index(row.size), row.passes))
 
 
@@ -87,7 +88,7 @@ def _measure(path: Path, test: NDArray[np.int32], trigram: NgramModel) -> Row:
     output_work = float(model.output.multiply_adds(word).double().mean())
     shape = shape_of(notes["size"])
     return Row(
-        notes["size"], shape.body, shape.output, shape.loss, notes["epochs"] // PARTS, _perplexity(nats), alone,
+        notes["size"], shape.body, shape.output, shape.loss, notes["epochs"] / PARTS, _perplexity(nats), alone,
         notes["seconds"], seconds / _TIMED * 1e6, model.body.multiply_adds() + output_work, output_work, digest(path),
     )  # fmt: skip
 

@@ -21,12 +21,14 @@ output layer is one model-local function, `dlc.functions.ClassLogProb`, whose bo
 {table}
 
 Perplexity of {words:,} test words, of a vocabulary of 17,905. All rows have the same embeddings and features; a pass is
-over 800,000 words. Compare rows of equally many passes. {missing}
+over 800,000 words. Compare rows of equally many passes.
+
+{missing}
 
 - *full*: a softmax over all words, trained by its likelihood; by *importance sampling* (Bengio and Senécal 2003, 2008;
-  500 words a batch drawn by frequency, the word itself being in the sum too); or by *noise-contrastive* estimation (Mnih
-  and Teh 2012; the same noise words, scores taken as normalised). The last two save time in training only: at test all
-  three need the whole sum.
+  500 words a batch drawn by frequency, the word itself being in the sum too); or by *noise-contrastive* estimation
+  (Mnih and Teh 2012; the same noise words, scores taken as normalised). The last two save time in training only: at
+  test all three need the whole sum.
 - *short list*: 2,000 words and one output for all others, which the Kneser-Ney trigram shares out{alone}.
 - *two levels*: a softmax over classes, then over the class's words, 32 at most. *binary tree*: a sigmoid a node. Both
   trees come from the word categories that the exchange algorithm learned for the n-gram family (`zoo/nnlm/tree.py`).
@@ -34,9 +36,9 @@ over 800,000 words. Compare rows of equally many passes. {missing}
 Training and test times were taken with one thread of a machine shared with other work: only their order of magnitude
 says something. Test times are torch's, in batches of 512 words; multiply-adds are exact, the mean over the test words.
 
-The committed model, run by onnxruntime, has perplexity {committed:.1f}, the Kneser-Ney trigram {trigram:.1f} on the same
-words, and their mixture {mixed:.1f} (weight {weight:.2f} for the neural model, found on the validation part). On the
-embedded excerpt, 20,000 words of the test part, it has {embedded:.2f}.
+The committed model, run by onnxruntime, has perplexity {committed:.1f}, the Kneser-Ney trigram {trigram:.1f} on the
+same words, and their mixture {mixed:.1f} (weight {weight:.2f} for the neural model, found on the validation part). On
+the embedded excerpt, 20,000 words of the test part, it has {embedded:.2f}.
 """,
     ),
     (
@@ -53,7 +55,8 @@ validation words. Intervals by the paired bootstrap over blocks of 500 words.
         """
 {neighbours}
 
-By cosine. The picture shows further words in the plane of their two principal components:
+By cosine, among the {frequent:,} most frequent words. The picture shows further words in the plane of their two
+principal components:
 
 ![Words in the plane]({picture})
 """,
@@ -61,10 +64,10 @@ By cosine. The picture shows further words in the plane of their two principal c
     (
         "Training",
         """
-{notes[epochs]} epochs of a quarter of a pass each over {notes[words]:,} words, Adam with a one-cycle learning rate (peak
-{notes[peak_rate]}), batches of {notes[batch]} windows, dropout, gradients clipped to norm 1, seed {notes[seed]}. It took
-{minutes:.0f} minutes with {notes[threads]} thread (torch {notes[torch]}, a machine shared with other work). Validation
-perplexity at the end: {notes[held_out]:.1f}.
+{notes[epochs]} epochs of a quarter of a pass each over {notes[words]:,} words, Adam with a one-cycle learning rate
+(peak {notes[peak_rate]}), batches of {notes[batch]} windows, dropout, gradients clipped to norm 1, seed {notes[seed]}.
+It took {minutes:.0f} minutes with {notes[threads]} thread (torch {notes[torch]}, a machine shared with other work).
+Validation perplexity at the end: {notes[held_out]:.1f}.
 """,
     ),
     (
@@ -74,7 +77,7 @@ perplexity at the end: {notes[held_out]:.1f}.
     dlc zoo fetch nnlm
     dlc zoo train nnlm --out nnlm.onnx
     dlc zoo eval nnlm --onnx nnlm.onnx --full
-    dlc zoo train nnlm --size full --epochs 1     # a further row; also binary, importance, nce, shortlist, lstm
+    dlc zoo train nnlm --size full --epochs 4    # a row of the table, of one pass; so for the other sizes
     dlc zoo eval nnlm --write-card --weights nnlm.safetensors    # of a clone, once nnlm.onnx is in its place
 
 Training is deterministic for one machine and one version of torch; elsewhere rounding differs, and the perplexity a

@@ -37,7 +37,7 @@ _SHAPES = {
 SIZES = tuple(_SHAPES)
 WEIGHTS = ".safetensors"
 _QUICK_WORDS = 30_000
-#: Epochs of the loop in one pass over the data; each draws its share of the words anew.
+#: Epochs in one pass over the data; each draws its share of the words anew.
 PARTS = 4
 #: Words through which the LSTM's gradient goes back.
 STREAM_STEPS = 32
@@ -48,7 +48,7 @@ class TrainConfig(training.Config):
     """What decides the trained model, besides what every training has.
 
     Attributes:
-        epochs: parts of a pass over the data, `PARTS` to a pass, so that an interrupted pass goes on in its middle.
+        epochs: parts of a pass over the data, `PARTS` to a pass, so that an interrupted run loses little.
         size: of `SIZES`.
         words: training words used, from the first on.
         held_out: validation words watched, from the first on.
@@ -73,7 +73,7 @@ def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
     config = TrainConfig(seed=options.seed, size=options.size)
     config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs * PARTS if options.epochs else config.epochs)
+    return replace(config, epochs=options.epochs or config.epochs)
 
 
 def shape_of(size: str) -> Shape:
@@ -81,9 +81,9 @@ def shape_of(size: str) -> Shape:
     return _SHAPES[size]
 
 
-def kept(size: str, passes: int) -> Path:
-    """Where the weights of a training with so many passes over the data are kept for the card."""
-    return cache_dir() / "nnlm" / "trained" / f"{size}-{passes}{WEIGHTS}"
+def kept(size: str, epochs: int) -> Path:
+    """Where the weights of a whole training are kept for the card."""
+    return cache_dir() / "nnlm" / "trained" / f"{size}-{epochs}{WEIGHTS}"
 
 
 def train(options: TrainOptions, weights: Path, report: Report) -> None:
@@ -101,7 +101,7 @@ def train(options: TrainOptions, weights: Path, report: Report) -> None:
     )  # fmt: skip
     training.save_weights(model, config, history, weights)
     if not options.quick:
-        training.save_weights(model, config, history, kept(config.size, config.epochs // PARTS))
+        training.save_weights(model, config, history, kept(config.size, config.epochs))
 
 
 def fit(
