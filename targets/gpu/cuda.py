@@ -87,8 +87,8 @@ class CudaDevice:
                 refusals.append(f"{error.error} for the {image}")
         wanted = package.manifest["target"].partition(",")[2]
         advice = f"compile for gpu:cuda,{self._architecture}" if wanted != self._architecture else "update the driver"
-        raise DlcError(f"{package.name}: device '{self.name}', driver of CUDA {self.driver_version}, refuses the kernels "
-                       f"for {wanted}: {', '.join(refusals)}; {advice}")  # fmt: skip
+        raise DlcError(f"{package.name}: device '{self.name}', driver of CUDA {self.driver_version}, refuses the "
+                       f"kernels for {wanted}: {', '.join(refusals)}; {advice}")  # fmt: skip
 
     def activate(self) -> None:
         """See `Device`."""

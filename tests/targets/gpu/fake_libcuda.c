@@ -35,12 +35,13 @@ static CUresult called(const char* name, const char* details, int needs_context)
 
 /* --- for the tests --- */
 const char* fake_log(void) { return record; }
-void fake_reset(launch_fn launch, int count) {
+void fake_reset(launch_fn launch) {
   record[0] = failing[0] = 0;
   on_launch = launch;
-  devices = count;
+  devices = 1;
   current = NULL;
 }
+void fake_devices(int count) { devices = count; }
 void fake_fail(const char* name, int code) { snprintf(failing, sizeof failing, "%s", name); failing_code = code; }
 int fake_live(void) {
   int count = live_events + live_handles + primary;
