@@ -11,6 +11,7 @@ exits with 1 where a result is not what is expected, and with 2 where it cannot 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -54,11 +55,17 @@ def prepare(folder: Path, arch: str, parts: list[str]) -> None:
 # --- where the GPU is ---
 
 
+def _usable(name: str) -> bool:
+    """Whether a library is there, and numpy not older than 2."""
+    found = importlib.util.find_spec(name) is not None
+    return found and not (name == "numpy" and importlib.metadata.version(name).startswith("1."))
+
+
 def make_importable(wheels: Path, scratch: Path) -> list[str]:
     """Make dlc's source importable, and numpy and ml_dtypes from wheels where they lack; says what still lacks."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     for name in NEEDED:
-        if importlib.util.find_spec(name) is None:
+        if not _usable(name):
             for wheel in wheels.glob(f"{name}-*-{tag}-{tag}-*.whl"):
                 zipfile.ZipFile(wheel).extractall(scratch)
     sys.path[:0] = [str(scratch), str(ROOT / "scripts")]
@@ -66,7 +73,7 @@ def make_importable(wheels: Path, scratch: Path) -> list[str]:
 
     link_into(scratch)
     importlib.invalidate_caches()
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return [name for name in NEEDED if not _usable(name)]
 
 
 def difference(actual: Any, expected: Any, case: dict[str, Any]) -> tuple[bool, str]:
@@ -130,7 +137,7 @@ def run(folder: Path) -> int:
         lacking = make_importable(folder / "wheels", Path(scratch))
         print(f"Python {sys.version.split()[0]}", flush=True)
         if lacking:
-            print(f"{' and '.join(lacking)} cannot be imported, and {folder / 'wheels'} has no wheel for this Python")
+            print(f"{' and '.join(lacking)} cannot be imported (numpy from 2.0), and {folder / 'wheels'} has no wheel for this Python")
             return 2
         import numpy as np
 

@@ -154,7 +154,7 @@ CUresult cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, u
   CALLED("cuLaunchKernel", 1, " %s (%u, %u, %u) (%u, %u, %u) %u", (char*)function, gx, gy, gz, bx, by, bz, shared);
   if (!stream || extra || !gx || !gy || !gz) return INVALID_VALUE;
   const unsigned sizes[] = {gx, gy, gz, bx, by, bz};
-  on_launch(function, sizes, parameters);
+  if (on_launch) on_launch(function, sizes, parameters);
   return 0;
 }
 CUresult cuStreamCreate(void** stream, unsigned flags) {
