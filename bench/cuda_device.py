@@ -137,7 +137,9 @@ def run(folder: Path) -> int:
         lacking = make_importable(folder / "wheels", Path(scratch))
         print(f"Python {sys.version.split()[0]}", flush=True)
         if lacking:
-            print(f"{' and '.join(lacking)} cannot be imported (numpy from 2.0), and {folder / 'wheels'} has no wheel for this Python")
+            print(
+                f"no {' and no '.join(lacking)} (numpy from 2.0), and no wheel for this Python in {folder / 'wheels'}"
+            )
             return 2
         import numpy as np
 

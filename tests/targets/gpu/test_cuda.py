@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,22 @@ def test_ptx_where_the_cubin_is_refused(cuda: FakeCuda) -> None:
     executable: Any = session.executable
     assert executable.device.image == "PTX" and executable.device.driver_version == "12.4"
     assert np.array_equal(session.run({"x": -np.ones((1, 3), np.float32)})["y"], np.zeros((1, 3), np.float32))
+
+
+def test_the_script_for_a_device_tells_right_from_wrong(
+    cuda: FakeCuda, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[3] / "bench" / "cuda_device.py"))
+    _compile(cuda, _unary()).save(tmp_path / "relu.dlc")
+    x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    case = {"name": "relu", "rtol": 0.0, "atol": 0.0, "batches": [2]}
+    for wrong in (0, 1):
+        expected = np.maximum(x, 0)
+        expected[0, 0] = wrong
+        np.savez(tmp_path / "relu.npz", **{"in:x": x, "out:y": expected})
+        assert script["run_case"](tmp_path, case) == (not wrong)
+        begin = f"{'FAIL' if wrong else 'ok  '} relu: {wrong} of 12 elements differ; cubin loaded in "
+        assert begin in (text := capsys.readouterr().out) and "batch 2: call " in text
 
 
 # --- what errors say --------------------------------------------------------------------------------------------------
