@@ -92,6 +92,18 @@ class _Grouping:
                 return
             self.join(group, reader)
             tail = reader
+            if anchor.op == "dlc.grouped_matmul":
+                self.absorb_taken(group, anchor, reader)
+
+    def absorb_taken(self, group: int, anchor: Node, node: Node) -> None:
+        """Take in the rows that only `node` reads at the groups of a grouped product: they are read where they lie."""
+        for name in node.inputs:
+            taken = self.producers.get(name)
+            if taken is None or taken.op != "relax.take" or taken.inputs[1] != anchor.inputs[2]:
+                continue
+            of_rows = taken.attrs["axis"] == 0 and len(taken.output.shape) == 2 and taken.inputs[0] in self.graph.constants
+            if of_rows and self.is_free(taken) and self.single_reader(name) is node:
+                self.join(group, taken)
 
     def _should_leave(self, node: Node) -> bool:
         """Whether a node only widens what its own reader would widen as well on its load: bytes are what costs."""
