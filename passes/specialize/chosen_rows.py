@@ -115,7 +115,7 @@ class ChosenRows:
         of_expert, features = same(shape[axis], self.experts), shape[-1]
         if not (single or whole) or not (of_expert or same(shape[axis], 1)):
             raise UnfitError(f"'{name}' of shape {[str(d) for d in own]} is neither of rows nor of experts")
-        if not of_expert and single and not (whole and self.row is None):
+        if not of_expert and single and (self.rw.constant(name) is not None or not whole):
             return self.reshape(self.rw.new(name), (features,) if own else ())
         if not of_expert:
             return self.of_rows(self.reshape(self.rw.new(name), (self.rows, features)))
@@ -140,8 +140,7 @@ class ChosenRows:
             if node.op == "relax.reshape" and axis == rank - 2 and same(given[-1], self.experts * shape[-1]):
                 return self._merged(inner, shape[-1])
             found = moved_axis(node, given, axis)
-            last = moved_axis(node, given, rank - 1)
-            if found is not None and last == len(given) - 1:
+            if found is not None and _keeps_features(node, given):
                 return self.value(inner, found, len(given))
         raise UnfitError(f"{node.op.rpartition('.')[2]} of node {node.origin} is not computed row by row")
 
@@ -188,3 +187,10 @@ class ChosenRows:
         parts = weight.reshape(weight.shape[0], self.experts, features).swapaxes(0, 1)
         x = self.reshape(self.rw.new(node.inputs[0]), (self.rows, weight.shape[0]))
         return self.product(self.of_rows(x), parts, node.origin)
+
+
+def _keeps_features(node: Node, given: Sequence[Any]) -> bool:
+    """Whether the last axis of a transpose or reshape of `given` is that of its input."""
+    if node.op == "relax.permute_dims":
+        return int(node.attrs["axes"][-1]) % len(given) == len(given) - 1
+    return len(given) > 0 and same(given[-1], node.output.shape[-1])

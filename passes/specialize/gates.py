@@ -66,9 +66,12 @@ class GateFinder:
             return self._summed(node, axis)
         if node.op == "relax.where":
             return self._one_hot(node, axis)
-        if node.op == "relax.reshape" and axis == len(shape) - 1:
-            return self._scattered(node)
-        return None
+        if node.op == "dlc.scatter_rows" and len(shape) == 1:
+            return self._scattered(node, (1, *shape))
+        scatter = self.rw.producer(node.inputs[0], "dlc.scatter_rows") if node.op == "relax.reshape" else None
+        if scatter is None or not all(same(d, 1) for d in shape[axis + 1 :]):
+            return None
+        return self._scattered(scatter, (prod(shape[:axis], start=1), shape[axis]))
 
     def _peel(self, name: str, axis: int) -> tuple[str, int]:
         """Look through transposes, reshapes and casts of gates."""
@@ -137,17 +140,18 @@ class GateFinder:
                 return Gates(self._rows(index, axis, 1), None, 1)
         return None
 
-    def _scattered(self, node: Node) -> Gates | None:
-        """A reshape of rows of one element each, which is how ScatterElements is written."""
-        rw, shape = self.rw, node.output.shape
-        scatter = rw.producer(node.inputs[0], "dlc.scatter_rows")
-        if scatter is None or len(shape) != 2 or scatter.attrs["reduction"] != "none" or not self._zero(scatter.inputs[0]):
+    def _scattered(self, scatter: Node, shape: Sequence[Any]) -> Gates | None:
+        """Elements put into a flattened tensor of `shape` (rows, experts), which is how ScatterElements is written."""
+        rw = self.rw
+        if scatter.attrs["reduction"] != "none" or not self._zero(scatter.inputs[0]):
             return None
         places, updates = (rw.producer(name, "relax.reshape") for name in scatter.inputs[1:])
-        total = rw.producer(places.inputs[0], "relax.add") if places is not None else None
-        if total is None or updates is None:
+        if places is None or updates is None:
             return None
-        for index, offset in (total.inputs, total.inputs[::-1]):
+        total = rw.producer(places.inputs[0], "relax.add")
+        # The offset of a single row is no sum any more.
+        sums = [(places.inputs[0], "")] if shape[0] == 1 or total is None else [total.inputs, total.inputs[::-1]]
+        for index, offset in sums:
             chosen, weights = (rw.value(name).shape for name in (index, updates.inputs[0]))
             if len(chosen) != 2 or len(weights) != 2 or not all(map(same, chosen, weights)):
                 continue
@@ -165,7 +169,10 @@ class GateFinder:
 
     def _offsets(self, name: str, shape: Sequence[Any]) -> bool:
         """Whether a value is where each row of a (rows, experts) tensor begins in the flattened one."""
-        array, (rows, experts) = self.rw.constant(name), shape
+        (rows, experts) = shape
+        if not name:
+            return same(rows, 1)
+        array = self.rw.constant(name)
         if array is not None:
             return array.shape == (rows, 1) and np.array_equal(array[:, 0], np.arange(rows) * experts)
         node = self.rw.producer(name, "relax.multiply")
@@ -179,8 +186,7 @@ class GateFinder:
         shape = node.output.shape
         for position, name in enumerate(node.inputs[: 1 if node.op == "relax.divide" else 2]):
             other = node.inputs[1 - position]
-            size = self.rw.value(other).shape
-            if len(self.rw.value(name).shape) != len(shape) or len(size) not in (0, len(shape)):
+            if len(self.rw.value(name).shape) != len(shape):
                 continue
             gates = self.find(name, axis)
             factor = None if gates is None else self._factor(other, axis, gates, shape)
@@ -195,8 +201,9 @@ class GateFinder:
     def _factor(self, name: str, axis: int, gates: Gates, shape: Sequence[Any]) -> Any | None:
         size = self.rw.value(name).shape
         rows = prod((d for i, d in enumerate(shape) if i != axis), start=1)
-        if not size or all(same(d, 1) for d in size):
+        if all(same(d, 1) for d in size):
             return self.reshape(self.rw.new(name), ())
+        size = (1,) * (len(shape) - len(size)) + tuple(size)
         if not all(same(d, shape[i]) for i, d in enumerate(size) if i != axis):
             return None
         if same(size[axis], 1):
