@@ -75,9 +75,19 @@ class _Grouping:
                 continue
             kind = OPS[producer.op].kind
             fits = into is None or _same_shape(producer.output.shape, into)
-            if fits and (kind == "elementwise" or producer.op in _STREAMING):
+            streams = producer.op in _STREAMING or self.takes_rows(producer, group)
+            if fits and (kind == "elementwise" or streams):
                 self.join(group, producer)
                 self.absorb_producers(group, producer)
+
+    def takes_rows(self, node: Node, group: int) -> bool:
+        """Whether `node` gathers whole rows for a reduction along them: each is read in order, where it lies."""
+        anchor = self.groups[group][0]
+        along = OPS[anchor.op].kind == "reduction" and anchor.attrs.get("axes")
+        if not along or node.op != "relax.take" or node.attrs["axis"] != 0:
+            return False
+        rank = len(self.values[node.inputs[0]].shape)
+        return rank == 2 and [axis % len(node.output.shape) for axis in along] == [len(node.output.shape) - 1]
 
     def absorb_readers(self, group: int, anchor: Node) -> None:
         """Let the chain of elementwise readers ride on the anchor's store."""
