@@ -34,8 +34,13 @@ class Row:
     exact: np.ndarray
 
 
-def model_of(function: Any, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray], order: Sequence[str],
-             outputs: Sequence[int] = ()) -> Any:
+def model_of(
+    function: Any,
+    inputs: dict[str, np.ndarray],
+    weights: dict[str, np.ndarray],
+    order: Sequence[str],
+    outputs: Sequence[int] = (),
+) -> Any:
     """A model that is one call of a function; the first dimension of its inputs and of its output is symbolic."""
     kinds = {n: helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in inputs.items()}
     graph = helper.make_graph(
@@ -179,7 +184,7 @@ def word_rows(options: argparse.Namespace) -> list[Row]:
     session = dlc.load(dlc.compile(model, quantize=options.quantize))
     peer = torch_engine(ClassSoftmax(weights), *given.values())
     engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
-    return [Row("two levels", engines, peer()), _tree_row(options, x)]
+    return [Row("two levels", engines, peer()), _tree_row(options, x), _full_row(options, x)]
 
 
 def _tree_row(options: argparse.Namespace, x: np.ndarray) -> Row:
@@ -201,6 +206,37 @@ def _tree_row(options: argparse.Namespace, x: np.ndarray) -> Row:
     peer = torch_engine(TreeSoftmax(weights), *given.values())
     engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
     return Row(f"a path of {depth}", engines, peer())
+
+
+def _full_row(options: argparse.Namespace, x: np.ndarray) -> Row:
+    """The most probable of all words, from the whole softmax."""
+    rng, words, features = np.random.default_rng(2), 50176, x.shape[1]
+    weight = (rng.standard_normal((features, words)) / features**0.5).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["logits"], "logits"),
+        helper.make_node("Softmax", ["logits"], ["p"], "p", axis=-1),
+        helper.make_node("ArgMax", ["p"], ["y"], "y", axis=-1, keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["T", features])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["T"])],
+        [numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session, module = dlc.load(dlc.compile(model, quantize=options.quantize)), torch.nn.Linear(features, words, False)
+    module.weight.data = torch.from_numpy(weight.T.copy())
+    name = "torch"
+    if options.quantize != "none":
+        module = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(module), {torch.nn.Linear}, torch.qint8)
+        name = "torch, dynamic int8"
+    peer = torch_engine(torch.nn.Sequential(module, _Best()), x)
+    engines = {"dlc": dlc_engine(session, {"x": x}), name: peer, "onnxruntime": onnxruntime_engine(model, {"x": x})}
+    return Row("the best of a full softmax", engines, (x @ weight).argmax(-1))
+
+
+class _Best(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logits, -1).argmax(-1)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

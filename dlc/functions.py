@@ -1,7 +1,7 @@
 """Structures that ONNX has no operator for, as model-local functions of the domain ``dlc.functions``.
 
-Each builder returns an ``onnx.FunctionProto`` for ``model.functions`` (the model imports the domain with version 1), with
-a body of standard operators of opset 18: any ONNX runtime runs it. Nothing is recognised by name: when a model is
+Each builder returns an ``onnx.FunctionProto`` for ``model.functions`` (the model imports the domain with version 1),
+with a body of standard operators of opset 18: any ONNX runtime runs it. Nothing is recognised by name: when a model is
 imported the body takes the call's place, and what is specialised is what the graph then says. So another body of the
 same name is just a graph. Shapes: T rows, K features, E experts, H hidden units, N outputs, C classes, S words in the
 largest class, V words, L the longest path.
@@ -45,8 +45,8 @@ def _function(text: str) -> onnx.FunctionProto:
 def hard_experts(k: int = 1, activation: str = "relu", normalised: bool = False) -> onnx.FunctionProto:
     """``HardExperts(x, router, w1, b1, w2, b2)``: the k best of E experts with one hidden layer, for each row.
 
-    x (T, K), router (K, E), w1 (E, K, H), b1 (E, 1, H), w2 (E, H, N), b2 (E, 1, N), all float32; the result is (T, N). An
-    expert's weight is its softmax probability among all experts, or among the chosen ones where `normalised`.
+    x (T, K), router (K, E), w1 (E, K, H), b1 (E, 1, H), w2 (E, H, N), b2 (E, 1, N), all float32; the result is (T, N).
+    An expert's weight is its softmax probability among all experts, or among the chosen ones where `normalised`.
 
     Raises:
         DlcError: there is no such activation.
@@ -82,11 +82,12 @@ def hard_experts(k: int = 1, activation: str = "relu", normalised: bool = False)
 
 
 def class_softmax() -> onnx.FunctionProto:
-    """``ClassSoftmax(x, class_weight, class_bias, word_weight, word_bias, class, word)``: log p of words, in two levels.
+    """``ClassSoftmax(x, class_weight, class_bias, word_weight, word_bias, class, word)``: log p of words in two levels.
 
-    log p = log softmax(x @ class_weight + class_bias)[class] + log softmax(x @ word_weight[class] + word_bias[class])[word].
-    x (T, K), class_weight (K, C), class_bias (C), word_weight (C, K, S), word_bias (C, S), class and word (T,) int64; the
-    result is (T,). The places behind a smaller class's last word have a bias of -1e30.
+    log p = log softmax(x @ class_weight + class_bias)[class]
+          + log softmax(x @ word_weight[class] + word_bias[class])[word].
+    x (T, K), class_weight (K, C), class_bias (C), word_weight (C, K, S), word_bias (C, S), class and word (T,) int64;
+    the result is (T,). The places behind a smaller class's last word have a bias of -1e30.
     """
     return _function("""
         ClassSoftmax(x, class_weight, class_bias, word_weight, word_bias, class, word) => (log_p) {
@@ -113,9 +114,9 @@ def class_softmax() -> onnx.FunctionProto:
 def tree_softmax() -> onnx.FunctionProto:
     """``TreeSoftmax(x, weight, bias, paths, signs, word)``: log p of words that are leaves of a binary tree.
 
-    log p = sum over the word's path of log sigmoid(sign * (x . weight[node] + bias[node])). x (T, K), weight (V - 1, K),
-    bias (V - 1), paths (V, L) int64 (inner nodes from the root), signs (V, L) float32 (1 or -1; 0 behind the path's end),
-    word (T,) int64; the result is (T,).
+    log p = sum over the word's path of log sigmoid(sign * (x . weight[node] + bias[node])).
+    x (T, K), weight (V - 1, K), bias (V - 1), paths (V, L) int64 (inner nodes from the root), signs (V, L) float32 (1
+    or -1; 0 behind the path's end), word (T,) int64; the result is (T,).
     """
     return _function("""
         TreeSoftmax(x, weight, bias, paths, signs, word) => (log_p) {

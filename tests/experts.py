@@ -1,4 +1,4 @@
-"""Models with a mixture of experts, spelt as different tools spell them; for the tests of the pass and of its kernels."""
+"""Models with a mixture of experts, spelt as different tools spell them: for the tests of the pass and its kernels."""
 
 from __future__ import annotations
 

@@ -111,7 +111,9 @@ class _Grouping:
             taken = self.producers.get(name)
             if taken is None or taken.op != "relax.take" or taken.inputs[1] != anchor.inputs[2]:
                 continue
-            of_rows = taken.attrs["axis"] == 0 and len(taken.output.shape) == 2 and taken.inputs[0] in self.graph.constants
+            of_rows = (
+                taken.attrs["axis"] == 0 and len(taken.output.shape) == 2 and taken.inputs[0] in self.graph.constants
+            )
             if of_rows and self.is_free(taken) and self.single_reader(name) is node:
                 self.join(group, taken)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlc.passes.simplify import (
+    best_of_softmax,
     common_subexpressions,
     fold_constants,
     fold_scale,
@@ -23,6 +24,7 @@ STEPS: tuple[Pass, ...] = (
     identities.PASS,
     fold_scale.PASS,
     pad_into_conv.PASS,
+    best_of_softmax.PASS,
     common_subexpressions.PASS,
 )
 

@@ -93,7 +93,7 @@ class Branches:
             return self._matmul(first, operands)
         if OPS[first.op].kind == "elementwise" and first.op.startswith("relax."):
             return self.pairs.elementwise(first, lambda i: self.value(operands[i]))
-        raise UnfitError(f"{first.op.rpartition('.')[2]} of node {first.origin} is not computed row by row")
+        raise UnfitError(f"node {first.origin} has no form for single rows")
 
     def _common(self, name: str) -> Any:
         """What all branches read: rows, or numbers that are the same for all rows."""

@@ -142,7 +142,7 @@ class ChosenRows:
             found = moved_axis(node, given, axis)
             if found is not None and _keeps_features(node, given):
                 return self.value(inner, found, len(given))
-        raise UnfitError(f"{node.op.rpartition('.')[2]} of node {node.origin} is not computed row by row")
+        raise UnfitError(f"node {node.origin} has no form for single rows")
 
     def elementwise(self, node: Node, operand: Callable[[int], Any]) -> Any:
         """An elementwise node over operands at the pairs."""

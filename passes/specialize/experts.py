@@ -33,6 +33,7 @@ _SOFT = "their gates are not known to be zero but for the experts that TopK or A
 
 def run(module: Any, context: Context) -> Any:
     """See the module's docstring."""
+
     def handle(rw: Rewriter, node: Node) -> Any:
         try:
             return _sum(rw, node, context) if node.op != "relax.add" else _branches(rw, node, context)
@@ -48,9 +49,11 @@ def _sum(rw: Rewriter, node: Node, context: Context) -> Any:
     """The first form."""
     for gates_name, gates_axis, name, axis in _weighted(rw, node):
         rank, experts = len(rw.value(name).shape), rw.value(name).shape[axis]
-        if not isinstance(experts, int) or experts < 2 or not _has_experts(rw, name, experts):
+        if not isinstance(experts, int) or experts < 2 or not _has_product(rw, name):
             continue
         gates = GateFinder(rw).find(gates_name, gates_axis)
+        if gates is None and not _has_product(rw, name, experts):
+            continue  # such as attention, which weights rows
         pairs = _pairs(rw, gates, experts, node, context)
         return pairs.combined(pairs.value(name, axis, rank), node.output.shape, node.origin)
     return None
@@ -66,11 +69,11 @@ def _pairs(rw: Rewriter, gates: Gates | None, experts: int, node: Node, context:
 
 
 def _weighted(rw: Rewriter, node: Node) -> list[tuple[str, int, str, int]]:
-    """(gates, their axis of experts, what they weight, its axis of experts) of a weighted sum, as far as shapes tell."""
+    """(gates, their axis of experts, what they weight, its axis of experts) of a weighted sum, as shapes tell."""
     if node.op == "dlc.matmul":
-        gates, values = (rw.value(name).shape for name in node.inputs)
-        fits = len(gates) == len(values) > 2 and gates[-2] == 1 and rw.constant(node.inputs[1]) is None
-        return [(node.inputs[0], len(gates) - 1, node.inputs[1], len(values) - 2)] if fits else []
+        left, right = (rw.value(name).shape for name in node.inputs)
+        fits = len(left) == len(right) > 2 and left[-2] == 1 and rw.constant(node.inputs[1]) is None
+        return [(node.inputs[0], len(left) - 1, node.inputs[1], len(right) - 2)] if fits else []
     product = rw.producer(node.inputs[0], "relax.multiply") if node.op == "relax.sum" else None
     if product is None or len(node.attrs["axes"]) != 1:
         return []
@@ -82,8 +85,8 @@ def _weighted(rw: Rewriter, node: Node) -> list[tuple[str, int, str, int]]:
     return found
 
 
-def _has_experts(rw: Rewriter, name: str, experts: int) -> bool:
-    """Whether a value comes from a product with a matrix for each expert."""
+def _has_product(rw: Rewriter, name: str, experts: int = 0) -> bool:
+    """Whether a value comes from a product with a constant; with one matrix for each expert where these are given."""
     todo, seen = [name], set()
     while todo:
         node = rw.producer(todo.pop())
@@ -92,7 +95,7 @@ def _has_experts(rw: Rewriter, name: str, experts: int) -> bool:
         seen.add(node.output.name)
         if node.op == "dlc.matmul":
             weight = rw.constant(node.inputs[1])
-            if weight is not None and (weight.ndim > 2 or weight.shape[-1] % experts == 0):
+            if weight is not None and (not experts or experts in weight.shape[:-2]):
                 return True
         elif OPS[node.op].kind not in ("elementwise", "injective"):
             continue
@@ -120,10 +123,6 @@ def _branches(rw: Rewriter, node: Node, context: Context) -> Any:
     gates = GateFinder(rw).find(first.gates, len(rw.value(first.gates).shape) - 1)
     pairs = _pairs(rw, gates, experts, node, context)
     return pairs.combined(Branches(pairs).value(values), node.output.shape, node.origin)
-
-
-def _has_product(rw: Rewriter, name: str) -> bool:
-    return _has_experts(rw, name, 1)
 
 
 PASS = everywhere(Pass(NAME, run))

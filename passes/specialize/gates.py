@@ -145,19 +145,18 @@ class GateFinder:
         rw = self.rw
         if scatter.attrs["reduction"] != "none" or not self._zero(scatter.inputs[0]):
             return None
-        places, updates = (rw.producer(name, "relax.reshape") for name in scatter.inputs[1:])
-        if places is None or updates is None:
+        places = rw.producer(scatter.inputs[1], "relax.reshape")
+        if places is None:
             return None
         total = rw.producer(places.inputs[0], "relax.add")
         # The offset of a single row is no sum any more.
         sums = [(places.inputs[0], "")] if shape[0] == 1 or total is None else [total.inputs, total.inputs[::-1]]
         for index, offset in sums:
-            chosen, weights = (rw.value(name).shape for name in (index, updates.inputs[0]))
-            if len(chosen) != 2 or len(weights) != 2 or not all(map(same, chosen, weights)):
-                continue
-            whole = same(chosen[0], shape[0]) and isinstance(chosen[1], int)
+            chosen = rw.value(index).shape
+            whole = len(chosen) == 2 and same(chosen[0], shape[0]) and isinstance(chosen[1], int)
             if whole and self._chosen(index, shape[1]) and self._offsets(offset, shape):
-                return Gates(rw.new(self._unwrapped(index)), rw.new(updates.inputs[0]), int(chosen[1]))
+                weights = self.reshape(rw.new(scatter.inputs[2]), chosen)
+                return Gates(rw.new(self._unwrapped(index)), weights, int(chosen[1]))
         return None
 
     def _zero(self, name: str) -> bool:

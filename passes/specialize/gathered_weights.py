@@ -1,8 +1,8 @@
 """Products with matrices that an index picks: read each matrix where it lies, once for all rows that picked it.
 
 ``x (..., M, K) @ W[index] (..., K, N)`` with a constant ``W (G, K, N)`` copies a matrix for each position of the index.
-It becomes `dlc.grouped_matmul`, of rows sorted by group (`dlc.group_order`); so does ``W[index] (..., N, K) @ x (..., K,
-1)``. Where a chain of such products, biases ``b[index]`` and elementwise operators shares its index, the rows stay
+It becomes `dlc.grouped_matmul`, of rows sorted by group (`dlc.group_order`); so does ``W[index] @ x (..., K, 1)`` with
+``W (G, N, K)``. Where a chain of such products, biases ``b[index]`` and elementwise operators shares its index, the rows stay
 sorted from its first product to its last. Experts that are gathered, and the words of a class in a hierarchical
 softmax, are such products.
 """
@@ -55,7 +55,9 @@ def _match(rw: Rewriter, node: Node) -> _Match | str | None:
         if weight is None or weight.ndim != 3 or rw.constant(taken.inputs[1]) is not None:
             continue
         if weight.dtype != np.float32:
-            return f"matrices are copied for each row: only those of float32 are read where they lie, not {weight.dtype}"
+            return (
+                f"matrices are copied for each row: only those of float32 are read where they lie, not {weight.dtype}"
+            )
         index = rw.value(taken.inputs[1]).shape
         weight = weight.swapaxes(1, 2) if swapped else weight
         batch = node.output.shape[:-2]
