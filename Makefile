@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dlc-installed
 TEST_STAMP := $(VENV)/.dlc-test-installed
 
-.PHONY: help setup test-setup demo test lint bench docs clean
+.PHONY: help setup test-setup demo test fuzz lint bench docs clean
 
 help:
 	@echo "make demo   compile the embedded model in fp32 and int8, run it on real images, compare with onnxruntime"
 	@echo "make test   run the test suite"
+	@echo "make fuzz   random graphs and damaged models through the compiler, SECONDS=600 of each"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  timings beside the installed peers"
 	@echo "make docs   regenerate the parts of docs/ that are made from the code"
@@ -38,6 +39,11 @@ demo: setup
 test: test-setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
+# Both fuzzers side by side; SEED=N repeats a run. Exits with 1 and the paths of the stored cases when one finds something.
+SECONDS ?= 600
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
 lint: test-setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +53,7 @@ bench: setup
 	@$(BIN)/python bench/demo.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/contract_kernels.py
+	@$(BIN)/python bench/symbolic.py
 
 docs: setup
 	@$(BIN)/python scripts/make_docs.py

@@ -11,7 +11,7 @@ Importing this module and loading a package import neither TVM's compiler nor on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dlc.errors import DlcError
@@ -38,13 +38,17 @@ def compile(
     quantize: Literal["none", "int8", "int8-dynamic"] = "none",
     calibration: Calibration | None = None,
     arithmetic: Literal["float", "fixed", "shift"] = "float",
-    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    shapes: Mapping[str, Sequence[int | str] | Sequence[Sequence[int]]] | None = None,
     *,
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
     stream: bool = False,
+    cascade: Model | None = None,
+    threshold: float | None = None,
+    agreement: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    cache: bool = True,
 ) -> Package:
-    """Compile a model.
+    """Compile a model, or find its package in the compile cache (`dlc.cache`).
 
     Args:
         model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
@@ -54,10 +58,16 @@ def compile(
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
-        shapes: extents or symbol names of inputs, in place of the model's.
+        shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
+            unless a shape is given for it. A list of several shapes makes code for each, and general code for others.
         calibration_method: how ranges are chosen from the samples.
         stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
+        cascade: a larger model of the same inputs and outputs, which is asked where `model` is not sure: where the
+            largest probability in its first output is below `threshold`.
+        threshold, agreement: of a cascade, one of them. With `agreement` the threshold is the least at which, of the
+            calibration samples, that share is answered as the larger model answers.
         progress: called with (stage, done, total).
+        cache: look for the package in the compile cache, and keep it there.
 
     Returns:
         The package; ``save`` writes it, `load` runs it.
@@ -65,11 +75,26 @@ def compile(
     Raises:
         DlcError: the model, the options or the calibration data are wrong; names the file, node and operator.
     """
+    from dlc.cascade import Threshold, compile_cascade
     from dlc.compiler import compile_model
     from dlc.options import Options
+    from dlc.variants import choices, compile_variants
 
-    options = Options(target, quantize, arithmetic, calibration_method, dict(shapes or {}), stream)
-    return compile_model(model, options, calibration, progress)
+    if isinstance(calibration, Iterator) and (cascade is not None or len(choices(shapes or {})) > 1):
+        calibration = list(calibration)  # it is read once for each model in the package
+
+    def one(each: Model) -> Package:
+        def shaped(given: Mapping[str, Sequence[int | str]]) -> Package:
+            options = Options(target, quantize, arithmetic, calibration_method, dict(given), stream)
+            return compile_model(each, options, calibration, progress, cache)
+
+        return compile_variants(shapes or {}, shaped)
+
+    if cascade is not None:
+        return compile_cascade(model, cascade, Threshold(threshold, agreement), calibration, one)
+    if threshold is not None or agreement is not None:
+        raise DlcError("a threshold or an agreement is of a cascade: name the larger model")
+    return one(model)
 
 
 def load(package: Package | str | os.PathLike[str], threads: int = 1) -> Session:

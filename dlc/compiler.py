@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,18 +21,21 @@ from dlc.targets.base import Build, Target, find_target
 if TYPE_CHECKING:
     import onnx
 
+    from dlc.cache import Cache
     from dlc.ir.graph import Graph
 
 FRONTEND = "frontend"
 ZOO = "zoo:"
 STREAM = "stream"  # the folder of the streaming form
 Progress = Callable[[str, int, int], None]
+_log = logging.getLogger("dlc")
 
 
 def _target(options: Options) -> Target:
-    """The target; the first step of everything here, so that TVM is imported as `import_tvm` does it."""
+    """The target; behind it TVM may be imported, because that has happened as `import_tvm` does it."""
+    target = find_target(options.target)
     import_tvm()
-    return find_target(options.target)
+    return target
 
 
 def common_passes(options: Options) -> list[Pass]:
@@ -111,8 +115,51 @@ def module_at(model: Any, options: Options, stage: str, calibration: Any = None)
     return run_passes(module, target.passes(options), context, stage)
 
 
-def compile_model(model: Any, options: Options, calibration: Any = None, progress: Progress | None = None) -> Package:
-    """Compile an ONNX model; arguments and errors as of `dlc.compile`."""
+def common_module(model: Any, options: Options, calibration: Any = None) -> Any:
+    """The IRModule of a model behind the common passes; errors as of `compile_model`."""
+    target = _target(options)
+    module = import_source(model, options)
+    context = _context(module, options, target, calibration, None)
+    return run_passes(module, common_passes(options), context)
+
+
+def compile_model(
+    model: Any, options: Options, calibration: Any = None, progress: Progress | None = None, cache: bool = True
+) -> Package:
+    """Compile an ONNX model, or find the package in the cache; arguments and errors as of `dlc.compile`."""
+    source = model_source(model)
+    packages, key = _cache_and_key(source, options, calibration) if cache else (None, "")
+    found = packages.find(key) if packages is not None else None
+    if found is not None:
+        _log.info("compile cache: hit %s", key)
+        return found
+    package = _compile_model(model, options, calibration, progress)
+    if packages is not None:
+        _log.info("compile cache: miss %s", key)
+        if _cache_and_key(source, options, calibration)[1] == key:  # else a file changed while it was read
+            packages.store(key, package)
+    return package
+
+
+def _cache_and_key(source: Any, options: Options, calibration: Any) -> tuple[Cache | None, str]:
+    """The compile cache and the key in it; no cache, with a line in the log, where it is off or cannot serve."""
+    from dlc.cache import the_cache
+    from dlc.cache_key import NotCacheableError, compile_key
+
+    packages = the_cache()
+    try:
+        if packages.limit == 0:
+            raise NotCacheableError("it is turned off")
+        if os.environ.get("DLC_DEBUG") == "1" or os.environ.get("DLC_DUMP"):
+            raise NotCacheableError("the stages are to be seen")
+        return packages, compile_key(source, options, calibration, find_target(options.target))
+    except NotCacheableError as reason:
+        _log.info("compile cache: not used: %s", reason)
+        return None, ""
+
+
+def _compile_model(model: Any, options: Options, calibration: Any, progress: Progress | None) -> Package:
+    """Compile an ONNX model, whatever the cache holds."""
     target = _target(options)
     if progress is not None:
         progress(FRONTEND, 0, 1)
@@ -135,9 +182,10 @@ def compile_module(module: Any, context: Context) -> Package:
     from dlc.passes.specialize.stream import streaming
 
     # The passes of a target may rewrite a module in place: the other form is made first.
-    parts, _ = part_package(streaming(module), target, replace(context, part=STREAM))
+    streamed, axes = streaming(module)
+    parts, _ = part_package(streamed, target, replace(context, part=STREAM))
     package, _ = part_package(module, target, context)
-    return package.with_nested(STREAM, parts, {"stream": STREAM})
+    return package.with_nested(STREAM, parts, {"stream": STREAM, "stream_axes": axes})
 
 
 def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:
@@ -165,7 +213,7 @@ def compile_build(module: Any, target: Target, context: Context) -> Build:
     from dlc.ir.convert import view
 
     if not target.runs_host and composite.needs_host(view(module), target):
-        return composite.build(module, context, lambda node: target)
+        return composite.build(module, context, lambda _: lambda node: target)
     return target.compile(module, context)
 
 
@@ -191,6 +239,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
+        "limits": graph.attrs.get("dlc.limits", {}),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
         "notes": _notes(context),

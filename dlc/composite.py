@@ -37,14 +37,15 @@ def needs_host(graph: Graph, target: Target) -> bool:
     return any(target.declines(node) is not None for node in graph.nodes if node.op != ITEM)
 
 
-def build(module: Any, context: Context, target_of: TargetOf) -> Build:
+def build(module: Any, context: Context, targets_of: Callable[[Graph], TargetOf]) -> Build:
     """Cut `module` and build its parts.
 
     Args:
         module: the IR behind the common passes.
-        target_of: the target that is asked for a node; what it declines runs on the host.
+        targets_of: for ``main``, and for each block that the host runs: the target that is asked for a node of it; what
+            that declines runs on the host.
     """
-    composer = _Composer(context, target_of)
+    composer = _Composer(context, targets_of)
     graph = composer.graph(module)
     record, constants = graph_to_json(graph)
     composer.members["graph.json"] = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
@@ -68,7 +69,7 @@ class _Composer:
     """The state of one composition; parts are numbered through all blocks."""
 
     context: Context
-    target_of: TargetOf
+    targets_of: Callable[[Graph], TargetOf]
     members: dict[str, bytes | memoryview] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -78,12 +79,12 @@ class _Composer:
     def graph(self, module: Any) -> Graph:
         """``main`` of `module` with its native nodes replaced by calls of parts."""
         graph = view(module)
-        producers = graph.producers()
+        producers, target_of = graph.producers(), self.targets_of(graph)
 
         def label(node: Node) -> Hashable:
             if node.op == ITEM:
                 return label(producers[node.inputs[0]])
-            target = self.target_of(node)
+            target = target_of(node)
             if target.declines(node) is not None:
                 return ("host", node.output.name)
             self.targets.setdefault(target.spec, target)
@@ -94,7 +95,7 @@ class _Composer:
             assert isinstance(segment.label, tuple)
             kind, name = segment.label
             if kind == "host":
-                nodes += [self.host(module, node) for node in segment.nodes]
+                nodes += [self.host(module, node, target_of) for node in segment.nodes]
             else:
                 nodes += self.part(module, graph, segment, self.targets[name])
         return replace(graph, nodes=tuple(nodes), constants=_read(graph, nodes))
@@ -107,7 +108,7 @@ class _Composer:
         self.parts.append(name)
         # The target's passes may rewrite a module in place: each part is a module of its own.
         context = replace(self.context, part=f"{self.context.part}/{name}".strip("/"))
-        package, built = part_package(segment_module(module, segment), target, context)
+        package, built = part_package(segment_module(module, graph, segment), target, context)
         self.members |= package.nested_members(name)
         self.rows += [{**row, "part": f"{name} ({target.spec})"} for row in built.explanation]
         self.variants.append(built.variants)
@@ -119,10 +120,10 @@ class _Composer:
         ]
         return [Node(PART, segment.inputs, (called,), {"part": name}), *items]
 
-    def host(self, module: Any, node: Node) -> Node:
+    def host(self, module: Any, node: Node, target_of: TargetOf) -> Node:
         """A host operator, the blocks of control flow composed in turn."""
         if node.op != ITEM:
-            self.rows.append(_row(node, self.target_of(node).declines(node) or ""))
+            self.rows.append(_row(node, target_of(node).declines(node) or ""))
         composed = (self.graph(graph_module(module, block)) for block in node.blocks)
         pairs = zip(composed, node.blocks, strict=True)
         return replace(node, blocks=tuple(replace(graph, name=block.name) for graph, block in pairs))

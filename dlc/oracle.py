@@ -121,11 +121,14 @@ class OnnxReference(Oracle):
         return self._run(_graph_values(self._model, names), inputs, self._evaluator)
 
 
-def _load(source: Any, name: str) -> Any:
+def _load(source: Any, name: str, external: bool = True) -> Any:
+    """The model, its external data too where those are wanted."""
     import onnx
 
     try:
-        return onnx.load(source) if isinstance(source, str) else onnx.load_model_from_string(source)
+        if isinstance(source, str):
+            return onnx.load(source, load_external_data=external)
+        return onnx.load_model_from_string(source)
     except Exception as error:
         raise DlcError(f"{name}: not an ONNX model: {_first_line(error)}") from error
 
@@ -154,7 +157,7 @@ def find_oracle(model: str | os.PathLike[str] | Any) -> Oracle:
         source = label
     else:
         label, source = "model", source.SerializeToString()
-    _load(source, label)  # says what is wrong with the file in words of its own
+    _load(source, label, external=False)  # says what is wrong with the file in words of its own
     try:
         return OnnxRuntime(source, label)
     except ImportError:

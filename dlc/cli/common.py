@@ -43,21 +43,27 @@ arithmetic_option = click.option(
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
-Shapes = dict[str, tuple[int | str, ...]]
+Shape = tuple[int | str, ...]
+Shapes = dict[str, Shape]
 
 
-def _parse_shapes(ctx: click.Context, option: click.Parameter, texts: Sequence[str]) -> Shapes:
-    shapes: Shapes = {}
+def _parse_several(ctx: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, list[Shape]]:
+    shapes: dict[str, list[Shape]] = {}
     for text in texts:
         name, equals, dims = text.rpartition("=")
         if not equals or not name:
             raise DlcError(f"--shape '{text}': expected NAME=EXTENTS, as in x=1,3,224,224")
-        if name in shapes:
-            raise DlcError(
-                f"--shape: input '{name}' is given twice; several shapes in one package are not supported yet"
-            )
-        shapes[name] = tuple(_parse_extent(text, dim.strip()) for dim in dims.split(",")) if dims.strip() else ()
+        shape = tuple(_parse_extent(text, dim.strip()) for dim in dims.split(",")) if dims.strip() else ()
+        shapes.setdefault(name, []).append(shape)
     return shapes
+
+
+def _parse_shapes(ctx: click.Context, option: click.Parameter, texts: Sequence[str]) -> Shapes:
+    several = _parse_several(ctx, option, texts)
+    for name, given in several.items():
+        if len(given) > 1:
+            raise DlcError(f"--shape: input '{name}' is given twice")
+    return {name: given[0] for name, given in several.items()}
 
 
 def _parse_extent(text: str, dim: str) -> int | str:
@@ -71,6 +77,10 @@ def _parse_extent(text: str, dim: str) -> int | str:
 shape_option = click.option(
     "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", callback=_parse_shapes,
     help="Extents of an input; repeat for several inputs.",
+)  # fmt: skip
+shapes_option = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224", callback=_parse_several,
+    help="Extents of an input; repeat for several inputs, or for several shapes of one, each with code of its own.",
 )  # fmt: skip
 
 

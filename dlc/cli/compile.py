@@ -19,8 +19,12 @@ from dlc.cli import common
 @common.calibration_option
 @common.method_option
 @common.arithmetic_option
-@common.shape_option
+@common.shapes_option
 @click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
+@click.option("--cascade", metavar="LARGE", help="A larger model, asked where MODEL is not sure.")
+@click.option("--threshold", type=float, help="Of a cascade: LARGE is asked below this probability.")
+@click.option("--agreement", type=float, help="Of a cascade: choose the threshold for this share of LARGE's answers.")
+@click.option("--no-cache", is_flag=True, help="Neither look into the compile cache nor write to it.")
 @common.verbose_option
 def compile(
     model: str,
@@ -30,8 +34,12 @@ def compile(
     calibration: str | None,
     calibration_method: Any,
     arithmetic: Any,
-    shapes: common.Shapes,
+    shapes: Any,
     stream: bool,
+    cascade: str | None,
+    threshold: float | None,
+    agreement: float | None,
+    no_cache: bool,
 ) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, into a package."""
     import dlc
@@ -44,10 +52,14 @@ def compile(
             quantize,
             calibration,
             arithmetic,
-            shapes,
+            {name: given[0] if len(given) == 1 else given for name, given in shapes.items()},
             calibration_method=calibration_method,
             stream=stream,
+            cascade=cascade,
+            threshold=threshold,
+            agreement=agreement,
             progress=update,
+            cache=not no_cache,
         )
         package.save(output)
     kernels = len(package.json("explain.json")["nodes"])

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dlc.cli import common
+from dlc.cli.cache import summary, summary_text
 from dlc.cli.targets import describe
 
 # distribution -> what it is for; without the core ones nothing is compiled
@@ -54,6 +55,7 @@ def examine() -> dict[str, Any]:
         "features": [name for name in _FEATURES if name in machine.features],
         "versions": versions,
         "targets": {name: bool(d.get("available", True)) for name, d in targets.items()},
+        "cache": summary(),
         "missing": missing,
     }
 
@@ -73,5 +75,6 @@ def doctor(as_json: bool) -> None:
     click.echo(f"features: {', '.join(found['features']) or 'none of those that kernels are written for'}")
     click.echo("versions: " + ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number))
     click.echo("targets: " + ", ".join(f"{name} ({'yes' if ok else 'no'})" for name, ok in found["targets"].items()))
+    click.echo(f"compile cache: {summary_text(found['cache'])}")
     for line in found["missing"]:
         click.echo(f"missing: {line}")

@@ -18,9 +18,13 @@ _ZIP = b"PK\x03\x04"
 @click.command(short_help="Describe an ONNX model or a package.")
 @click.argument("file")
 @click.option("--ir", "stage", metavar="STAGE", help="Print the IR behind this stage: frontend, or a pass.")
-@click.option("--supported", is_flag=True, help="Say which nodes cannot be imported; exit 1 when there are some.")
+@click.option(
+    "--supported",
+    is_flag=True,
+    help="Say where each operator would run on each target; exit 1 when some are not supported.",
+)
 @common.target_option
-@click.option("--quantize", default="none", show_default=True, help="With --ir: none or int8.")
+@click.option("--quantize", default="none", show_default=True, help="With --ir or --supported: none or int8.")
 @common.calibration_option
 @common.arithmetic_option
 @common.shape_option
@@ -53,12 +57,13 @@ def inspect(
         options = Options(target, quantize, arithmetic, shapes=shapes)
         click.echo(module_at(source, options, stage, calibration).script(show_meta=False))
         return
-    summary = model_summary(source)
     if supported:
-        summary = {"file": str(source), "unsupported": summary["unsupported"]}
-    _show(summary, as_json)
-    if supported and summary["unsupported"]:
-        ctx.exit(1)
+        from dlc.cli.supported import report, show
+
+        found = report(source, Options(target, quantize, arithmetic, shapes=shapes), calibration)
+        click.echo(json.dumps(found, indent=1)) if as_json else show(found)
+        ctx.exit(1 if found["unsupported"] else 0)
+    _show(model_summary(source), as_json)
 
 
 def _is_package(path: Path) -> bool:
@@ -82,6 +87,7 @@ def package_summary(path: Path) -> dict[str, Any]:
         "size": common.size_text(path.stat().st_size),
         "inputs": [_tensor(t) for t in manifest.get("inputs", [])],
         "outputs": [_tensor(t) for t in manifest.get("outputs", [])],
+        "limits": [f"{name}: at most {largest}" for name, largest in sorted(manifest.get("limits", {}).items())],
         "options": {key: options[key] for key in sorted(options) if options[key] and key != "target"},
         "variants": [_variant(v) for v in manifest.get("variants", [])],
         "members": [f"{name} ({common.size_text(m['size'])})" for name, m in sorted(manifest["members"].items())],
@@ -99,7 +105,7 @@ def _tensor(record: dict[str, Any]) -> str:
 
 def model_summary(path: Path) -> dict[str, Any]:
     """What an ONNX file holds, without importing it."""
-    from dlc.frontends.onnx.functions import unsupported
+    from dlc.frontends.onnx.functions import inventory
     from dlc.frontends.onnx.load import parse
 
     model = parse(path).proto
@@ -115,7 +121,7 @@ def model_summary(path: Path) -> dict[str, Any]:
         "parameters": sum(_count(t.dims) for t in model.graph.initializer),
         "functions": [f"{f.domain}.{f.name}" for f in model.functions],
         "operators": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        "unsupported": unsupported(model),
+        "unsupported": inventory(model).text(),
     }
 
 

@@ -18,7 +18,7 @@ import click
 from dlc import __version__
 from dlc.errors import DlcError
 
-VERBS = ("compile", "run", "check", "bench", "quantize", "inspect", "explain", "targets", "doctor", "zoo")
+VERBS = ("compile", "run", "check", "bench", "quantize", "inspect", "explain", "targets", "doctor", "cache", "zoo")
 _INTERRUPTED = 130  # what shells expect of a process that Ctrl-C ended
 
 

@@ -21,7 +21,9 @@ def symbols(dims: Iterable[Dim]) -> list[Any]:
         found.setdefault(str(var.name), var)
 
     for dim in dims:
-        if not isinstance(dim, int):
+        if isinstance(dim, tirx.Var):
+            visit(dim)
+        elif not isinstance(dim, int):
             tvm_ffi.structural_walk(dim, (tvm.ir.Var, visit))
     return [found[name] for name in sorted(found)]
 
@@ -30,6 +32,8 @@ def substitute(dim: Dim, table: Mapping[str, Any]) -> Dim:
     """Replace variables by name; an int stays."""
     if isinstance(dim, int):
         return dim
+    if isinstance(dim, tirx.Var):
+        return table.get(str(dim.name), dim)
     return tvm_ffi.structural_map(dim, (tvm.ir.Var, lambda v: table.get(str(v.name), v)))
 
 

@@ -81,6 +81,10 @@ def symbol_names(item: Any) -> set[str]:
         return set()
     if isinstance(item, tuple | list):
         return {name for part in item for name in symbol_names(part)}
+    if type(item).__module__.startswith("tvm"):  # printing one takes several times as long as walking it
+        from dlc.ir.dims import symbols
+
+        return {str(var.name) for var in symbols([item])}
     return set(_NAME.findall(str(item))) - _NOT_SYMBOLS
 
 

@@ -37,8 +37,9 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
 
 
 def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The size of each symbol, read from the inputs' shapes; DlcError where a shape does not fit."""
+    """The size of each symbol, read from the inputs' shapes; DlcError where one does not fit, or is above its limit."""
     sizes: dict[str, int] = {}
+    limits = graph.attrs.get("dlc.limits", {})
     for value in (v for v in graph.inputs if is_tensor(v.dtype)):
         actual = inputs[value.name].shape
         if len(actual) != len(value.shape):
@@ -46,6 +47,9 @@ def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]
         for extent, dim in zip(actual, value.shape, strict=True):
             if not isinstance(dim, int) and str(dim).isidentifier():
                 sizes.setdefault(str(dim), extent)
+            if extent > limits.get(str(dim), extent):
+                text = f"dimension '{dim}' is {extent}, the model takes {limits[str(dim)]} at most"
+                raise DlcError(f"input '{value.name}': {text}")
         for extent, dim in zip(actual, value.shape, strict=True):
             if (isinstance(dim, int) or str(dim).isidentifier()) and evaluate_dim(dim, sizes) != extent:
                 raise DlcError(
@@ -149,7 +153,11 @@ class _Run:
             return self.run_part(node, inputs, self.sizes)
         if OPS[node.op].kind == "host":
             return self.host(node, inputs)
-        result = apply(node, inputs, self.sizes)
+        try:
+            result = apply(node, inputs, self.sizes)
+        except (ValueError, IndexError, OverflowError) as error:
+            # The sizes or the data that came: what is known when compiling has been checked there.
+            raise DlcError(f"node {node.origin}: {' '.join(str(error).split())}") from error
         if self.observe is not None:
             self.observe(node, result)
         return result

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dlc import explain
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph, Node, is_tensor
 from dlc.ir.interpret import RunPart, interpret
 from dlc.ir.serial import graph_from_json
 from dlc.package import Package
+from dlc.runtime.execute import execute
 from dlc.targets.base import Executable, Trace
 
 
@@ -26,16 +26,12 @@ class _Part:
     dtypes: tuple[str, ...]
 
     def run(self, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
-        compute = getattr(self.executable, "compute", None)
         # What the host made may be strided.
-        arrays = [_dense(a) for a in inputs]
-        if compute is not None:
-            results: list[Any] = compute(arrays, sizes)
-            return results
+        return execute(self.executable, [_dense(a) for a in inputs], sizes, self._allocated)
+
+    def _allocated(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
         shapes = self.executable.output_shapes(sizes)
-        outputs = [np.empty(shape, dtype) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
-        self.executable.run(arrays, outputs, sizes)
-        return outputs
+        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
 
 
 def _dense(value: Any) -> Any:
@@ -45,8 +41,8 @@ def _dense(value: Any) -> Any:
 class CompositeExecutable:
     """A loaded model of several parts. Holds no state between calls, beyond what its parts hold."""
 
-    def __init__(self, graph: Graph, parts: Mapping[str, _Part], package: Package) -> None:
-        self.graph, self.parts, self._package = graph, parts, package
+    def __init__(self, graph: Graph, parts: Mapping[str, _Part]) -> None:
+        self.graph, self.parts = graph, parts
         self._names = [value.name for value in graph.inputs]
 
     def compute(self, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
@@ -62,20 +58,18 @@ class CompositeExecutable:
     def clone(self) -> CompositeExecutable:
         """Another one, of clones of the parts."""
         twins = {name: _Part(part.executable.clone(), part.dtypes) for name, part in self.parts.items()}
-        return CompositeExecutable(self.graph, twins, self._package)
+        return CompositeExecutable(self.graph, twins)
 
     def trace(self, inputs: list[Any], sizes: Mapping[str, int]) -> Trace:
-        """What the parts outside control flow compute, kernel by kernel, and the host's tensors."""
+        """What the parts outside control flow compute, kernel by kernel, as they dequantise it."""
         seen: list[tuple[dict[str, Any], np.ndarray]] = []
         outer = {node.attrs["part"] for node in self.graph.nodes if "part" in node.attrs}
-        real = explain.read(self._package).real
 
         def run_part(node: Node, arrays: list[Any], known: Mapping[str, int]) -> list[Any]:
             part = self._part(node)
             follow = getattr(part.executable, "trace", None)
             if follow is not None and node.attrs["part"] in outer:
-                rows = follow([_dense(a) for a in arrays], known)
-                seen.extend((row, real(row["value"], array.copy())) for row, array in rows)
+                seen.extend((row, array.copy()) for row, array in follow([_dense(a) for a in arrays], known))
             return part.run(arrays, known)
 
         self._interpret(inputs, sizes, run_part)
@@ -103,4 +97,4 @@ def load(package: Package, threads: int) -> CompositeExecutable:
         graph = graph_from_json(package.json("graph.json"), constants)
     except (KeyError, TypeError, AttributeError) as error:
         raise DlcError(f"{package.name}: member 'graph.json' is not a graph: {error!r}") from error
-    return CompositeExecutable(graph, parts, package)
+    return CompositeExecutable(graph, parts)

@@ -60,6 +60,7 @@ class Session:
 
     Attributes:
         inputs, outputs: what the model takes and gives, in order.
+        limits: the largest sizes of symbols that the model works for, by their names; others have none.
         package: what it was loaded from.
     """
 
@@ -83,6 +84,7 @@ class Session:
         except ImportError as error:
             message = f"the runtime of target '{manifest.get('target')}' is not installed: {error}"
             raise DlcError(f"{self.package.name}: {message}") from error
+        self.limits: dict[str, int] = manifest.get("limits", {})
         self._bind(runtime.load(self.package, threads))
 
     def _bind(self, executable: Executable) -> None:
@@ -98,7 +100,7 @@ class Session:
     def clone(self) -> Session:
         """Another session of the same model that shares its constants; cheap."""
         twin = object.__new__(Session)
-        twin.package, twin.inputs, twin.outputs = self.package, self.inputs, self.outputs
+        twin.package, twin.inputs, twin.outputs, twin.limits = self.package, self.inputs, self.outputs, self.limits
         twin._bind(self.executable.clone())
         return twin
 
@@ -168,6 +170,53 @@ class Session:
             self._streaming = Session(self.package.nested(name))
         return Stream(self._streaming)
 
+    def generate(
+        self,
+        prompt: Any,
+        steps: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+        logits: str | None = None,
+        token: str | None = None,
+        states: Mapping[str, str] | None = None,
+        initial: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """Generate tokens: what the model says of the next one is sampled and given back to it.
+
+        The model is a sequence model that was compiled for streaming, with one input of tokens (rows, time) or of
+        one-hot floats; or a step model, of which `states` says what it carries.
+
+        Args:
+            prompt: tokens (rows, steps), integers; the rows are independent.
+            steps: how many tokens to generate for each row.
+            temperature: what the logits are divided by before a token is drawn; 0 always takes the largest.
+            top_k: how many of the largest logits take part; 0 for all.
+            seed: of the draws; a row's draws do not depend on the other rows.
+            logits: the output that scores the classes; the first one unless said.
+            token: a step model's input of tokens (one a row); the first that is no state unless said.
+            states: a step model's output name -> the input that takes it in the next step.
+            initial: the first values of states by input name; zeros where not given.
+
+        Returns:
+            int64 (rows, steps).
+
+        Raises:
+            DlcError: the model or an argument does not fit; says what is expected.
+        """
+        from dlc.runtime.generate import Model, Sampling, StepModel, StreamModel, generate
+
+        model: Model
+        if states is None:
+            model = StreamModel(self, logits)
+        else:
+            free = [info.name for info in self.inputs if info.name not in states.values()]
+            scores = [info.name for info in self.outputs if info.name not in states]
+            chosen = token if token is not None else next(iter(free), "")
+            model = StepModel(self, chosen, logits or next(iter(scores), ""), states, initial or {})
+        return generate(model, prompt, steps, Sampling(temperature, top_k, seed))
+
     def close(self) -> None:
         """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
         close = getattr(self.executable, "close", None)
@@ -212,10 +261,10 @@ class Session:
                 array = inputs[name]
             except KeyError:
                 self._complain_names(inputs)
-            if type(array) is not np.ndarray or dtype is None:
-                if dtype is None:  # a sequence, strings, or an optional value
-                    arrays.append(array)
-                    continue
+            if dtype is None:  # a sequence, strings, or an optional value
+                arrays.append(array)
+                continue
+            if type(array) is not np.ndarray:
                 array = _as_array(array, "input", name)
             if array.dtype is not dtype and array.dtype != dtype:
                 raise DlcError(f"input '{name}' has dtype {array.dtype}, expected {dtype}")
@@ -229,7 +278,7 @@ class Session:
     def _computed(self, arrays: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run an executable that makes its outputs itself; copy those that were given memory."""
         tensors = [(i, a) for i, a, (_, dtype) in zip(self.inputs, arrays, self._wanted, strict=True) if dtype]
-        sizes = bind_symbols([info for info, _ in tensors], [array.shape for _, array in tensors])
+        sizes = bind_symbols([info for info, _ in tensors], [array.shape for _, array in tensors], self.limits)
         assert self._compute is not None
         results = self._compute(list(arrays), sizes)
         shapes = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
@@ -242,7 +291,7 @@ class Session:
         return {name: outputs.get(name, result) for (name, _), result in zip(self._given, results, strict=True)}
 
     def _plan(self, arrays: Sequence[np.ndarray]) -> _Plan:
-        sizes = bind_symbols(self.inputs, [a.shape for a in arrays])
+        sizes = bind_symbols(self.inputs, [a.shape for a in arrays], self.limits)
         shapes = tuple(tuple(int(d) for d in shape) for shape in self.executable.output_shapes(sizes))
         plan = _Plan(sizes, shapes)
         if len(self._plans) >= _PLANS:
@@ -305,11 +354,13 @@ def _as_array(value: Any, role: str, name: str) -> np.ndarray:
         raise DlcError(f"{role} '{name}' cannot be read through DLPack: {error}") from error
 
 
-def bind_symbols(infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+def bind_symbols(
+    infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]], limits: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The size of every symbol, read from the inputs' shapes.
 
     Raises:
-        DlcError: a rank or extent does not fit, or a symbol would have two sizes; names the input.
+        DlcError: a rank or extent does not fit, a symbol would have two sizes, or one above its limit; names the input.
     """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -324,6 +375,11 @@ def bind_symbols(infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]])
             if (dim if isinstance(dim, int) else _evaluate(dim, sizes)) != extent:
                 known = "".join(f"; {s} is {sizes[s]} from input '{source[s]}'" for s in sizes if s in str(dim))
                 raise _misfit(info, shape, known)
+    for name, largest in (limits or {}).items():
+        if sizes.get(name, 0) > largest:
+            raise DlcError(
+                f"input '{source[name]}': dimension '{name}' is {sizes[name]}, the model takes {largest} at most"
+            )
     return sizes
 
 

@@ -34,11 +34,13 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     shape,
     slicing,
     spectral,
+    vendor_experts,
     vendor_fused,
     vendor_quantised,
+    vendor_recurrent,
 )
-from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, unsupported
-from dlc.frontends.onnx.importer import Importer
+from dlc.frontends.onnx.functions import FUNCTION_MATCHERS, inventory
+from dlc.frontends.onnx.importer import import_graph
 from dlc.frontends.onnx.load import check, parse, read_external
 from dlc.frontends.onnx.registry import converter, supported
 
@@ -49,7 +51,9 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     """Import an ONNX model as an IRModule with one function, ``main``.
 
     Its parameters are the model's inputs, its attributes ``dlc.inputs`` and ``dlc.outputs`` the ONNX names in order.
-    Named dimensions become one symbol a name, and a symbol stands for an extent of at least 1.
+    Named dimensions become one symbol a name, and a symbol stands for an extent of at least 1. Where the model works
+    only up to some size (a table of 512 positions is cut to the sequence's length), ``dlc.limits`` has it by the
+    symbol's name.
 
     Args:
         model: a path, or a parsed model (whose external data, if any, is already read).
@@ -64,12 +68,11 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     """
     loaded = parse(model)
     try:
-        missing = unsupported(loaded.proto)
+        missing = inventory(loaded.proto).text()
         if missing:
             raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
         check(loaded)
-        read_external(loaded)
-        return Importer(loaded, shapes).run()
+        return import_graph(loaded, read_external(loaded), shapes)
     except DlcError:
         raise
     except Exception as error:

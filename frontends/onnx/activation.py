@@ -33,10 +33,15 @@ def _positive_or(c: Context, x: Tensor, negative: Tensor) -> Tensor:
     return c.emit("where", c.emit("less", x, 0), negative, x)
 
 
+def leaky(c: Context, x: Tensor, alpha: float) -> Tensor:
+    """alpha * x below zero."""
+    return _positive_or(c, x, c.emit("multiply", x, alpha))
+
+
 @converter("LeakyRelu")
 def leaky_relu(c: Context, x: Tensor) -> Tensor:
     """alpha * x below zero."""
-    return _positive_or(c, x, c.emit("multiply", x, c.attr("alpha", 0.01)))
+    return leaky(c, x, c.attr("alpha", 0.01))
 
 
 @converter("PRelu")
@@ -53,7 +58,8 @@ def prelu(c: Context, x: Tensor, slope: Tensor) -> Tensor:
     return _positive_or(c, x, c.emit("multiply", x, slope))
 
 
-def _elu(c: Context, x: Tensor, alpha: float, inner: float = 1.0) -> Tensor:
+def exponential(c: Context, x: Tensor, alpha: float, inner: float = 1.0) -> Tensor:
+    """alpha * (exp(x / inner) - 1) below zero."""
     # exp of the negative part alone, so that large positive inputs do not overflow on the way to being dropped.
     low = c.emit("minimum", x, 0)
     low = low if inner == 1.0 else c.emit("multiply", low, 1 / inner)
@@ -65,7 +71,7 @@ def _elu(c: Context, x: Tensor, alpha: float, inner: float = 1.0) -> Tensor:
 @widened
 def elu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x) - 1) below zero."""
-    return _elu(c, x, c.attr("alpha", 1.0))
+    return exponential(c, x, c.attr("alpha", 1.0))
 
 
 @converter("Celu", since=12)
@@ -73,7 +79,7 @@ def elu(c: Context, x: Tensor) -> Tensor:
 def celu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x / alpha) - 1) below zero."""
     alpha = c.attr("alpha", 1.0)
-    return _elu(c, x, alpha, alpha)
+    return exponential(c, x, alpha, alpha)
 
 
 @converter("Selu")
@@ -81,7 +87,7 @@ def celu(c: Context, x: Tensor) -> Tensor:
 def selu(c: Context, x: Tensor) -> Tensor:
     """A scaled Elu."""
     alpha, gamma = c.attr("alpha", 1.6732632423543772), c.attr("gamma", 1.0507009873554805)
-    return c.emit("multiply", _elu(c, x, alpha), gamma)
+    return c.emit("multiply", exponential(c, x, alpha), gamma)
 
 
 @converter("Gelu", since=20)
@@ -97,7 +103,8 @@ def gelu(c: Context, x: Tensor) -> Tensor:
     return c.emit("multiply", c.emit("multiply", x, 0.5), c.emit("add", curve, 1))
 
 
-def _hard_sigmoid(c: Context, x: Tensor, alpha: float, beta: float) -> Tensor:
+def clipped_line(c: Context, x: Tensor, alpha: float, beta: float) -> Tensor:
+    """max(0, min(1, alpha * x + beta))."""
     line = c.emit("add", c.emit("multiply", x, alpha), beta)
     return c.emit("minimum", c.emit("maximum", line, 0), 1)
 
@@ -106,14 +113,14 @@ def _hard_sigmoid(c: Context, x: Tensor, alpha: float, beta: float) -> Tensor:
 @widened
 def hard_sigmoid(c: Context, x: Tensor) -> Tensor:
     """max(0, min(1, alpha * x + beta))."""
-    return _hard_sigmoid(c, x, c.attr("alpha", 0.2), c.attr("beta", 0.5))
+    return clipped_line(c, x, c.attr("alpha", 0.2), c.attr("beta", 0.5))
 
 
 @converter("HardSwish", since=14)
 @widened
 def hard_swish(c: Context, x: Tensor) -> Tensor:
     """x * max(0, min(1, x / 6 + 1/2))."""
-    return c.emit("multiply", x, _hard_sigmoid(c, x, 1 / 6, 0.5))
+    return c.emit("multiply", x, clipped_line(c, x, 1 / 6, 0.5))
 
 
 @converter("Swish", since=24)
@@ -125,7 +132,8 @@ def swish(c: Context, x: Tensor) -> Tensor:
     return c.emit("multiply", x, c.emit("sigmoid", inner))
 
 
-def _softplus(c: Context, x: Tensor) -> Tensor:
+def soft_positive(c: Context, x: Tensor) -> Tensor:
+    """log(1 + exp(x))."""
     # max(x, 0) + log(1 + exp(-|x|)): no overflow for large x.
     tail = c.emit("log", c.emit("add", c.emit("exp", c.emit("negative", c.emit("abs", x))), 1))
     return c.emit("add", c.emit("nn.relu", x), tail)
@@ -135,14 +143,14 @@ def _softplus(c: Context, x: Tensor) -> Tensor:
 @widened
 def softplus(c: Context, x: Tensor) -> Tensor:
     """log(1 + exp(x))."""
-    return _softplus(c, x)
+    return soft_positive(c, x)
 
 
 @converter("Mish", since=18)
 @widened
 def mish(c: Context, x: Tensor) -> Tensor:
     """x * tanh(softplus(x))."""
-    return c.emit("multiply", x, c.emit("tanh", _softplus(c, x)))
+    return c.emit("multiply", x, c.emit("tanh", soft_positive(c, x)))
 
 
 @converter("Softsign")
@@ -152,10 +160,15 @@ def softsign(c: Context, x: Tensor) -> Tensor:
     return c.emit("divide", x, c.emit("add", c.emit("abs", x), 1))
 
 
+def above(c: Context, x: Tensor, alpha: float) -> Tensor:
+    """x above alpha, else 0."""
+    return c.emit("where", c.emit("greater", x, alpha), x, c.like(0, x))
+
+
 @converter("ThresholdedRelu", since=10)
 def thresholded_relu(c: Context, x: Tensor) -> Tensor:
     """x above alpha, else 0."""
-    return c.emit("where", c.emit("greater", x, c.attr("alpha", 1.0)), x, c.like(0, x))
+    return above(c, x, c.attr("alpha", 1.0))
 
 
 @converter("Shrink", since=9)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
@@ -19,6 +21,7 @@ from dlc.ir.ops.host import ITEM
 
 # A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
 _FOLD_LIMIT = 1 << 22
+_MOST_ELEMENTS = 1 << 48
 # A pass forms integer operators from these, so they stay in the graph even on constants.
 _NEVER_FOLDED = {"dlc.quantize", "dlc.dequantize"}
 # Nobody convolves constants; a model with absurd paddings could ask for any amount of memory here.
@@ -56,11 +59,13 @@ class Context:
     calls: list[Call]
     onnx_op: str
     onnx_node: str
+    certain: bool  # whether the node runs whenever the model does: not inside control flow
     branch: Callable[[onnx.GraphProto], tuple[Tensor, ...]]
     block: Callable[[onnx.GraphProto, Sequence[Tensor]], Block]
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute of the node."""
+        """An attribute of the node; a default that is a fraction is rounded to float32, as attributes are."""
+        default = float(np.float32(default)) if isinstance(default, float) else default
         return self.node.attrs.get(name, default)
 
     def require(self, name: str) -> Any:
@@ -103,6 +108,23 @@ class Context:
         """The content of an integer tensor that must be constant."""
         return tuple(int(v) for v in self.known(tensor, what).reshape(-1))
 
+    def equal(self, a: Dim, b: Dim, what: str) -> Dim:
+        """The one extent that `a` and `b` have to be; `what` names them in messages.
+
+        Raises:
+            ConversionError: they differ.
+            FactFoundError: they are equal if an input's extent is a certain one.
+            HostError: only running tells.
+        """
+        difference = self.symbols.simplify(a - b)
+        if isinstance(difference, int):
+            if difference:
+                raise ConversionError(f"{what} differ: {a} and {b}")
+            return a if isinstance(a, int) else b
+        if self.certain:
+            self.symbols.find_size(a, b)
+        raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
+
     def number(self, tensor: Tensor, what: str) -> Any:
         """The one element of a constant."""
         array = self.known(tensor, what)
@@ -133,13 +155,50 @@ class Context:
                 assert first is not None
                 inputs.append(self.like(operand, first))
         try:
+            if op == "dlc.matmul":
+                self._check_product(*inputs)
+            elif op == "dlc.conv":
+                self._check_inner(inputs[0].shape[1], inputs[1].shape[1] * attrs["groups"], inputs)
             shape, dtype = infer_type(op, [(t.shape, t.dtype) for t in inputs], attrs)
         except UndecidedTypeError as error:
+            if OPS[op].kind == "elementwise":
+                for dims in itertools.zip_longest(*(t.shape[::-1] for t in inputs), fillvalue=1):
+                    for pair in itertools.combinations([d for d in dims if d != 1], 2):
+                        self.symbols.find_limit(*pair)
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
+        check_size(Tensor(shape, dtype))
+        if any(isinstance(d, int) and d == 0 for d in shape):
+            return self._empty(shape, dtype)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _empty(self, shape: tuple[Dim, ...], dtype: str) -> Tensor:
+        """A tensor without elements: kernels need not know of them."""
+        if all(isinstance(d, int) for d in shape):
+            return constant(np.empty(shape, dtype))
+        return self._call("relax.broadcast_to", [constant(np.zeros((), dtype))], {"shape": shape}, shape, dtype)
+
+    def _check_product(self, a: Tensor, b: Tensor) -> None:
+        """Hold a matrix product to extents that agree for every size of the symbols; its type rule takes that on trust.
+
+        Raises:
+            UndecidedTypeError: it depends on the sizes.
+        """
+        for x, y in zip(a.shape[-3::-1], b.shape[-3::-1], strict=False):
+            if 1 not in (x, y) and self.symbols.decide("equal", x, y) is None:
+                self.symbols.find_limit(x, y)
+                raise UndecidedTypeError(f"cannot tell whether the extents of {a} and {b} agree")
+        if a.rank and b.rank:
+            self._check_inner(a.shape[-1], b.shape[-2 if b.rank > 1 else -1], (a, b))
+
+    def _check_inner(self, a: Dim, b: Dim, operands: Sequence[Tensor]) -> None:
+        """The same for the extent that a contraction sums over."""
+        if self.symbols.decide("equal", a, b) is None:
+            self.symbols.find_size(a, b)
+            self.symbols.find_limit(a, b)
+            raise UndecidedTypeError(f"cannot tell whether the extents of {operands[0]} and {operands[1]} agree")
 
     def _call(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
@@ -170,7 +229,20 @@ class Context:
         for index, wanted in enumerate(types):
             item = Call(ITEM, (source,), {"index": index}, self.onnx_op, self.onnx_node)
             items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
+            self.symbols.carry(items[-1], self.symbols.carriers)
         return items
+
+    def captured(self, blocks: Sequence[Block]) -> list[Tensor]:
+        """The values around blocks that they read, and those that only tell the size of a symbol inside."""
+        found = list({id(t): t for block in blocks for t in block.captured()}.values())
+        for block in blocks:
+            made = {id(call.output) for call in block.calls}
+            known = {str(d) for t in (*block.params, *found) for d in t.shape}
+            extents = [[c.output.shape, [v for v in c.attrs.values() if not isinstance(v, str)]] for c in block.calls]
+            wanted = symbol_names([extents, [t.shape for t in block.params]]) - known
+            carriers = [self.symbols.carriers[name] for name in sorted(wanted) if name in self.symbols.carriers]
+            found += {id(t): t for t in carriers if id(t) not in made}.values()
+        return found
 
     def _fold(
         self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
@@ -191,7 +263,10 @@ class Context:
             return None
         if int(np.prod(shape, dtype=np.float64)) > max(_FOLD_LIMIT, 2 * sum(v.size for v in values)):
             return None
-        array = np.asarray(OPS[op].meaning(values, attrs))
+        try:
+            array = np.asarray(OPS[op].meaning(values, attrs))
+        except (ValueError, IndexError, OverflowError) as error:  # an index out of range, say
+            raise ConversionError(" ".join(str(error).split())) from error
         return constant(array if str(array.dtype) == dtype else array.astype(dtype))
 
     def _from_elements(self, array: np.ndarray, dtype: str) -> Tensor:
@@ -246,9 +321,37 @@ class Context:
             return x
         return self.emit("strided_slice", x, axes=(axis,), begin=(begin,), end=(end,), strides=(stride,))
 
+    def flip(self, x: Tensor, axis: int) -> Tensor:
+        """`x` in reverse along one axis."""
+        return self.emit("strided_slice", x, axes=(axis,), begin=(x.shape[axis] - 1,), end=(-1,), strides=(-1,))
+
     def reduce(self, mode: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
-        """sum, mean, max, min or prod over axes."""
+        """sum, mean, max, min or prod over axes; of no elements, the operation's neutral element."""
+        if not axes:
+            return x
+        if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
+            kept = [1 if i in axes else d for i, d in enumerate(x.shape)]
+            shape = kept if keepdims else [d for i, d in enumerate(kept) if i not in axes]
+            return self.broadcast(self.like(_neutral(mode, x), x), shape)
         return self.emit(mode, x, axes=tuple(axes), keepdims=int(keepdims))
+
+
+def check_size(tensor: Tensor) -> None:
+    """Raise ConversionError for extents below 0, and for a tensor that no machine holds (strides beyond 64 bits)."""
+    known = [d for d in tensor.shape if isinstance(d, int)]
+    if any(d < 0 for d in known):
+        raise ConversionError(f"{tensor} has a negative extent")
+    if prod(known) > _MOST_ELEMENTS:
+        raise ConversionError(f"{tensor} is too large")
+
+
+def _neutral(mode: str, x: Tensor) -> Any:
+    if x.is_float:
+        lowest, highest = -np.inf, np.inf
+    else:
+        info = np.iinfo(x.dtype) if x.dtype != "bool" else None
+        lowest, highest = (info.min, info.max) if info else (False, True)
+    return {"sum": 0, "prod": 1, "max": lowest, "min": highest, "mean": np.nan}[mode]
 
 
 def _symbolic(value: Any) -> bool:

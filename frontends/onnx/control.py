@@ -59,12 +59,15 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
         return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
     before = c.symbols.names()
     blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
+    if len(blocks[0].outputs) != len(blocks[1].outputs):
+        counts = " and ".join(str(len(block.outputs)) for block in blocks)
+        raise ConversionError(f"its branches return {counts} values")
     pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
     types = [
         _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")
         for index, (a, b) in enumerate(pairs)
     ]
-    captured = list({id(t): t for block in blocks for t in block.captured()}.values())
+    captured = c.captured(blocks)
     for block in blocks:
         block.take(captured)
     return c.results(IF, [condition, *captured], {}, types, blocks)
@@ -111,6 +114,8 @@ def _loop(
     while True:
         states = [_like(t) for t in types]
         slices = [Tensor(t.shape[1:], t.dtype) for t in scanned]
+        for state in states:
+            c.symbols.carry(state, before)
         counter, going = Tensor((), "int64"), Tensor((), "bool")
         block = c.block(graph, form.params(counter, going, states, slices))
         block.params = [counter, going, *states, *slices]
@@ -146,7 +151,7 @@ def _loop(
         "has_condition": condition is not None,
     }
     given = [t for t in (trips, condition) if t is not None]
-    captured = block.captured()
+    captured = c.captured([block])
     block.take(captured)
     types = [*(_outside(c, t, before) for t in inside), *stacked]
     results = c.results(LOOP, [*given, *initial, *scanned, *captured], attrs, types, [block])
@@ -186,11 +191,6 @@ def _length(c: Context, trips: Tensor | None, condition: Tensor | None, block: B
 # --- Scan ------------------------------------------------------------------------------------------------------------
 
 
-def _flipped(c: Context, x: Tensor, axis: int) -> Tensor:
-    extent = x.shape[axis]
-    return c.emit("strided_slice", x, axes=(axis,), begin=(extent - 1,), end=(-1,), strides=(-1,))
-
-
 def _to_front(c: Context, x: Tensor, axis: int) -> Tensor:
     return c.transpose(x, [axis, *(a for a in range(x.rank) if a != axis)])
 
@@ -201,27 +201,49 @@ def _from_front(c: Context, x: Tensor, axis: int) -> Tensor:
     return c.transpose(x, order)
 
 
+def _scan(
+    c: Context, states: list[Tensor], sequences: list[Tensor], backwards: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(Final states, stacked results) of a scan over axis 0 of `sequences`."""
+    if not sequences:
+        raise ConversionError("a Scan needs a sequence to scan")
+    turned = [c.flip(x, 0) if back else x for x, back in zip(sequences, backwards, strict=True)]
+    trips = c.reshape(c.extents([turned[0].shape[0]]), ())
+    results = _loop(c, trips, None, [_like(t) for t in states], states, turned, c.require("body"), _ScanForm())
+    return results[: len(states)], results[len(states) :]
+
+
+@converter("Scan", since=8)
+def scan_of_batch(c: Context, lengths: Tensor | None, *inputs: Tensor) -> Sequence[Tensor]:
+    """Opset 8's form: axis 0 is a batch, of which each element is scanned along its next axis."""
+    batch = inputs[0].shape[0]
+    if lengths is not None or not isinstance(batch, int):
+        raise HostError("the batch of a Scan of opset 8, or the lengths of its sequences, are known only when running")
+    scans = int(c.require("num_scan_inputs"))
+    backwards = c.attr("directions") or [0] * scans
+    count = len(inputs) - scans
+    runs = []
+    for element in range(batch):
+        own = [c.emit("take", x, c.constant(element), axis=0) for x in inputs]
+        finals, stacks = _scan(c, own[:count], own[count:], backwards)
+        runs.append([*finals, *stacks])
+    return [
+        c.emit("concat", *(c.reshape(t, (1, *t.shape)) for t in results), axis=0) for results in zip(*runs, strict=True)
+    ]
+
+
 @converter("Scan", since=9)
 def scan(c: Context, *inputs: Tensor) -> Sequence[Tensor]:
     """A loop over slices of its last inputs."""
-    graph: onnx.GraphProto = c.require("body")
     scans = int(c.require("num_scan_inputs"))
     states, sequences = list(inputs[: len(inputs) - scans]), list(inputs[len(inputs) - scans :])
-    if not sequences:
-        raise ConversionError("a Scan needs a sequence to scan")
     axes = c.attr("scan_input_axes") or [0] * scans
-    backwards = c.attr("scan_input_directions") or [0] * scans
-    moved = []
-    for x, axis, back in zip(sequences, axes, backwards, strict=True):
-        front = _to_front(c, x, c.axis(axis, x.rank))
-        moved.append(_flipped(c, front, 0) if back else front)
-    trips = c.reshape(c.extents([moved[0].shape[0]]), ())
-    results = _loop(c, trips, None, [_like(t) for t in states], states, moved, graph, _ScanForm())
-    finals, stacks = results[: len(states)], results[len(states) :]
+    moved = [_to_front(c, x, c.axis(axis, x.rank)) for x, axis in zip(sequences, axes, strict=True)]
+    finals, stacks = _scan(c, states, moved, c.attr("scan_input_directions") or [0] * scans)
     axes = c.attr("scan_output_axes") or [0] * len(stacks)
     backwards = c.attr("scan_output_directions") or [0] * len(stacks)
     turned = []
     for x, axis, back in zip(stacks, axes, backwards, strict=True):
-        forward = _flipped(c, x, 0) if back else x
+        forward = c.flip(x, 0) if back else x
         turned.append(_from_front(c, forward, c.axis(axis, x.rank)))
     return [*finals, *turned]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, one_each, window
 
 
@@ -28,10 +30,17 @@ def check_kernel(c: Context, w: Tensor) -> list[int]:
     return kernel
 
 
+def check_channels(c: Context, x: Tensor, expected: Dim) -> None:
+    """Make a symbolic number of channels what the weight expects."""
+    if x.rank > 1 and not isinstance(x.shape[1], int):
+        c.equal(x.shape[1], expected, "the channels of the activation and of the weight")
+
+
 @converter("Conv")
 def conv(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution over 1 to 3 spatial dimensions."""
     attrs = window(c, x, check_kernel(c, w))
+    check_channels(c, x, w.shape[1] * c.attr("group", 1))
     result = c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype=x.dtype)
     return result if bias is None else add_channels(c, result, bias)
 
@@ -70,6 +79,7 @@ def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None)
     """Zeros between the inputs, then a convolution with the flipped weight."""
     kernel, groups = check_kernel(c, w), c.attr("group", 1)
     rank = len(kernel)
+    check_channels(c, x, w.shape[0])
     if groups < 1 or x.rank != rank + 2 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
         raise ConversionError(f"activation {x}, weight {w} and {groups} groups do not fit")
     strides, dilations = one_each(c, "strides", rank), one_each(c, "dilations", rank)
@@ -156,10 +166,34 @@ def split_zero(c: Context, x: Tensor, zero: Tensor | None) -> tuple[Tensor, int]
 
 def integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a convolution of integers."""
-    attrs = window(c, x, check_kernel(c, w))
-    x, zero = split_zero(c, x, x_zero)
+    attrs = {**window(c, x, check_kernel(c, w)), "groups": c.attr("group", 1)}
+    check_channels(c, x, w.shape[1] * c.attr("group", 1))
     w = without_zero(c, w, w_zero)
-    return c.emit("dlc.conv", x, w, **attrs, groups=c.attr("group", 1), out_dtype="int32", x_zero_point=zero)
+    if x_zero is not None and x_zero.value is None and w.value is not None:
+        # sum (x - z) w = sum x w - z sum w: the convolution stays one of bytes. Both sums may wrap around, their
+        # difference is right.
+        total = c.emit("dlc.conv", x, w, **attrs, out_dtype="int32", x_zero_point=0)
+        return subtract_zeros(c, total, x_zero, _weights_met(c, x, w.value, attrs))
+    x, zero = split_zero(c, x, x_zero)
+    return c.emit("dlc.conv", x, w, **attrs, out_dtype="int32", x_zero_point=zero)
+
+
+def _weights_met(c: Context, x: Tensor, w: np.ndarray, attrs: dict[str, Any]) -> Tensor:
+    """The sum of the weights that meet elements, not padding, at each place of each output channel: int32."""
+    sums = w.sum(1, dtype=np.int64)
+    if not any(attrs["pads"]):
+        return c.constant(sums.sum(tuple(range(1, sums.ndim)), dtype=np.int32).reshape(-1, *[1] * (x.rank - 2)))
+    # Exact in float32 below 2^24, which takes a filter of 2^17 weights.
+    largest = np.abs(w.astype(np.int64)).sum(tuple(range(1, w.ndim))).max(initial=0)
+    exact = "float32" if largest < 1 << 24 else "float64"
+    ones = c.broadcast(c.constant(1, exact), (1, attrs["groups"], *x.shape[2:]))
+    kernel = c.constant(sums[:, None].astype(exact))
+    return c.cast(c.emit("dlc.conv", ones, kernel, **attrs, out_dtype=exact), "int32")
+
+
+def subtract_zeros(c: Context, total: Tensor, zero: Tensor, weights: Tensor) -> Tensor:
+    """A sum of products less the products of a zero point that is known only when running with weights."""
+    return c.emit("subtract", total, c.emit("multiply", weights, c.cast(c.reshape(zero, ()), "int32")))
 
 
 @converter("ConvInteger", since=10)

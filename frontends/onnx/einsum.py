@@ -8,7 +8,7 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.linear import product
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
 
 Labelled = tuple[Tensor, str]
 _ELLIPSIS = "0123456789"  # the dimensions that "..." stands for, rightmost last
@@ -96,6 +96,12 @@ def einsum(c: Context, *inputs: Tensor) -> Tensor:
     terms, result = _parse(c.require("equation"), inputs)
     if len(set(result)) != len(result) or not set(result) <= set("".join(terms)):
         raise ConversionError(f"the result '{result}' of the equation names a label twice, or an unknown one")
+    extents: dict[str, Dim] = {}
+    for x, labels in zip(inputs, terms, strict=True):
+        for label, extent in zip(labels, x.shape, strict=True):
+            known = extents.setdefault(label, extent)
+            if label not in _ELLIPSIS and not (isinstance(known, int) and isinstance(extent, int)):
+                c.equal(known, extent, f"the extents of label '{label}'")
     operands = [_diagonal(c, x, labels) for x, labels in zip(inputs, terms, strict=True)]
     current = operands[0]
     for index, following in enumerate(operands[1:], 1):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.host import runs_on_host
-from dlc.frontends.onnx.nodes import domain_of, opsets_of
+from dlc.frontends.onnx.nodes import domain_of, opsets_of, subgraphs
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.tensor import Tensor, type_proto
+from dlc.frontends.onnx.tensor import ConversionError, Tensor, type_proto
 
 Matcher = Callable[[Context, onnx.FunctionProto, Sequence["Tensor | None"]], "Sequence[Tensor | None] | None"]
 
@@ -33,6 +34,17 @@ def _schema(op_type: str, version: int, domain: str) -> Any:
         return onnx.defs.get_schema(op_type, version, domain)
     except Exception:
         return None
+
+
+def check_inputs(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
+    """Raise ConversionError where an input is left out that the operator needs."""
+    schema = _schema(node.op_type, version, node.domain)
+    if schema is None or not schema.inputs:
+        return
+    for index, tensor in enumerate(inputs):
+        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
+        if tensor is None and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+            raise ConversionError(f"its input {index} ('{formal.name}') is left out")
 
 
 def has_body(op_type: str, version: int, domain: str) -> bool:
@@ -71,15 +83,39 @@ def schema_defaults(op_type: str, version: int, domain: str) -> dict[str, onnx.A
 
 
 @dataclass
+class Inventory:
+    """The nodes of a model by (domain, operator), those of branches, loop bodies and local functions included.
+
+    Attributes:
+        nodes: how many there are; the nodes of a function count once, however often it is called.
+        unsupported: the labels of those that cannot be converted.
+    """
+
+    nodes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unsupported: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The unsupported ones: operator, domain, node names; empty when there are none."""
+        parts = []
+        for (domain, op_type), names in sorted(self.unsupported.items()):
+            where = ", ".join(f"'{n}'" for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}")
+        return "; ".join(parts)
+
+
+@dataclass
 class _Scan:
     functions: Mapping[FunctionKey, onnx.FunctionProto]
-    found: dict[tuple[str, str], list[str]]
+    found: Inventory
     seen: set[FunctionKey]
 
     def nodes(self, nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int], prefix: str) -> None:
         for node in nodes:
             domain = domain_of(node.domain)
             label = prefix + (node.name or next((o for o in node.output if o), ""))
+            self.found.nodes[domain, node.op_type] += 1
+            for name, graph in subgraphs(node):
+                self.nodes(graph.node, opsets, f"{label}/{name}/")
             key = (domain, node.op_type, node.overload)
             if key in self.functions:
                 if key not in self.seen:
@@ -88,17 +124,18 @@ class _Scan:
                     self.nodes(body.node, opsets_of(body.opset_import) or opsets, f"{label}/")
                 continue
             version = opsets.get(domain, 1)
-            known = lookup(domain, node.op_type, version) is not None or has_body(node.op_type, version, domain)
-            if not known and not runs_on_host(node.op_type, domain, version):
-                self.found.setdefault((domain, node.op_type), []).append(label)
+            if not is_supported(domain, node.op_type, version):
+                self.found.unsupported.setdefault((domain, node.op_type), []).append(label)
 
 
-def unsupported(model: onnx.ModelProto) -> str:
-    """All nodes that cannot be converted, as text: operator, domain, node names; empty when there are none."""
-    scan = _Scan(local_functions(model), {}, set())
+def is_supported(domain: str, op_type: str, version: int) -> bool:
+    """Whether something takes an operator at an opset version: a converter, its body in ONNX, or the host."""
+    known = lookup(domain, op_type, version) is not None or has_body(op_type, version, domain)
+    return known or runs_on_host(op_type, domain, version)
+
+
+def inventory(model: onnx.ModelProto) -> Inventory:
+    """What nodes a model has, and which of them cannot be converted."""
+    scan = _Scan(local_functions(model), Inventory(), set())
     scan.nodes(model.graph.node, opsets_of(model.opset_import), "")
-    parts = []
-    for (domain, op_type), names in sorted(scan.found.items()):
-        where = ", ".join(f"'{n}'" for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        parts.append(f"{op_type} of domain '{domain or 'ai.onnx'}' in {where}")
-    return "; ".join(parts)
+    return scan.found

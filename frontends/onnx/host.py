@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator, ops
 from onnx.reference.ops import aionnx_preview_training, aionnxml
 
 from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.nodes import subgraphs
 from dlc.frontends.onnx.symbols import Symbols
 from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor, object_tensor, type_proto
 from dlc.ir.ops.host import ONNX
@@ -27,6 +28,7 @@ _LOADERS: dict[str, Callable[..., Any]] = {
     "ai.onnx.preview.training": aionnx_preview_training.load_op,
 }
 _SMALL = 1024  # constants up to this size help the inference; larger ones are never shapes
+_WRONG_THERE = {"LSTM", "GRU", "RNN"}  # onnx's reference implementation ignores the sequences' lengths
 Find = Callable[[str], Tensor]
 
 
@@ -57,6 +59,8 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
         ConversionError: the reference implementation does not know the operator, or its types do not fit.
     """
     node = c.node.proto
+    if node.op_type in _WRONG_THERE and not c.node.domain:
+        raise ConversionError(f"{reason}; give the inputs' shapes")
     if not runs_on_host(node.op_type, c.node.domain, around.opsets.get(c.node.domain, 1)) and not around.functions:
         raise ConversionError(reason)
     operands = {n: t for n, t in zip(node.input, inputs, strict=True) if n and t is not None}
@@ -82,9 +86,11 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
         graph.input.add(name=name, type=proto)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in around.opsets.items()]
-    return onnx.ModelProto(
-        ir_version=around.ir_version, graph=graph, opset_import=opsets, functions=list(around.functions)
-    )
+    # A function, or a graph in an attribute, may call any of the model's functions; an operator calls none.
+    calls = any(True for _ in subgraphs(node))
+    calls = calls or any((f.domain, f.name) == (node.domain, node.op_type) for f in around.functions)
+    functions = list(around.functions) if calls else []
+    return onnx.ModelProto(ir_version=around.ir_version, graph=graph, opset_import=opsets, functions=functions)
 
 
 # --- the names that subgraphs read from around the node ------------------------------------------------------------
@@ -92,13 +98,9 @@ def _model(node: onnx.NodeProto, inputs: Mapping[str, onnx.TypeProto], around: S
 
 def _free_names(node: onnx.NodeProto) -> list[str]:
     found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.type in _GRAPHS else []:
-            found |= dict.fromkeys(_free_in_graph(graph))
+    for _, graph in subgraphs(node):
+        found |= dict.fromkeys(_free_in_graph(graph))
     return list(found)
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def _free_in_graph(graph: onnx.GraphProto) -> Iterable[str]:

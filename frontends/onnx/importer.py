@@ -6,23 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.functions import (
     FUNCTION_MATCHERS,
+    check_inputs,
     has_body,
     local_functions,
     schema_body,
     schema_defaults,
 )
 from dlc.frontends.onnx.host import Surroundings, host_call
-from dlc.frontends.onnx.inputs import GraphInputs
+from dlc.frontends.onnx.inputs import GraphInputs, Shapes
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.symbols import Symbols
+from dlc.frontends.onnx.symbols import Fact, FactFoundError, Symbols
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, HostError, Tensor, constant, string_constant
 from dlc.frontends.onnx.write import write
 from dlc.ir.convert import IrTypeError
@@ -68,15 +70,22 @@ class Scope:
 
 
 class Importer:
-    """One import."""
+    """One import.
 
-    def __init__(self, loaded: Loaded, shapes: Mapping[str, Sequence[int | str]] | None) -> None:
-        self.loaded = loaded
+    `external` are initialisers from other files, `facts` what the model demands of sizes, by the symbols' names: see
+    `import_graph`.
+    """
+
+    def __init__(
+        self, loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None, facts: Mapping[str, Fact]
+    ) -> None:
+        self.loaded, self.external = loaded, external
         self.proto = loaded.proto
-        self.symbols = Symbols()
+        self.symbols = Symbols(facts)
         self.calls: list[Call] = []
         self.functions = local_functions(self.proto)
         self.shapes = shapes or {}
+        self.in_block = 0  # blocks of control flow around the current node
 
     def run(self) -> Any:
         """The module."""
@@ -85,6 +94,7 @@ class Importer:
         if graph.sparse_initializer:
             raise DlcError(f"{self.loaded.name}: sparse initializers are not supported")
         scope.values.update({t.name: t for t in graph.initializer})
+        scope.values.update({name: constant(array) for name, array in self.external.items()})
         inputs = GraphInputs(self.loaded.name, self.symbols, self.shapes).declare(graph)
         scope.values.update({t.name: t for t in inputs})
         self.nodes(graph.node, scope)
@@ -95,7 +105,8 @@ class Importer:
         if not outputs:
             raise DlcError(f"{self.loaded.name}: the graph has no outputs")
         outputs = [self._returned(t, scope) for t in outputs]
-        return write(self.loaded.name, inputs, self.calls, outputs, [o.name for o in graph.output])
+        names = [o.name for o in graph.output]
+        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.limits)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +119,7 @@ class Importer:
                 view = replace(view, attrs={a.name: attribute_value(a) for a in proto.attribute})
                 inputs = [scope.find(n) if n else None for n in view.inputs]
                 results = self._apply_or_host(view, inputs, scope)
-            except DlcError:
+            except (DlcError, FactFoundError):
                 raise
             except Exception as error:
                 raise self._failure(view, scope, error) from error
@@ -159,6 +170,8 @@ class Importer:
             matcher = FUNCTION_MATCHERS.get((view.domain, view.op_type))
             matched = matcher(context, function, inputs) if matcher else None
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
+        if any(t is None for t in inputs):
+            check_inputs(view, version, inputs)
         convert = lookup(view.domain, view.op_type, version)
         objects = [t for t in inputs if t is not None and t.is_object]
         expanded = convert is None and has_body(view.op_type, version, view.domain)
@@ -178,6 +191,7 @@ class Importer:
             calls=self.calls,
             onnx_op=shown.op_type,
             onnx_node=shown.name,
+            certain=not self.in_block,
             branch=lambda graph: self._branch(graph, scope),
             block=lambda graph, params: self._block(graph, params, scope),
         )
@@ -240,12 +254,14 @@ class Importer:
         values |= {v.name: t for v, t in zip(graph.input, params, strict=True)}
         inner = replace(outer, values=values, parent=outer, depth=outer.depth + 1)
         around, self.calls = self.calls, []
+        self.in_block += 1
         try:
             self.nodes(graph.node, inner)
             outputs = [self._returned(inner.find(o.name), inner) for o in graph.output]
             return Block(list(params), self.calls, outputs)
         finally:
             self.calls = around
+            self.in_block -= 1
 
     def _returned(self, tensor: Tensor, scope: Scope) -> Tensor:
         """A result that is not computed by any call as one that is."""
@@ -256,3 +272,13 @@ class Importer:
             return made
         nowhere = self._context(NodeView("Shape", "", "", (), (), {}, onnx.NodeProto()), 1, scope)
         return nowhere.materialised(tensor)
+
+
+def import_graph(loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None) -> Any:
+    """The module of a loaded model. A fact about a symbol is found on the way and matters from the first node on."""
+    facts: dict[str, Fact] = {}
+    while True:
+        try:
+            return Importer(loaded, external, shapes, facts).run()
+        except FactFoundError as found:
+            facts[found.name] = found.fact

@@ -190,6 +190,11 @@ def reverse_sequence(c: Context, x: Tensor, lengths: Tensor) -> Tensor:
     time, batch = c.attr("time_axis", 0), c.attr("batch_axis", 1)
     if {time, batch} != {0, 1} or x.rank < 2:
         raise ConversionError(f"time axis {time} and batch axis {batch} of {x}")
+    return reversed_sequences(c, x, lengths, time, batch)
+
+
+def reversed_sequences(c: Context, x: Tensor, lengths: Tensor, time: int = 0, batch: int = 1) -> Tensor:
+    """The first lengths[b] steps of batch b in reverse, the rest as it is."""
 
     def along(t: Tensor, axis: int) -> Tensor:
         return c.reshape(t, [x.shape[i] if i == axis else 1 for i in range(x.rank)])

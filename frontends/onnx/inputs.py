@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from dlc.errors import DlcError
+from dlc.frontends.onnx.context import check_size
 from dlc.frontends.onnx.nodes import element_type
 from dlc.frontends.onnx.symbols import Symbols
 from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor, object_tensor
@@ -17,7 +18,10 @@ Shapes = Mapping[str, Sequence[int | str]]
 
 
 class GraphInputs:
-    """Declares the inputs of a graph; an initialiser of the same name makes an input a constant."""
+    """Declares the inputs of a graph.
+
+    An initialiser of the same name is an input's default, and makes it a constant unless a shape is given for it.
+    """
 
     def __init__(self, model: str, symbols: Symbols, shapes: Shapes) -> None:
         self.model = model
@@ -27,7 +31,7 @@ class GraphInputs:
 
     def declare(self, graph: onnx.GraphProto) -> list[Tensor]:
         """The inputs in order, each with its ONNX name."""
-        constants = {t.name for t in graph.initializer}
+        constants = {t.name for t in graph.initializer} - set(self.shapes)
         protos = [i for i in graph.input if i.name not in constants]
         unknown = sorted(set(self.shapes) - {i.name for i in protos})
         if unknown:
@@ -78,9 +82,13 @@ class GraphInputs:
             raise DlcError(f"{self.model}: input '{proto.name}' has no shape: give one")
         dims: Sequence[Any] = given if given is not None else proto.type.tensor_type.shape.dim
         extents = tuple(self._extent(proto.name, index, dim) for index, dim in enumerate(dims))
-        if any(isinstance(d, int) and d < 0 for d in extents):
-            raise DlcError(f"{self.model}: input '{proto.name}' has a negative extent")
-        return Tensor(extents, dtype, name=proto.name)
+        tensor = Tensor(extents, dtype, name=proto.name)
+        self.symbols.carry(tensor, self.symbols.carriers)
+        try:
+            check_size(tensor)
+        except ConversionError as error:
+            raise DlcError(f"{self.model}: input '{proto.name}': {error}") from error
+        return tensor
 
     def _extent(self, name: str, index: int, dim: Any) -> Dim:
         if isinstance(dim, int):

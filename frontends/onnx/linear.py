@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dlc.frontends.onnx.context import Context
-from dlc.frontends.onnx.convolution import split_zero, without_zero
+from dlc.frontends.onnx.convolution import split_zero, subtract_zeros, without_zero
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.ir.convert import infer_type
 
 
 def product(c: Context, a: Tensor, b: Tensor) -> Tensor:
     """The matrix product in the operands' type."""
     if a.dtype != b.dtype:
         raise ConversionError(f"operands of different types: {a} and {b}")
+    check_inner(c, a, b)
+    if a.rank and isinstance(a.shape[-1], int) and a.shape[-1] == 0:
+        return _nothing(c, a, b, a.dtype)
     return c.emit("dlc.matmul", a, b, out_dtype=a.dtype)
+
+
+def _nothing(c: Context, a: Tensor, b: Tensor, dtype: str) -> Tensor:
+    """A product whose inner dimension is empty: zeros."""
+    shape, _ = infer_type("dlc.matmul", [(a.shape, a.dtype), (b.shape, b.dtype)], {"out_dtype": dtype})
+    return c.broadcast(c.constant(np.zeros((), dtype)), shape)
+
+
+def check_inner(c: Context, a: Tensor, b: Tensor) -> None:
+    """Make symbolic inner dimensions one extent."""
+    if a.rank and b.rank:
+        inner = b.shape[0] if b.rank == 1 else b.shape[-2]
+        if not (isinstance(a.shape[-1], int) and isinstance(inner, int)):
+            c.equal(a.shape[-1], inner, "the inner dimensions")
 
 
 @converter("MatMul")
@@ -48,15 +68,36 @@ def gemm(c: Context, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor
 
 def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_zero: Tensor | None) -> Tensor:
     """The int32 accumulator of a product of integers; zero points are scalars, or one a row of A, a column of B."""
+    check_inner(c, a, b)
+    b, b_number = _weight(c, b, b_zero)
+    if (
+        a_zero is not None
+        and a_zero.value is None
+        and a_zero.shape in ((), (1,))
+        and b.value is not None
+        and b.rank > 1
+    ):
+        # sum (a - z) b = sum a b - z sum b: the product stays one of bytes. Both sums may wrap around, their
+        # difference is right.
+        total = c.emit("dlc.matmul", a, b, out_dtype="int32", a_zero_point=0, b_zero_point=b_number)
+        columns = (b.value.astype(np.int32) - np.int32(b_number)).sum(-2, keepdims=a.rank > 1, dtype=np.int32)
+        return subtract_zeros(c, total, a_zero, c.constant(columns))
     if a_zero is not None and a_zero.rank == 1 and a_zero.shape[0] != 1:
         a, a_number = without_zero(c, a, c.reshape(a_zero, (*a_zero.shape, 1))), 0
     else:
         a, a_number = split_zero(c, a, a_zero)
-    if b_zero is not None and b_zero.rank > 0 and (b.value is not None or b_zero.shape != (1,)):
-        b, b_number = without_zero(c, b, b_zero, axis=b.rank - 1), 0
-    else:
-        b, b_number = split_zero(c, b, b_zero)
     return c.emit("dlc.matmul", a, b, out_dtype="int32", a_zero_point=a_number, b_zero_point=b_number)
+
+
+def _weight(c: Context, b: Tensor, zero: Tensor | None) -> tuple[Tensor, int]:
+    """A weight and its zero point as an attribute, 0 where the codes less their zero points are the weight."""
+    if zero is not None and zero.rank > 0 and (b.value is not None or zero.shape != (1,)):
+        return without_zero(c, b, zero, axis=b.rank - 1), 0
+    if zero is not None and b.value is not None and zero.value is not None:
+        moved = without_zero(c, b, zero)
+        if moved.dtype == "int8":
+            return moved, 0
+    return split_zero(c, b, zero)
 
 
 @converter("MatMulInteger", since=10)

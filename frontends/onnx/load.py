@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.external_data_helper
@@ -84,6 +87,9 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
 
 def check(loaded: Loaded) -> None:
     """Hold the model to `onnx.checker`."""
+    outside = _outside(loaded.proto)
+    if outside and loaded.folder is None:  # the checker would look for the file in the working directory
+        raise DlcError(f"{loaded.name}: tensor '{outside[0].name}' is in an external file: give the model's path")
     try:
         # The path form also checks external data, and models beyond protobuf's 2 GB.
         onnx.checker.check_model(str(loaded.path) if loaded.path is not None else loaded.proto)
@@ -91,18 +97,68 @@ def check(loaded: Loaded) -> None:
         raise DlcError(f"{loaded.name}: not a valid ONNX model: {_one_line(error)}") from error
 
 
-def read_external(loaded: Loaded) -> None:
-    """Read external data into the proto."""
-    outside = [t.name for t in loaded.proto.graph.initializer if onnx.external_data_helper.uses_external_data(t)]
-    if not outside:
-        return
-    if loaded.folder is None:
-        raise DlcError(f"{loaded.name}: initializer '{outside[0]}' is in an external file: give the model's path")
-    try:
-        onnx.external_data_helper.load_external_data_for_model(loaded.proto, str(loaded.folder))
-    except Exception as error:
-        reason = _one_line(error)
-        raise DlcError(f"{loaded.name}: cannot read the external data of its initializers: {reason}") from error
+def read_external(loaded: Loaded) -> dict[str, np.ndarray]:
+    """The graph's initialisers that lie in other files, by name: mapped, not read, for they may be many gigabytes.
+
+    Tensors of attributes and of functions, and types narrower than a byte, are read into the proto.
+
+    Raises:
+        DlcError: a file is missing, too short or outside the model's folder; names the tensor.
+    """
+    initializers = {id(t) for t in loaded.proto.graph.initializer}
+    mapped = {}
+    for tensor in _outside(loaded.proto):
+        assert loaded.folder is not None
+        try:
+            data, dtype = _data(tensor, loaded.folder), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            if id(tensor) in initializers and str(dtype) not in _PACKED:
+                mapped[tensor.name] = data.view(dtype).reshape(tensor.dims)
+                continue
+            tensor.raw_data = data.tobytes()
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        except Exception as error:
+            reason = _one_line(error)
+            raise DlcError(f"{loaded.name}: cannot read the external data of '{tensor.name}': {reason}") from error
+    return mapped
+
+
+def _outside(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [t for t in _tensors(proto) if onnx.external_data_helper.uses_external_data(t)]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors_of(proto.graph.node)
+    yield from proto.graph.initializer
+    for function in proto.functions:
+        yield from _tensors_of(function.node)
+
+
+def _tensors_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (a for node in nodes for a in node.attribute):
+        yield from [attribute.t, *attribute.tensors]
+        for graph in (attribute.g, *attribute.graphs):
+            yield from graph.initializer
+            yield from _tensors_of(graph.node)
+
+
+_PACKED = {"int4": 2, "uint4": 2, "float4_e2m1fn": 2, "int2": 4, "uint2": 4}  # elements a byte
+
+
+def _data(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    """The tensor's bytes, mapped from its file. ValueError or OSError where they are not there."""
+    info = onnx.external_data_helper.ExternalDataInfo(tensor)
+    path = folder / info.location
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"'{info.location}' is outside the model's folder")
+    dtype, begin = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), int(info.offset or 0)
+    needed = -(-math.prod(tensor.dims) * dtype.itemsize // _PACKED.get(str(dtype), 1))
+    size = path.stat().st_size
+    if begin + needed > size:
+        raise ValueError(f"'{info.location}' has {size} bytes, the tensor needs {needed} from {begin} on")
+    if info.length and int(info.length) != needed:
+        raise ValueError(f"it is said to be {int(info.length)} bytes long, its shape and type need {needed}")
+    return np.memmap(path, np.uint8, "r", begin, needed) if needed else np.empty(0, np.uint8)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,11 +8,14 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
 
-def _per_channel(c: Context, parameter: Tensor, rank: int) -> Tensor:
-    return c.reshape(parameter, (parameter.shape[0], *[1] * max(rank - 2, 0)))
+def _per_channel(c: Context, parameter: Tensor, x: Tensor) -> Tensor:
+    """A parameter a channel, to be broadcast to `x`."""
+    if not isinstance(x.shape[1], int):
+        c.equal(x.shape[1], parameter.shape[0], "the channels of the activation and the parameters")
+    return c.reshape(parameter, (parameter.shape[0], *[1] * max(x.rank - 2, 0)))
 
 
 def _folded(c: Context, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -37,12 +40,12 @@ def _statistics(c: Context, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...
     normal, own_mean, _ = standardise(c, x, axes, epsilon)
     centred = c.emit("subtract", x, own_mean)
     own_variance = c.reduce("mean", c.emit("multiply", centred, centred), axes)
-    scaled = c.emit("multiply", normal, c.cast(_per_channel(c, gamma, x.rank), x.dtype))
+    scaled = c.emit("multiply", normal, c.cast(_per_channel(c, gamma, x), x.dtype))
     moved = []
     for old, own in ((mean, own_mean), (variance, own_variance)):
         fresh = c.cast(c.reshape(own, (x.shape[1],)), old.dtype)
         moved.append(c.emit("add", c.emit("multiply", old, momentum), c.emit("multiply", fresh, 1 - momentum)))
-    return c.emit("add", scaled, c.cast(_per_channel(c, beta, x.rank), x.dtype)), *moved
+    return c.emit("add", scaled, c.cast(_per_channel(c, beta, x), x.dtype)), *moved
 
 
 @converter("BatchNormalization")
@@ -60,7 +63,7 @@ def batch_normalisation(c: Context, x: Tensor, *parameters: Tensor) -> tuple[Ten
         raise ConversionError(f"parameters {parameters[0]} do not fit an activation {x}")
     if training:
         return _statistics(c, x, *parameters)
-    return (_folded(c, x, [_per_channel(c, p, x.rank) for p in parameters]),)
+    return (_folded(c, x, [_per_channel(c, p, x) for p in parameters]),)
 
 
 def standardise(c: Context, x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +73,11 @@ def standardise(c: Context, x: Tensor, axes: Sequence[int], epsilon: float) -> t
     variance = c.reduce("mean", c.emit("multiply", centred, centred), axes)
     inverse = c.emit("rsqrt", c.emit("add", variance, epsilon))
     return c.emit("multiply", centred, inverse), mean, inverse
+
+
+def _wide(c: Context, x: Tensor) -> Tensor:
+    """`x` in a type in which its variance can be computed."""
+    return c.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
 
 
 @converter("LayerNormalization", since=17)
@@ -105,15 +113,18 @@ def instance_normalisation(c: Context, x: Tensor, scale: Tensor, bias: Tensor) -
     """Each channel of each image by itself."""
     if x.rank < 3:
         raise ConversionError(f"instance normalisation needs 3 dimensions or more, got {x}")
-    normal, *_ = standardise(c, x, range(2, x.rank), c.attr("epsilon", 1e-5))
-    return c.emit("add", c.emit("multiply", normal, _per_channel(c, scale, x.rank)), _per_channel(c, bias, x.rank))
+    wide, *_ = standardise(c, _wide(c, x), range(2, x.rank), c.attr("epsilon", 1e-5))
+    normal = c.cast(wide, x.dtype)
+    return c.emit("add", c.emit("multiply", normal, _per_channel(c, scale, x)), _per_channel(c, bias, x))
 
 
 def _groups(c: Context, x: Tensor) -> tuple[Tensor, int]:
     """x as (N, groups, everything else), standardised in each group, in x's shape again."""
     count = c.require("num_groups")
     channels = x.shape[1]
-    if not isinstance(channels, int) or channels % count:
+    if not isinstance(channels, int):
+        raise HostError(f"the channels of {x} must be known when compiling")
+    if channels % count:
         raise ConversionError(f"{channels} channels do not divide into {count} groups")
     wide = c.cast(x, "float32") if c.attr("stash_type", 1) == 1 else x
     rest = c.symbols.product((channels // count, *x.shape[2:]))
@@ -134,27 +145,28 @@ def group_normalisation_18(c: Context, x: Tensor, scale: Tensor, bias: Tensor) -
 @converter("GroupNormalization", since=21)
 def group_normalisation(c: Context, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """From opset 21: one scale and bias a channel."""
+    scale, bias = _per_channel(c, scale, x), _per_channel(c, bias, x)
     normal, _ = _groups(c, x)
-    return c.emit("add", c.emit("multiply", normal, _per_channel(c, scale, x.rank)), _per_channel(c, bias, x.rank))
+    return c.emit("add", c.emit("multiply", normal, scale), bias)
 
 
 @converter("LpNormalization")
 def lp_normalisation(c: Context, x: Tensor) -> Tensor:
     """x divided by its 1- or 2-norm along an axis; 0 where the norm is."""
-    axis, p = c.axis(c.attr("axis", -1), x.rank), c.attr("p", 2)
+    axis, p, wide = c.axis(c.attr("axis", -1), x.rank), c.attr("p", 2), _wide(c, x)
     if p == 1:
-        norm = c.reduce("sum", c.emit("abs", x), (axis,))
+        norm = c.reduce("sum", c.emit("abs", wide), (axis,))
     else:
-        norm = c.emit("sqrt", c.reduce("sum", c.emit("multiply", x, x), (axis,)))
+        norm = c.emit("sqrt", c.reduce("sum", c.emit("multiply", wide, wide), (axis,)))
     safe = c.emit("where", c.emit("equal", norm, 0), c.like(1, norm), norm)
-    return c.emit("divide", x, safe)
+    return c.cast(c.emit("divide", wide, safe), x.dtype)
 
 
 @converter("MeanVarianceNormalization", since=9)
 def mean_variance_normalisation(c: Context, x: Tensor) -> Tensor:
     """(x - mean) / (deviation + 1e-9) over axes."""
     axes = [c.axis(a, x.rank) for a in c.attr("axes", [0, 2, 3])]
-    mean = c.reduce("mean", x, axes)
-    centred = c.emit("subtract", x, mean)
+    wide = _wide(c, x)
+    centred = c.emit("subtract", wide, c.reduce("mean", wide, axes))
     deviation = c.emit("sqrt", c.reduce("mean", c.emit("multiply", centred, centred), axes))
-    return c.emit("divide", centred, c.emit("add", deviation, 1e-9))
+    return c.cast(c.emit("divide", centred, c.emit("add", deviation, 1e-9)), x.dtype)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlc.frontends.onnx.context import Context
+from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
 from dlc.frontends.onnx.windows import CHANNELS_FIRST, window
 from dlc.ir.ops.windows import output_extents
 
@@ -19,32 +21,48 @@ def _pool(c: Context, x: Tensor, mode: str, **extra: Any) -> Tensor:
     return c.emit("dlc.pool", x, mode=mode, kernel=tuple(kernel), out_dtype=x.dtype, **attrs)
 
 
+def _spots(c: Context, outs: Sequence[Dim], kernel: Sequence[int], attrs: Mapping[str, Any]) -> list[Tensor]:
+    """For each spatial dimension the positions that windows read, broadcasting to (outs..., kernel...)."""
+    rank, spots = len(kernel), []
+    for i, out in enumerate(outs):
+        starts = c.reshape(count_up(c, out), [out if j == i else 1 for j in range(2 * rank)])
+        taps = np.arange(kernel[i]) * attrs["dilations"][i] - attrs["pads"][i]
+        taps = taps.reshape([kernel[i] if j == rank + i else 1 for j in range(2 * rank)])
+        spots.append(c.emit("add", c.emit("multiply", starts, attrs["strides"][i]), c.constant(taps)))
+    return spots
+
+
 def _max_places(c: Context, x: Tensor) -> Tensor:
     """Where each window's first maximum lies in the flattened tensor: the windows written out, then argmax."""
     kernel = list(c.require("kernel_shape"))
-    attrs, rank = window(c, x, kernel), len(kernel)
-    if not x.static:
-        raise HostError(f"the output Indices needs known extents, not {x}")
-    attrs["ceil_mode"] = c.attr("ceil_mode", 0)
-    extents, pads, strides, dilations = x.shape[2:], attrs["pads"], attrs["strides"], attrs["dilations"]
-    outs = output_extents(extents, kernel, attrs)
-    # Taps and windows by row: positions on the image, -1 outside.
-    ticks, starts = np.indices(kernel).reshape(rank, 1, -1), np.indices(outs).reshape(rank, -1, 1)
-    spots = [ticks[i] * dilations[i] + starts[i] * strides[i] - pads[i] for i in range(rank)]
-    inside = np.all([(s >= 0) & (s < e) for s, e in zip(spots, extents, strict=True)], axis=0)
+    attrs = {**window(c, x, kernel), "ceil_mode": c.attr("ceil_mode", 0)}
+    extents, outs = x.shape[2:], output_extents(x.shape[2:], kernel, attrs)
+    area, planes, windows = (c.symbols.product(dims) for dims in (extents, x.shape[:2], outs))
+    taps = int(np.prod(kernel))
+
+    def whole(tensor: Tensor) -> Tensor:
+        return c.reshape(c.broadcast(tensor, (*outs, *kernel)), (windows, taps))
+
+    def number(dim: Dim) -> Tensor:
+        return c.reshape(c.extents([dim]), ())
+
+    spots = _spots(c, outs, kernel, attrs)
+    inside, place, order = (c.constant(np.asarray(v)) for v in (True, 0, 0))
     column_major = bool(c.attr("storage_order", 0))
-    places, order = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.int64)
-    for i in range(rank):
-        places = places * extents[i] + np.clip(spots[i], 0, extents[i] - 1)
-    for i in reversed(range(rank)) if column_major else range(rank):
-        order = order * extents[i] + spots[i]
-    area, planes = int(np.prod(extents)), x.shape[0] * x.shape[1]
-    values = c.emit("take", c.reshape(x, (planes, area)), c.constant(places), axis=1)
+    for i, spot in enumerate(spots):
+        last = number(c.symbols.simplify(extents[i] - 1))
+        within = c.emit("logical_and", c.emit("greater_equal", spot, 0), c.emit("less_equal", spot, last))
+        inside = c.emit("logical_and", inside, within)
+        spot = c.emit("minimum", c.emit("maximum", spot, 0), last)
+        place = c.emit("add", place, c.emit("multiply", spot, number(c.symbols.product(extents[i + 1 :]))))
+        step = c.symbols.product(extents[:i] if column_major else extents[i + 1 :])
+        order = c.emit("add", order, c.emit("multiply", spot, number(step)))
+    values = c.emit("take", c.reshape(x, (planes, area)), whole(place), axis=1)
     lowest = -np.inf if x.is_float else int(np.iinfo(x.dtype).min)
-    best = c.emit("argmax", c.emit("where", c.constant(inside), values, c.like(lowest, x)), axis=2, keepdims=1)
-    whole = c.broadcast(c.constant(order[None]), (planes, *order.shape))
-    found = c.reshape(c.emit("gather_elements", whole, best, axis=2), (planes, order.shape[0]))
-    bases = c.constant((np.arange(planes, dtype=np.int64) * area).reshape(planes, 1))
+    best = c.emit("argmax", c.emit("where", whole(inside), values, c.like(lowest, x)), axis=2, keepdims=1)
+    every = c.broadcast(c.reshape(whole(order), (1, windows, taps)), (planes, windows, taps))
+    found = c.reshape(c.emit("gather_elements", every, best, axis=2), (planes, windows))
+    bases = c.reshape(c.emit("multiply", count_up(c, planes), number(area)), (planes, 1))
     return c.reshape(c.emit("add", found, bases), (*x.shape[:2], *outs))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Tensor
@@ -12,50 +10,31 @@ _PLAIN = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceM
 _NAMES = [*_PLAIN, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"]
 
 
-def _empty(c: Context, mode: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor | None:
-    """The reduction of a dimension of extent 0: the operation's neutral element."""
-    if not any(x.shape[a] == 0 for a in axes if isinstance(x.shape[a], int)):
-        return None
-    kept = [1 if i in axes else d for i, d in enumerate(x.shape)]
-    shape = kept if keepdims else [d for i, d in enumerate(kept) if i not in axes]
-    if x.is_float:
-        lowest, highest = -np.inf, np.inf
-    else:
-        info = np.iinfo(x.dtype) if x.dtype != "bool" else None
-        lowest, highest = (info.min, info.max) if info else (False, True)
-    neutral = {"sum": 0, "prod": 1, "max": lowest, "min": highest, "mean": np.nan}[mode]
-    return c.broadcast(c.like(neutral, x), shape)
-
-
-def _reduced(c: Context, mode: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
-    empty = _empty(c, mode, x, axes, keepdims)
-    return empty if empty is not None else c.reduce(mode, x, axes, keepdims)
-
-
 def _reduce(c: Context, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     name = c.node.op_type
     if name in _PLAIN:
         if x.dtype == "bool":
             # Extremes of truth values are their conjunction and disjunction.
-            return c.cast(_reduced(c, _PLAIN[name], c.cast(x, "uint8"), axes, keepdims), "bool")
-        return _reduced(c, _PLAIN[name], x, axes, keepdims)
+            return c.cast(c.reduce(_PLAIN[name], c.cast(x, "uint8"), axes, keepdims), "bool")
+        return c.reduce(_PLAIN[name], x, axes, keepdims)
     if name == "ReduceL1":
-        return _reduced(c, "sum", c.emit("abs", x), axes, keepdims)
+        return c.reduce("sum", c.emit("abs", x), axes, keepdims)
     if name == "ReduceSumSquare":
-        return _reduced(c, "sum", c.emit("multiply", x, x), axes, keepdims)
+        return c.reduce("sum", c.emit("multiply", x, x), axes, keepdims)
     if name == "ReduceL2":
         wide = x if x.is_float else c.cast(x, "float64")
-        return c.cast(c.emit("sqrt", _reduced(c, "sum", c.emit("multiply", wide, wide), axes, keepdims)), x.dtype)
+        return c.cast(c.emit("sqrt", c.reduce("sum", c.emit("multiply", wide, wide), axes, keepdims)), x.dtype)
     wide = x if x.is_float else c.cast(x, "float64")
     if name == "ReduceLogSum":
-        return c.cast(c.emit("log", _reduced(c, "sum", wide, axes, keepdims)), x.dtype)
+        return c.cast(c.emit("log", c.reduce("sum", wide, axes, keepdims)), x.dtype)
     return c.cast(_log_sum_exp(c, wide, axes, keepdims), x.dtype)
 
 
 def _log_sum_exp(c: Context, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     if any(isinstance(x.shape[a], int) and x.shape[a] == 0 for a in axes):
-        return c.emit("log", _reduced(c, "sum", x, axes, keepdims))
+        return c.emit("log", c.reduce("sum", x, axes, keepdims))
     peak = c.reduce("max", x, axes)
+    peak = c.emit("where", c.emit("isinf", peak), c.like(0, peak), peak)  # infinity minus infinity is no number
     total = c.reduce("sum", c.emit("exp", c.emit("subtract", x, peak)), axes)
     result = c.emit("add", c.emit("log", total), peak)
     return result if keepdims else c.reshape(result, [d for i, d in enumerate(result.shape) if i not in axes])

@@ -132,9 +132,14 @@ def transpose(c: Context, x: Tensor) -> Tensor:
 @converter("Concat")
 def concat(c: Context, *inputs: Tensor) -> Tensor:
     """Join along an axis."""
-    if len(inputs) == 1:
-        return inputs[0]
-    return c.emit("concat", *inputs, axis=c.axis(c.attr("axis", 1), inputs[0].rank))
+    axis = c.axis(c.attr("axis", 1), inputs[0].rank)
+    for other in inputs[1:]:
+        for i, (a, b) in enumerate(zip(inputs[0].shape, other.shape, strict=False)):
+            if i != axis and not (isinstance(a, int) and isinstance(b, int)):
+                c.equal(a, b, f"the extents of dimension {i}")
+    empty = [x for x in inputs if isinstance(x.shape[axis], int) and x.shape[axis] == 0]
+    kept = [x for x in inputs if not any(x is e for e in empty)] or [inputs[0]]
+    return c.emit("concat", *kept, axis=axis) if len(kept) > 1 else kept[0]
 
 
 def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
@@ -173,6 +178,12 @@ def split(c: Context, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, .
 def expand(c: Context, x: Tensor, wanted: Tensor) -> Tensor:
     """Broadcast in both directions."""
     dims = c.dims(wanted, "the shape to expand to")
+    for have, want in zip(reversed(x.shape), reversed(dims), strict=False):
+        if not c.symbols.same(have, want) and not any(isinstance(d, int) and d == 1 for d in (have, want)):
+            if isinstance(have, int) and isinstance(want, int):
+                break
+            # An extent of 1 would be repeated, any other kept.
+            raise HostError(f"whether {x} is repeated to extents {_text(dims)} is known only when running")
     try:
         return c.broadcast(x, broadcast(x.shape, dims))
     except ValueError as error:
@@ -211,6 +222,8 @@ def depth_to_space(c: Context, x: Tensor) -> Tensor:
     block = c.require("blocksize")
     depth = c.symbols.quotient((channels,), (block, block))
     if depth is None:
+        if not isinstance(channels, int):
+            raise HostError(f"the channels of {x} must be known when compiling")
         raise ConversionError(f"{channels} channels are not a multiple of {block} x {block}")
     if c.attr("mode", "DCR") == "DCR":
         apart = c.transpose(c.reshape(x, (n, block, block, depth, height, width)), (0, 3, 4, 1, 5, 2))
@@ -226,6 +239,8 @@ def space_to_depth(c: Context, x: Tensor) -> Tensor:
     block = c.require("blocksize")
     rows, columns = c.symbols.quotient((height,), (block,)), c.symbols.quotient((width,), (block,))
     if rows is None or columns is None:
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise HostError(f"the extents of {x} must be known when compiling")
         raise ConversionError(f"extents {height} x {width} are not multiples of {block}")
     order = (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
     apart = c.transpose(c.reshape(x, (n, channels, rows, block, columns, block)), order)

@@ -8,15 +8,18 @@ so is a slice that ends at "infinity".
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
+from dlc.ir.dims import symbols
 from dlc.ir.graph import symbol_names
 from dlc.ir.ops import OPS
 
@@ -24,14 +27,47 @@ _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this
 _RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
 
 
-class Symbols:
-    """The symbolic extents of one import."""
+@dataclass(frozen=True)
+class Fact:
+    """What the model demands of the size of an input's symbol.
 
-    def __init__(self) -> None:
+    Attributes:
+        largest: the largest size; None where there is no limit.
+        equals: the size itself, or another symbol's name.
+    """
+
+    largest: int | None = None
+    equals: int | str | None = None
+
+
+class FactFoundError(Exception):
+    """The model fails for other sizes of a symbol than `fact` says: the import begins again with what is known now."""
+
+    def __init__(self, name: str, fact: Fact) -> None:
+        super().__init__(f"{name}: {fact}")
+        self.name, self.fact = name, fact
+
+
+class Symbols:
+    """The symbolic extents of one import.
+
+    Attributes:
+        facts: what is known of sizes, by the symbols' names.
+    """
+
+    def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
+        self.facts = dict(facts or {})
         self._analyzer = Analyzer()
         self._by_name: dict[str, Any] = {}
         self._identifiers: set[str] = set()
+        self._of_inputs: dict[str, Dim] = {}
+        self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest sizes of the symbols that have one."""
+        return {name: fact.largest for name, fact in self.facts.items() if fact.largest is not None}
 
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
@@ -46,6 +82,12 @@ class Symbols:
             self._told.add(str(symbol.name))
         return symbol
 
+    def carry(self, tensor: Any, but: Collection[str] = ()) -> None:
+        """Note which symbols, except those of `but`, are extents of `tensor`, so that it tells their sizes."""
+        for dim in tensor.shape:
+            if isinstance(dim, tirx.Var) and dim.name not in but:
+                self.carriers[dim.name] = tensor
+
     def told(self, item: Any) -> set[str]:
         """The symbols in `item` (whatever holds extents) whose sizes data tell."""
         return symbol_names(item) & self._told
@@ -59,9 +101,15 @@ class Symbols:
             count += 1
             name = f"{base}_{count}"
         self._identifiers.add(name)
-        var = tirx.Var(name, "int64")
-        self._analyzer.bind(var, tvm.ir.Range(least, tirx.IntImm("int64", _LARGEST_EXTENT)))
-        return var
+        fact = self.facts.get(name, Fact())
+        if fact.equals is not None:
+            dim = self._of_inputs[fact.equals] if isinstance(fact.equals, str) else fact.equals
+        else:
+            dim = tirx.Var(name, "int64")
+            self._analyzer.bind(dim, _range(least, fact.largest or _LARGEST_EXTENT))
+        if least > 0:
+            self._of_inputs[name] = dim
+        return dim
 
     def names(self) -> frozenset[str]:
         """The names of all symbols so far."""
@@ -89,6 +137,39 @@ class Symbols:
         if self._analyzer.can_prove(_PROVE[_OPPOSITE[comparison]](difference)):
             return False
         return None
+
+    def find_limit(self, a: Dim, b: Dim) -> None:
+        """Two extents have to broadcast: say where that limits a symbol.
+
+        A table of 512 rows, cut to n and added to n rows, has n and min(n, 512): the model is right up to n = 512.
+
+        Raises:
+            FactFoundError: the extents are equal up to a size of an input's symbol, and do not broadcast beyond.
+        """
+        dims = [tirx.IntImm("int64", d) if isinstance(d, int) else d for d in (a, b)]
+        for var in symbols([a, b]):
+            for bound in _bounds([a, b], var) if str(var.name) in self._of_inputs else ():
+                below, beyond = Analyzer(), Analyzer()
+                below.bind(var, _range(1, bound))
+                beyond.bind(var, _range(bound + 1, _LARGEST_EXTENT))
+                apart = beyond.can_prove(dims[0] > dims[1]) or beyond.can_prove(dims[0] < dims[1])
+                if apart and all(beyond.can_prove(d > 1) for d in dims) and below.can_prove_equal(*dims):
+                    raise FactFoundError(str(var.name), Fact(largest=bound))
+
+    def find_size(self, a: Dim, b: Dim) -> None:
+        """Two extents have to be equal: say where that makes a symbol another one, or a number.
+
+        Raises:
+            FactFoundError: one is an input's symbol, and the other one a number or such a symbol.
+        """
+        order = [str(dim) for dim in self._of_inputs.values()]
+        for symbol, size in ((a, b), (b, a)):
+            if str(symbol) not in order or isinstance(symbol, int):
+                continue
+            if isinstance(size, int) and size > 0:
+                raise FactFoundError(str(symbol), Fact(equals=size))
+            if str(size) in order[: order.index(str(symbol))]:
+                raise FactFoundError(str(symbol), Fact(equals=str(size)))
 
     def quotient(self, numerator: Sequence[Dim], denominator: Sequence[Dim]) -> Dim | None:
         """The product of `numerator` divided by that of `denominator`; None where it is not known to be whole."""
@@ -189,6 +270,26 @@ class Symbols:
         if dtype == "bool":
             return lambda a: self._decided("not_equal", a, 0)
         return None
+
+
+def _range(least: int, largest: int) -> Any:
+    return tvm.ir.Range(least, tirx.IntImm("int64", largest + 1))
+
+
+def _bounds(dims: Sequence[Dim], var: Any) -> list[int]:
+    """The sizes of `var` up to which the minima in `dims` that have it and a number are the side that has it."""
+    found: list[int] = []
+
+    def visit(minimum: Any) -> None:
+        for one, other in ((minimum.a, minimum.b), (minimum.b, minimum.a)):
+            number = Analyzer().simplify(other - one + var)
+            if isinstance(number, tirx.IntImm) and number.value > 0:
+                found.append(int(number.value))
+
+    for dim in dims:
+        if not isinstance(dim, int):
+            tvm_ffi.structural_walk(dim, (tirx.Min, visit))
+    return found
 
 
 class _UndecidedError(Exception):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlc.frontends.onnx.activation import gelu, leaky_relu, widened
+from dlc.frontends.onnx.activation import clipped_line, gelu, leaky, widened
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.convolution import conv
 from dlc.frontends.onnx.linear import gemm, product
@@ -34,13 +34,11 @@ def fused_matmul(c: Context, a: Tensor, b: Tensor) -> Tensor:
 
 def _activated(c: Context, x: Tensor, name: str, parameters: list[float]) -> Tensor:
     if name == "LeakyRelu":
-        node = replace(c.node, attrs={"alpha": parameters[0] if parameters else 0.01})
-        return leaky_relu(replace(c, node=node), x)
+        return leaky(c, x, parameters[0] if parameters else 0.01)
     if name == "Clip":
         return c.emit("minimum", c.emit("maximum", x, parameters[0]), parameters[1])
     if name == "HardSigmoid":
-        line = c.emit("add", c.emit("multiply", x, parameters[0]), parameters[1])
-        return c.emit("minimum", c.emit("maximum", line, 0), 1)
+        return clipped_line(c, x, parameters[0], parameters[1])
     plain = {"Relu": "nn.relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
     if name not in plain:
         raise ConversionError(f"activation '{name}' is not supported")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlc.frontends.onnx.activation import leaky
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.linear import integer_product, product
 from dlc.frontends.onnx.quantisation import dynamic_quantize_linear
@@ -78,11 +79,8 @@ def qlinear_unary(
     """A function of codes: what a table of 256 entries holds."""
     zx, zy = _zero(c, x_zero, x), _zero(c, y_zero, x)
     real = c.emit("dlc.dequantize", x, c.reshape(x_scale, ()), zx, axis=0, out_dtype="float32")
-    if c.node.op_type == "QLinearSigmoid":
-        result = c.emit("sigmoid", real)
-    else:
-        slope = c.emit("multiply", real, c.attr("alpha", 0.01))
-        result = c.emit("where", c.emit("less", real, 0), slope, real)
+    curved = c.node.op_type == "QLinearSigmoid"
+    result = c.emit("sigmoid", real) if curved else leaky(c, real, c.attr("alpha", 0.01))
     return c.emit("dlc.quantize", result, c.reshape(y_scale, ()), zy, axis=0, out_dtype=zy.dtype)
 
 
@@ -190,11 +188,31 @@ def qgemm(
     return _requantized(c, [total], [0], [np.squeeze(scale / c.known(y_scale, "the scale"))], c.reshape(y_zero, ()))
 
 
-def _unpacked(array: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Numbers of 4 bits, the lower half of a byte first, or of 8; `count` of them in each row."""
-    if bits == 8:
-        return array[..., :count]
-    return np.stack([array & 0xF, array >> 4], axis=-1).reshape(*array.shape[:-1], -1)[..., :count]
+def unpacked(array: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Numbers of 2, 4 or 8 bits in bytes, the lowest bits first; `count` of them in each row."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    apart = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return apart.reshape(*array.shape[:-1], -1)[..., :count]
+
+
+def block_weight(c: Context, codes: np.ndarray, step: np.ndarray, shift: np.ndarray) -> Tensor:
+    """(codes - shift) * step as a float32 tensor (width, blocks * block), for codes (width, blocks, block).
+
+    `step` and `shift` are (width, blocks). Small codes stay what the package holds.
+    """
+    width, blocks, block = codes.shape
+    codes = codes.astype(np.int16)
+    if np.all(shift == np.rint(shift)):
+        # Codes less their zero points in a byte where they fit: the product can stay with small weights.
+        moved = codes - shift.astype(np.int16)[..., None]
+        kind = np.int8 if moved.min(initial=0) >= -128 and moved.max(initial=0) <= 127 else np.int16
+        rows = c.constant(moved.reshape(width * blocks, block).astype(kind))
+        zero = c.constant(np.zeros(width * blocks, kind))
+        scale = c.constant(step.reshape(-1).astype(np.float32))
+        wide = c.emit("dlc.dequantize", rows, scale, zero, axis=0, out_dtype="float32")
+    else:
+        wide = c.constant(((codes - shift[..., None]) * step[..., None]).astype(np.float32))
+    return c.reshape(wide, (width, blocks * block))
 
 
 @converter("MatMulNBits", domain=DOMAIN)
@@ -212,24 +230,14 @@ def matmul_nbits(
     if bits not in (4, 8) or groups is not None:
         raise ConversionError(f"weights of {bits} bits, {'with' if groups is not None else 'without'} group indices")
     blocks = -(-depth // block)
-    codes = _unpacked(c.known(b, "the weight").reshape(width, blocks, -1), bits, block).astype(np.int16)
+    codes = unpacked(c.known(b, "the weight").reshape(width, blocks, -1), bits, block)
     if zeros is None:
         shift = np.full((width, blocks), 1 << (bits - 1), np.float64)
     elif zeros.dtype == "uint8":
-        shift = _unpacked(c.known(zeros, "the zero points").reshape(width, -1), bits, blocks).astype(np.float64)
+        shift = unpacked(c.known(zeros, "the zero points").reshape(width, -1), bits, blocks).astype(np.float64)
     else:
         shift = c.known(zeros, "the zero points").reshape(width, blocks).astype(np.float64)
     step = c.known(scales, "the scales").reshape(width, blocks)
-    if np.all(shift == np.rint(shift)):
-        # Codes less their zero points in a byte where they fit: the product can stay with small weights.
-        moved = codes - shift.astype(np.int16)[..., None]
-        kind = np.int8 if moved.min(initial=0) >= -128 and moved.max(initial=0) <= 127 else np.int16
-        rows = c.constant(moved.reshape(width * blocks, block).astype(kind))
-        zero = c.constant(np.zeros(width * blocks, kind))
-        scale = c.constant(step.reshape(-1).astype(np.float32))
-        wide = c.emit("dlc.dequantize", rows, scale, zero, axis=0, out_dtype="float32")
-    else:
-        wide = c.constant(((codes - shift[..., None]) * step[..., None]).astype(np.float32))
-    weight = c.slice(c.reshape(wide, (width, blocks * block)), 1, 0, depth)
+    weight = c.slice(block_weight(c, codes, step, shift), 1, 0, depth)
     result = product(c, a, c.cast(c.transpose(weight, (1, 0)), a.dtype))
     return result if bias is None else c.emit("add", result, bias)

@@ -112,9 +112,13 @@ class _Writer:
 
 
 def write(
-    model: str, inputs: Sequence[Tensor], calls: Sequence[Call], outputs: Sequence[Tensor], names: Sequence[str]
-) -> Any:
-    """The module with function ``main``; its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names."""
+    model: str, inputs: Sequence[Tensor], calls: Sequence[Call], outputs: Sequence[Tensor], names: Sequence[str],
+    limits: Mapping[str, int],
+) -> Any:  # fmt: skip
+    """The module with function ``main``.
+
+    Its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names, ``dlc.limits`` the largest sizes of symbols.
+    """
     needed = _needed(calls, outputs)
     functions: dict[str, Any] = {}
     block_names: dict[int, str] = {}
@@ -123,4 +127,5 @@ def write(
     writer.inputs(inputs)
     writer.calls(needed, model)
     bound = [writer.expression(t) for t in outputs]
-    return writer.builder.finish(bound, {"inputs": [t.name for t in inputs], "outputs": list(names)})
+    attrs: dict[str, Any] = {"inputs": [t.name for t in inputs], "outputs": list(names)}
+    return writer.builder.finish(bound, {**attrs, "limits": dict(limits)} if limits else attrs)

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tvm
 
 from dlc.ir.convert import FunctionBuilder, view
-from dlc.ir.dims import symbols
-from dlc.ir.graph import Graph, Node
+from dlc.ir.graph import Graph, Node, node_symbols
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
 from dlc.ir.rewrite import copy_node, live_nodes, used_functions
@@ -141,12 +139,6 @@ class _Grouping:
                     self.absorb_producers(group, node)
 
 
-def extents_of(node: Node) -> list[Any]:
-    """All symbolic expressions in what a node makes and in its attributes."""
-    given = [item for value in node.attrs.values() for item in (value if isinstance(value, tuple) else (value,))]
-    return [item for item in (*node.output.shape, *given) if isinstance(item, tvm.ir.Expr)]
-
-
 def _region_kind(nodes: Sequence[Node]) -> tuple[str, Node]:
     for node in nodes:
         if OPS[node.op].kind in _ANCHORS:
@@ -173,7 +165,7 @@ class _Writer:
 
     def carriers(self, members: Sequence[Node], outer: Sequence[str]) -> list[str]:
         """Graph inputs that a region must take only for their extents: those with symbols that nothing else brings."""
-        wanted = {str(s.name) for node in members for s in symbols(extents_of(node))}
+        wanted = {name for node in members for name in node_symbols(node)}
         known = {str(d) for name in outer for d in self.values[name].shape}
         found = []
         for value in self.graph.inputs:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlc.ir.convert import view
 from dlc.ir.graph import Graph, Node, Value, node_symbols, symbol_names
 from dlc.ir.ops.host import ITEM
 from dlc.ir.rewrite import graph_module, live_nodes
@@ -44,9 +43,9 @@ class _Scheduler:
     """
 
     def __init__(self, graph: Graph, label_of: LabelOf) -> None:
-        self.label_of = label_of
         self.known = {v.name for v in graph.inputs} | set(graph.constants)
         self.rest = live_nodes(graph)
+        self.labels = {node.output.name: label_of(node) for node in self.rest}
         given = symbol_names([v.shape for v in graph.inputs])
         told: dict[str, str] = {}
         self.needs: dict[str, set[str]] = {}
@@ -62,7 +61,7 @@ class _Scheduler:
         made = set(self.known)
         taken = []
         for position, node in enumerate(self.rest):
-            if self.label_of(node) == label and self.needs[node.output.name] <= made:
+            if self.labels[node.output.name] == label and self.needs[node.output.name] <= made:
                 taken.append(position)
                 made.add(node.output.name)
         return taken
@@ -71,7 +70,7 @@ class _Scheduler:
         """The parts in order."""
         parts: list[tuple[Hashable, list[Node]]] = []
         while self.rest:
-            ready = [self.label_of(n) for n in self.rest if self.needs[n.output.name] <= self.known]
+            ready = [self.labels[n.output.name] for n in self.rest if self.needs[n.output.name] <= self.known]
             # The label with most to do now: what it makes lets the others run longer without a change.
             closures = [(label, self.closure(label)) for label in dict.fromkeys(ready)]
             label, taken = max(closures, key=lambda c: len(c[1]))
@@ -81,7 +80,7 @@ class _Scheduler:
         return parts
 
 
-def segments(graph: Graph, label_of: Callable[[Node], Hashable]) -> list[Segment]:
+def segments(graph: Graph, label_of: LabelOf) -> list[Segment]:
     """All live nodes of `graph` in parts, in an order in which they can run.
 
     Args:
@@ -89,22 +88,11 @@ def segments(graph: Graph, label_of: Callable[[Node], Hashable]) -> list[Segment
         label_of: the label of a node; nodes of one label may come apart where another label lies between them.
     """
     parts = _Scheduler(graph, label_of).run()
-    readers: dict[str, set[int]] = {}
-    for number, (_, nodes) in enumerate(parts):
-        for node in nodes:
-            for name in node.inputs:
-                readers.setdefault(name, set()).add(number)
     taken = _inputs(graph, [nodes for _, nodes in parts])
-    for number, inputs in enumerate(taken):
-        for name in inputs:
-            readers.setdefault(name, set()).add(number)
+    readers = {name for inputs in taken for name in inputs}
     found = []
-    for number, ((label, nodes), inputs) in enumerate(zip(parts, taken, strict=True)):
-        outputs = [
-            n.output.name
-            for n in nodes
-            if n.output.name in graph.outputs or readers.get(n.output.name, set()) - {number}
-        ]
+    for (label, nodes), inputs in zip(parts, taken, strict=True):
+        outputs = [n.output.name for n in nodes if n.output.name in graph.outputs or n.output.name in readers]
         found.append(Segment(label, tuple(nodes), tuple(inputs), tuple(outputs)))
     return found
 
@@ -133,9 +121,8 @@ def _inputs(graph: Graph, parts: Sequence[Sequence[Node]]) -> list[list[str]]:
     return found
 
 
-def segment_module(module: Any, segment: Segment) -> Any:
-    """A module whose ``main`` is a segment of `module`'s; its inputs and outputs keep the graph's value names."""
-    graph = view(module)
+def segment_module(module: Any, graph: Graph, segment: Segment) -> Any:
+    """A module whose ``main`` is a segment of `graph`, `module`'s; its inputs and outputs keep the value names."""
     values = graph.values()
     inputs = tuple(values[name] for name in segment.inputs)
     return graph_module(module, Graph("main", inputs, segment.outputs, segment.nodes, graph.constants))

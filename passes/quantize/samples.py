@@ -198,8 +198,9 @@ def random_samples(graph: Graph, seed: int, count: int = RANDOM_SAMPLES) -> list
     """Standard normal floats; integers uniform over what they index, else 0 or 1; the same for the same seed."""
     generator = np.random.default_rng(seed)
     batches = {str(value.shape[0]) for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
+    limits = graph.attrs.get("dlc.limits", {})
     symbols = {
-        str(d): 1 if str(d) in batches else RANDOM_EXTENT
+        str(d): 1 if str(d) in batches else min(RANDOM_EXTENT, limits.get(str(d), RANDOM_EXTENT))
         for value in graph.inputs
         for d in value.shape
         if not isinstance(d, int) and str(d).isidentifier()

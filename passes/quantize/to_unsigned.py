@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlc.ir.graph import Node
+from dlc.ir.ops import OPS
 from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.simplify.match import unnamed
 from dlc.pipeline import Context, Pass
@@ -76,8 +77,9 @@ class _Converter:
             return written
         self.unsigned[name] = written
         self.made.add(name)
-        # An output of the graph must be int8; elsewhere that form is made where it is read, if at all.
-        return self.to_signed(name, node) if name in self.state.graph.outputs else written
+        # An output of the graph must be int8, and the host reads it so; elsewhere that form is made where it is read.
+        on_host = any(r.op in OPS and OPS[r.op].kind == "host" for r in self.state.consumers.get(name, []))
+        return self.to_signed(name, node) if name in self.state.graph.outputs or on_host else written
 
     def inputs(self, node: Node) -> list[Any]:
         """All operands, int8 activations in uint8 form."""

@@ -100,10 +100,15 @@ class _Streamer:
         return rw.emit(node.op, inputs, {**attrs, "pads": tuple(pads)}, node.origin)
 
 
-def streaming(module: Any) -> Any:
-    """The streaming form of a module behind the common passes.
+def streaming(module: Any) -> tuple[Any, dict[str, int]]:
+    """The streaming form of a module behind the common passes, and the time axis of each input and output that has one.
 
     Raises:
         DlcError: the model is not local in time; names the node and says why.
     """
-    return _Streamer(module).run()
+    streamer = _Streamer(module)
+    graph, times = streamer.rw.graph, streamer.axes.of
+    inputs = zip(graph.attrs.get("dlc.inputs") or [v.name for v in graph.inputs], graph.inputs, strict=True)
+    outputs = zip(graph.attrs.get("dlc.outputs") or graph.outputs, graph.outputs, strict=True)
+    named = [*((name, times[value.name]) for name, value in inputs), *((name, times[value]) for name, value in outputs)]
+    return streamer.run(), {name: time.axis for name, time in named if time is not None}

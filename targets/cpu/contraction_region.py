@@ -49,6 +49,8 @@ def declines(body: Graph, constants: Constants) -> str | None:
     if node.op == grouped_region.ANCHOR:
         return grouped_region.declines(body, constants)
     values = body.values()
+    if node.inputs[1] in constants and not isinstance(values[node.inputs[0]].shape[-1], int):
+        return f"a constant weight, and an inner extent {values[node.inputs[0]].shape[-1]} known only when running"
     a, w = (values[name].dtype for name in node.inputs)
     if (a, w) == ("uint8", "int8"):
         if node.inputs[1] not in constants:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from dlc.hardware import this_machine
 from dlc.ir.dims import substitute
 from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
@@ -28,6 +30,8 @@ from dlc.targets.plan import ALIGNMENT, Plan
 from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
+_KERNELS = 8  # in one object file, about: a file more costs a millisecond when loading
+_MOST_OBJECTS = 4
 _FOREVER = (1 << 63) - 1
 
 
@@ -169,13 +173,18 @@ def compile_program(program: Program, plan: Plan, isa: Isa) -> dict[str, bytes]:
     The entries and the kernels are objects of their own, so that LLVM never inlines a kernel into its caller: every
     buffer of a kernel carries alias metadata of its own, and behind inlining loads would move across the stores of
     another kernel to the same memory (see docs/tvm.md).
+
+    The kernels are shared out over several objects, and LLVM works on as many at once as there are cores. How many
+    there are depends on the program alone, so that the same program gives the same bytes on any machine.
     """
     offsets, _ = constant_offsets(program.constants)
-    entries = {MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}
-    objects = {"entry.o": _object(entries, isa)}
-    if program.kernels:
-        objects["kernels.o"] = _object(program.kernels, isa)
-    return objects
+    objects = {"entry.o": {MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}}
+    count = min(_MOST_OBJECTS, -(-len(program.kernels) // _KERNELS))
+    kernels = list(program.kernels.items())
+    objects |= {f"kernels{number}.o": dict(kernels[number::count]) for number in range(count)}
+    with ThreadPoolExecutor(min(len(objects), this_machine().cores)) as pool:
+        compiled = pool.map(lambda functions: _object(functions, isa), objects.values())
+        return dict(zip(objects, compiled, strict=True))
 
 
 def _object(functions: Mapping[str, Any], isa: Isa) -> bytes:

@@ -15,7 +15,6 @@ from dlc.errors import DlcError
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import IF, LOOP
-from dlc.passes.partition.regions import extents_of
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.isa import Isa
@@ -59,6 +58,12 @@ def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict
         str(sorted((k, str(v)) for k, v in attrs.items() if k != "global_symbol")),
     ]
     return hashlib.sha256(json.dumps(text, default=str).encode()).hexdigest()
+
+
+def _extents(node: Node) -> list[Any]:
+    """All symbolic expressions in what a node makes and in its attributes."""
+    given = [item for value in node.attrs.values() for item in (value if isinstance(value, tuple) else (value,))]
+    return [item for item in (*node.output.shape, *given) if isinstance(item, tvm.ir.Expr)]
 
 
 class CpuLowering(Lowering):
@@ -113,7 +118,7 @@ class CpuLowering(Lowering):
 
     def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
         """The symbols that a kernel takes: those of its operands, and what its operators' attributes say of others."""
-        found = [extent for node in body.nodes for extent in extents_of(node)]
+        found = [extent for node in body.nodes for extent in _extents(node)]
         return symbols([*found, *(d for layout in layouts.values() for d in (*layout.shape, layout.size))])
 
     def _contraction(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,19 +12,13 @@ from dlc.ir.graph import Node
 from dlc.ir.ops.host import IF, LOOP
 from dlc.options import Options
 from dlc.package import safetensors_bytes
-from dlc.passes.legalize import matrices, widen
-from dlc.passes.partition import regions
-from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
-from dlc.targets.cpu import lower_control
 from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
-from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
-from dlc.targets.cpu.lower import lower
-from dlc.targets.cpu.schedule import schedule_pass
-from dlc.targets.plan import plan
-from dlc.targets.program import Call, Program, rows_of
+
+if TYPE_CHECKING:
+    from dlc.targets.program import Call, Program
 
 # Rare operators: the host computes them in numpy.
 NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
@@ -56,9 +50,15 @@ class CpuTarget(Target):
         """The full name, as recorded in the package."""
         return self._spec
 
+    def identity(self) -> dict[str, Any]:
+        """The level, which the operating system's permission decides too; the machine itself is in every key."""
+        return {"isa": self.isa.name}
+
     def declines(self, node: Node) -> str | None:
         """The operators that have no kernel, because they are rare, and control flow that cannot be native."""
         if node.op in (LOOP, IF):
+            from dlc.targets.cpu import lower_control
+
             return lower_control.declines(node, self)
         if node.op in NO_KERNEL:
             return f"target cpu has no kernel for {node.op}"
@@ -66,6 +66,11 @@ class CpuTarget(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """Types, layouts, fusion, halos, tile sizes."""
+        from dlc.passes.legalize import matrices, widen
+        from dlc.passes.partition import regions
+        from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+        from dlc.targets.cpu.schedule import schedule_pass
+
         return [
             matrices.PASS,
             widen.PASS,
@@ -79,6 +84,10 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
+        from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
+        from dlc.targets.cpu.lower import lower
+        from dlc.targets.plan import plan
+
         options = context.options
         program = lower(module, self.isa, lambda block: run_passes(block, self.passes(options), context))
         memory = plan(program)
@@ -110,6 +119,8 @@ class CpuTarget(Target):
 
 def _calls_json(program: Program) -> list[dict[str, Any]]:
     """Where each call's output lies, and which row of the explanation is its own, for tracing."""
+    from dlc.targets.program import Call, rows_of
+
     found, row = [], 0
     for call in program.calls:
         found.append(

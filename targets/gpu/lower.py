@@ -12,13 +12,21 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph, Node
+from dlc.ir.ops import OPS
 from dlc.targets.gpu.kernels import contract, pointwise, reduce
 from dlc.targets.gpu.source import Kernel
 from dlc.targets.layout import Layout, simplify
-from dlc.targets.lowering import Lowering, canonical, region_constants, region_row
+from dlc.targets.lowering import VIEW, Lowering, canonical, region_constants, region_row
 from dlc.targets.program import Call, Program
 
 POSITIONS = 2**31  # kernels count elements in 32 bits
+
+
+def no_kernel(node: Node) -> str | None:
+    """Why no kernel computes an operator, whatever its operands are; None where one may."""
+    anchor = OPS[node.op].kind in ("contraction", "reduction")
+    known = anchor or node.op in pointwise.OPERATORS or node.op == VIEW
+    return None if known else f"target gpu has no kernel for {node.op}"
 
 
 def generate(kind: str, body: Graph, constants: dict[str, np.ndarray]) -> Kernel:

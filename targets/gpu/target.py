@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlc.errors import DlcError
+from dlc.ir.graph import Graph, Node, is_tensor
 from dlc.ir.serial import extent_text
 from dlc.options import Options
 from dlc.package import safetensors_bytes
-from dlc.passes.partition import regions
-from dlc.passes.tile import channels_last, stage_outputs
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target
-from dlc.targets.gpu.lower import lower
+from dlc.targets.base import KERNEL, NOWHERE, Build, Place, Target
 from dlc.targets.gpu.nvcc import compile_cuda, nvcc_version
-from dlc.targets.gpu.runtime import opencl_devices
-from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE
-from dlc.targets.plan import Plan, plan
-from dlc.targets.program import Call, Program, Ref
+
+if TYPE_CHECKING:
+    from dlc.targets.plan import Plan
+    from dlc.targets.program import Call, Program, Ref
 
 _ARCH = re.compile(r"sm_\d+[a-z]?")
 
@@ -52,12 +50,41 @@ class GpuTarget(Target):
         """The full name, as recorded in the package."""
         return f"gpu:cuda,{self.arch}" if self.arch else "gpu:opencl"
 
+    def identity(self) -> dict[str, Any]:
+        """The version of nvcc, where it is asked."""
+        return {"nvcc": nvcc_version() if self.arch else None}
+
+    def declines(self, node: Node) -> str | None:
+        """The operators that have no kernel, because they are rare."""
+        from dlc.targets.gpu.lower import no_kernel
+
+        return super().declines(node) or no_kernel(node)
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """As of any target; tensors of types that OpenCL C and CUDA C lack stop a compilation."""
+        from dlc.targets.gpu.source import UNSUPPORTED, has_type
+
+        values, found = graph.values(), super().places(graph)
+        for node in graph.nodes:
+            types = [values[name].dtype for name in (*node.inputs, node.output.name)]
+            lacking = next((t for t in types if is_tensor(t) and not has_type(t)), None)
+            if lacking is not None and found[node.output.name].unit == KERNEL:
+                found[node.output.name] = Place(NOWHERE, UNSUPPORTED.format(lacking))
+        return found
+
     def passes(self, options: Options) -> list[Pass]:
         """Layouts and fusion; padding is a condition of the kernels' loads, so there are no halos."""
+        from dlc.passes.partition import regions
+        from dlc.passes.tile import channels_last, stage_outputs
+
         return [channels_last.PASS, stage_outputs.PASS, regions.PASS]
 
     def build(self, module: Any, context: Context) -> Build:
         """Schedule, write, plan; for CUDA also compile."""
+        from dlc.targets.gpu.lower import lower
+        from dlc.targets.gpu.source import CUDA_PRELUDE, OPENCL_PRELUDE
+        from dlc.targets.plan import plan
+
         program = lower(module)
         memory = plan(program)
         kernels = "\n".join(kernel.text(symbol) for symbol, kernel in program.kernels.items())
@@ -77,6 +104,8 @@ class GpuTarget(Target):
 
     def describe(self) -> dict[str, Any]:
         """The OpenCL devices and the nvcc of this machine."""
+        from dlc.targets.gpu.runtime import opencl_devices
+
         devices, reason = opencl_devices()
         version = nvcc_version()
         names = [f"{device.name.strip()} ({device.platform.name.strip()})" for device in devices]
@@ -87,6 +116,8 @@ class GpuTarget(Target):
 
 def _program_json(program: Program, memory: Plan) -> dict[str, Any]:
     """What the runtime reads: slots of the workspace, and the launches in order."""
+    from dlc.targets.program import Call
+
     slots: dict[str, int] = {}
     sizes: list[list[int | str]] = []
     slot_of: dict[str, int] = {}

@@ -8,21 +8,19 @@ registers; a cut between the two takes that away. Extents that are symbols count
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor
+from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor, symbol_names
 from dlc.ir.interpret import evaluate_dim
 from dlc.ir.ops import OPS
 from dlc.ir.serial import extent_text
 from dlc.targets.multi.devices import Device, Link
 
 SYMBOL = 8
-_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 def extent(dim: Dim) -> int:
@@ -30,13 +28,7 @@ def extent(dim: Dim) -> int:
     text = extent_text(dim)
     if isinstance(text, int):
         return text
-    return max(1, evaluate_dim(text, dict.fromkeys(symbol_names([dim]), SYMBOL)))
-
-
-def symbol_names(dims: Iterable[Dim]) -> set[str]:
-    """The symbols in some extents."""
-    texts = [text for text in map(extent_text, dims) if isinstance(text, str)]
-    return {name for text in texts for name in _NAME.findall(text)} - {"max", "min"}
+    return max(1, evaluate_dim(text, dict.fromkeys(symbol_names(dim), SYMBOL)))
 
 
 def nbytes(value: Value) -> int:
@@ -96,13 +88,13 @@ class Costs:
         self._producers = graph.producers()
         self._weights = [[n for n in dict.fromkeys(node.inputs) if n in graph.constants] for node in self.nodes]
         self.seconds = [self._node_seconds(node) for node in self.nodes]
-        self._known = symbol_names(d for value in graph.inputs for d in value.shape)
+        self._known = symbol_names([value.shape for value in graph.inputs])
         self._symbols = [self._node_symbols(node) & self._known for node in self.nodes]
         self._live(graph)
 
     def _node_symbols(self, node: Node) -> set[str]:
         tensors = [*(self._values[name] for name in node.inputs), *node.outputs]
-        return symbol_names(d for value in tensors for d in value.shape)
+        return symbol_names([value.shape for value in tensors])
 
     def _node_seconds(self, node: Node) -> float:
         if is_fused(node, self._producers):

@@ -8,11 +8,11 @@ from typing import Any
 
 from dlc.errors import DlcError
 from dlc.ir.convert import view
-from dlc.ir.graph import Graph, Value, is_tensor
+from dlc.ir.graph import Graph, Value, is_tensor, symbol_names
 from dlc.ir.rewrite import graph_module, live_nodes
 from dlc.ir.serial import extent_text
 from dlc.pipeline import Context
-from dlc.targets.multi.cost import Costs, Stage, symbol_names
+from dlc.targets.multi.cost import Costs, Stage
 from dlc.targets.multi.cut import cut, reasons
 from dlc.targets.multi.devices import Device, Link
 from dlc.targets.multi.program import DRIVER, Division, Plan, Step, Tensor, sends_and_receives
@@ -52,7 +52,7 @@ def tensor(value: Value) -> Tensor:
 
 def model_symbols(graph: Graph) -> tuple[str, ...]:
     """The symbols of a graph's inputs, sorted: every other extent is arithmetic on them."""
-    return tuple(sorted(symbol_names(d for value in graph.inputs for d in value.shape)))
+    return tuple(sorted(symbol_names([value.shape for value in graph.inputs])))
 
 
 def live_graph(module: Any) -> Graph:

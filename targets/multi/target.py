@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from dlc.errors import DlcError
 from dlc.hardware import this_machine
+from dlc.ir.graph import Graph
 from dlc.options import Options
 from dlc.pipeline import Context, Pass
-from dlc.targets.base import Build, Target, find_target
+from dlc.targets.base import Build, Place, Target, find_target
 from dlc.targets.multi.devices import LOOPBACK, this_device
 
 _SPEC = re.compile(r"(\d+)x([a-z].*)")
@@ -61,9 +62,17 @@ class MultiTarget(Target):
         """The full name, as recorded in the package."""
         return self._spec
 
+    def identity(self) -> dict[str, Any]:
+        """The inner target's, and the memory that a device has."""
+        return {"inner": self.inner.identity(), "memory": this_device(self.memory).memory}
+
     def passes(self, options: Options) -> list[Pass]:
         """None: the inner target's passes run on each part."""
         return []
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """What the inner target says: each process has its kernels."""
+        return self.inner.places(graph)
 
     def build(self, module: Any, context: Context) -> Build:
         """Cut, compile each part for the inner target, and write down who sends what to whom."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlc.package import Package
+from dlc.runtime.execute import execute
 from dlc.runtime.ffi import import_tvm_ffi
 from dlc.runtime.session import Session
 from dlc.targets.multi.program import DRIVER, Plan, Step
@@ -177,10 +178,9 @@ class _Loop:
         return sends
 
     def _run(self, step: Step, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
-        executable = self.sessions[step.package].executable
-        compute = getattr(executable, "compute", None)
-        if compute is not None:  # some of the stage runs on the host
-            return [np.require(array, requirements=["C", "A"]) for array in compute(inputs, sizes)]
-        outputs = [self.plan.values[name].empty(sizes) for name in step.outputs]
-        executable.run(inputs, outputs, sizes)
-        return outputs
+        def allocated(sizes: Mapping[str, int]) -> list[np.ndarray]:
+            return [self.plan.values[name].empty(sizes) for name in step.outputs]
+
+        outputs = execute(self.sessions[step.package].executable, inputs, sizes, allocated)
+        # Where some of the stage runs on the host, a result may be strided.
+        return [np.require(array, requirements=["C", "A"]) for array in outputs]

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dlc.errors import DlcError
+from dlc.ir.ops.host import ONNX
 from dlc.ir.serial import graph_to_json
 from dlc.runtime.tensors import safetensors_bytes
-from dlc.targets.base import Build, Target
+from dlc.targets.base import HOST, Build, Place, Target
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Graph
@@ -34,6 +35,11 @@ class ReferenceTarget(Target):
     def passes(self, options: Options) -> list[Pass]:
         """None: the interpreter runs the IR at any stage."""
         return []
+
+    def places(self, graph: Graph) -> dict[str, Place]:
+        """Every operator is its meaning in numpy, or onnx's reference implementation."""
+        reasons = {n.output.name: self.declines(n) if n.op == ONNX else None for n in graph.nodes}
+        return {name: Place("numpy") if why is None else Place(HOST, why) for name, why in reasons.items()}
 
     def build(self, module: Any, context: Context) -> Build:
         """The graph as JSON and its constants; there is no kernel to explain but the operators themselves."""

@@ -192,15 +192,6 @@ def test_inspect_model(files: Path) -> None:
     assert summary["operators"] == {"Gemm": 1, "MatMul": 1, "Relu": 1, "Softmax": 1}
 
 
-def test_inspect_supported(files: Path, tmp_path: Path) -> None:
-    assert "unsupported: none" in done("inspect", files / "model.onnx", "--supported")
-    model = network()
-    model.graph.node[1].op_type = "NoSuchOperator"
-    onnx.save(model, tmp_path / "odd.onnx")
-    result = invoke("inspect", tmp_path / "odd.onnx", "--supported")
-    assert result.exit_code == 1 and "NoSuchOperator" in result.stdout and "'act'" in result.stdout
-
-
 def test_inspect_ir(files: Path) -> None:
     for stage in ("frontend", "simplify"):
         text = done("inspect", files / "model.onnx", "--ir", stage, "--target", "reference")

@@ -12,14 +12,13 @@ from onnx.backend.test import loader
 
 from tests.conformance import runner
 
-# Sequences, strings and gradients are not tensors, or not inference.
-_NOT_YET = ("sequence_model", "strnorm", "gradient_of")
+# Differentiation of a graph (ai.onnx.preview.training.Gradient) is training: see `test_gradients_are_refused`.
+_GRADIENTS = ("test_gradient_of_add", "test_gradient_of_add_and_mul")
 
 
 def _cases() -> list[Any]:
-    return [
-        c for kind in ("pytorch-converted", "pytorch-operator", "simple") for c in loader.load_model_tests(kind=kind)
-    ]
+    kinds = ("pytorch-converted", "pytorch-operator", "simple")
+    return [case for kind in kinds for case in loader.load_model_tests(kind=kind)]
 
 
 def _protos(folder: Path, kind: str) -> list[onnx.TensorProto]:
@@ -27,16 +26,24 @@ def _protos(folder: Path, kind: str) -> list[onnx.TensorProto]:
     return [onnx.TensorProto.FromString((folder / f"{kind}_{i}.pb").read_bytes()) for i in range(count)]
 
 
-@pytest.mark.parametrize("case", _cases(), ids=lambda case: case.name)
-def test_model(case: Any, target: str) -> None:
-    if any(part in case.name for part in _NOT_YET):
-        pytest.skip("sequences, strings and gradients are not supported")
+def _run(case: Any, target: str) -> runner.Outcome:
     if case.model_dir is not None:
         folder = Path(case.model_dir)
         model = onnx.load(str(folder / "model.onnx"))
         sets = [(_protos(f, "input"), _protos(f, "output")) for f in sorted(folder.glob("test_data_set_*"))]
     else:
         model, sets = case.model, case.data_sets
-    whole = types.SimpleNamespace(model=model, data_sets=sets, rtol=case.rtol, atol=case.atol)
-    outcome = runner.run_case(whole, target)
+    return runner.run_case(types.SimpleNamespace(model=model, data_sets=sets, rtol=case.rtol, atol=case.atol), target)
+
+
+@pytest.mark.parametrize("case", [c for c in _cases() if c.name not in _GRADIENTS], ids=lambda case: case.name)
+def test_model(case: Any, target: str) -> None:
+    outcome = _run(case, target)
     assert outcome.status == "pass", outcome.reason
+
+
+def test_gradients_are_refused() -> None:
+    """The two cases of the package that are no inference."""
+    outcomes = [_run(case, "reference") for case in _cases() if case.name in _GRADIENTS]
+    text = "Gradient of domain 'ai.onnx.preview.training' in 'my_gradient'"
+    assert outcomes == [runner.Outcome("unsupported", text)] * 2

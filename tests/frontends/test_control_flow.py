@@ -20,9 +20,9 @@ HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
 TARGETS = ("reference", "cpu")
 
 
-def held(text: str, target: str, *feeds: dict[str, np.ndarray]) -> dlc.Package:
+def held(text: str, target: str, *feeds: dict[str, np.ndarray], opset: int = 20) -> dlc.Package:
     """Compile a model written as text once, run it on each feed, compare with onnxruntime."""
-    model = onnx.parser.parse_model(HEAD + text)
+    model = onnx.parser.parse_model(HEAD.replace("20", str(opset)) + text)
     peer = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     package = dlc.compile(model, target=target)
     session = dlc.load(package)
@@ -114,6 +114,20 @@ def test_scan_backwards_along_another_axis(target: str) -> None:
             }> (h, x)
     }"""
     held(text, target, *({"h": floats(2), "x": floats(2, t, seed=t)} for t in (1, 5, 8)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_scan_of_a_batch_as_opset_8_has_it(target: str) -> None:
+    text = """g (float[2, 3] h, float[2, 5, 3] a, float[2, 5, 3] b) => (float[2, 3] last, float[2, 5, 3] all) {
+        last, all = Scan <num_scan_inputs: int = 2, directions: ints = [0, 1],
+            body: graph = body (float[3] s, float[3] v, float[3] w) => (float[3] next, float[3] seen) {
+                product = Mul (v, w)
+                next = Add (s, product)
+                seen = Neg (next)
+            }> ("", h, a, b)
+    }"""
+    feed = {"h": floats(2, 3), "a": floats(2, 5, 3, seed=1), "b": floats(2, 5, 3, seed=2)}
+    held(text, target, feed, opset=8)
 
 
 @pytest.mark.parametrize("target", TARGETS)

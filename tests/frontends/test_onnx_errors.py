@@ -84,6 +84,31 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
     )
 
 
+def test_unsupported_nodes_in_subgraphs_and_functions_are_listed_too(tmp_path: Path) -> None:
+    """All at once: those of branches and of functions, behind the names of the nodes around them."""
+    acme = helper.make_opsetid("acme", 1)
+    inner = helper.make_graph([helper.make_node("Trick", ["x"], ["z"], "t", domain="acme")], "inner", [], [])
+    nested = helper.make_node("If", ["c"], ["z"], "second", then_branch=inner, else_branch=inner)
+    body = helper.make_graph([nested], "outer", [], [])
+    function = helper.make_function(
+        "own", "Double", ["a"], ["b"], [helper.make_node("Magic", ["a"], ["b"], "m", domain="acme")], [acme]
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], "first", then_branch=body, else_branch=body),
+        helper.make_node("Double", ["x"], ["d"], "call", domain="own"),
+        helper.make_node("Double", ["d"], ["e"], "again", domain="own"),
+        helper.make_node("Magic", ["e"], ["f"], "last", domain="acme"),
+    ]
+    proto = model(nodes, {"x": [1], "c": (TensorProto.BOOL, [])}, ["y"], imports=[acme, helper.make_opsetid("own", 1)])
+    proto.functions.append(function)
+    sides = ("else_branch", "then_branch")  # as they lie in the proto
+    branches = [f"'first/{outer}/second/{inner}/t'" for outer in sides for inner in sides]
+    assert message(save(tmp_path, proto)) == (
+        "operators that are not supported: Magic of domain 'acme' in 'call/m', 'last'; "
+        f"Trick of domain 'acme' in {', '.join(branches)}"
+    )
+
+
 def test_control_flow_is_named(tmp_path: Path) -> None:
     body = helper.make_graph([], "body", [], [])
     node = helper.make_node("Loop", ["n", "", "x"], ["y"], "walk", body=body)

@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
+import dlc
 from dlc.hardware import this_machine
 from tests.frontends.build import graph_of, model, node, ops, run
 
@@ -85,3 +87,40 @@ def test_qlinear_matmul_equals_onnxruntime(seed: int, weight: Any) -> None:
     names = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"]
     proto = model([node("QLinearMatMul", names, ["y"])], {"x": (TensorProto.UINT8, [5, 33])}, ["y"], values, opset=13)
     np.testing.assert_array_equal(run(graph_of(proto), x)[0], runtime(proto, x=x))
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 1, 2]])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolution_with_a_zero_point_known_when_running(groups: int, pads: list[int], target: str) -> None:
+    rng = np.random.default_rng(groups + sum(pads))
+    options = {"pads": pads, "strides": [2, 1], "group": groups}
+    inputs = {"x": (TensorProto.UINT8, [2, 4, "h", "w"]), "z": (TensorProto.UINT8, [])}
+    values = {"w": rng.integers(-128, 128, [8, 4 // groups, 3, 3]).astype(np.int8)}
+    proto = model([node("ConvInteger", ["x", "w", "z"], ["y"], **options)], inputs, ["y"], values)
+    convolved = next(n for n in graph_of(proto).nodes if n.op == "dlc.conv")
+    assert "x" in convolved.inputs  # bytes, not the differences
+    session = dlc.load(dlc.compile(proto, target=target))
+    for extents in ([9, 8], [5, 12]):
+        feed = {"x": integers(rng, np.uint8, [2, 4, *extents]), "z": integers(rng, np.uint8, [])}
+        # In float64, where the sums are exact.
+        wide = feed["x"].astype(np.float64) - float(feed["z"])
+        plain = model([node("Conv", ["x", "w"], ["y"], **options)], {"x": (TensorProto.DOUBLE, wide.shape)}, ["y"],
+                      {"w": values["w"].astype(np.float64)})  # fmt: skip
+        (wanted,) = ReferenceEvaluator(plain).run(None, {"x": wide})
+        np.testing.assert_array_equal(session.run(feed)["y"], wanted.astype(np.int32))
+
+
+@pytest.mark.parametrize("zero", [0, 128, 77])
+@pytest.mark.parametrize("weight", [np.uint8, np.int8])
+def test_product_with_a_zero_point_known_when_running(weight: Any, zero: int) -> None:
+    rng = np.random.default_rng(zero)
+    inputs = {"x": (TensorProto.UINT8, ["n", 33]), "z": (TensorProto.UINT8, [1])}
+    values = {"w": integers(rng, weight, [33, 7]), "wz": np.asarray(zero - 128 * (weight is np.int8), weight)}
+    proto = model([node("MatMulInteger", ["x", "w", "z", "wz"], ["y"])], inputs, ["y"], values)
+    session = dlc.load(dlc.compile(proto))
+    for rows in (1, 5):
+        feed = {"x": integers(rng, np.uint8, [rows, 33]), "z": integers(rng, np.uint8, [1])}
+        left = feed["x"].astype(np.int32) - feed["z"].astype(np.int32)
+        wanted = left @ (values["w"].astype(np.int32) - values["wz"].astype(np.int32))
+        np.testing.assert_array_equal(session.run(feed)["y"], wanted)

@@ -13,7 +13,6 @@ The model's input is ``(pixel / 255 - MEAN) / STD`` in float32: see `normalise`.
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dlc.cache import cache_dir
 from dlc.errors import DlcError
 
 Split = Literal["train", "test"]
@@ -43,12 +43,6 @@ _FILES: dict[Split, tuple[str, str, int]] = {
 }
 #: File, split, images and seed of each committed excerpt.
 _EXCERPTS: dict[str, tuple[Split, int, int]] = {"test": ("test", 1000, 1708), "calibration": ("train", 500, 7747)}
-
-
-def cache_dir() -> Path:
-    """Return the folder for downloads and checkpoints: ``$DLC_CACHE``, else ``~/.cache/dlc``. It may not exist yet."""
-    given = os.environ.get("DLC_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "dlc"
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ that begins with ``object``.
 - ``dlc.steps(trips)``: max(trips, 0) times true. A loop that scans it stacks that many results, whatever data say.
 - ``dlc.first(x, count)``: the first `count` slices of x: what a loop that ended early has stacked.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
-  there is no kernel). onnx's reference implementation runs it, and so defines it.
+  there is no kernel). onnx's reference implementation runs it, and so defines it, but for those operators that it
+  gets wrong (`dlc.ir.ops.host_operators`).
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ def _evaluator(model: str) -> Any:
     try:
         import onnx
         from onnx.reference import ReferenceEvaluator
+
+        from dlc.ir.ops.host_operators import OPERATORS
     except ImportError as error:
         raise DlcError(
             f"the package has nodes that run on the host by onnx, which is not installed: {error}"
         ) from error
-    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)))
+    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)), new_ops=OPERATORS)
 
 
 def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -57,8 +60,11 @@ def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     label = f"node '{attrs['node']}' ({attrs['op_type']})"
     try:
         results = evaluator.run(None, dict(zip(evaluator.input_names, inputs, strict=True)))
-    except Exception as error:  # the reference implementation raises what numpy raises
-        raise DlcError(f"{label}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the reference implementation raises what numpy raises, in wrappers of its own
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise DlcError(f"{label}: cannot be run on what it is given: {' '.join(str(reason).split())}") from error
     # The reference implementation makes an optional value a list of one; ours is the value itself, or None.
     return tuple(r[0] if attrs["op_type"] == "Optional" and r else r for r in results)
 

@@ -1,6 +1,6 @@
 """Relax's own operators that the IR may hold, with the meaning we give them in numpy.
 
-Attributes are named as in the graph view (`dlc.ir.convert` reads and writes them): reshape and broadcast_to take
+Attributes are named as in the graph view (`dlc.ir.spelling` reads and writes them): reshape and broadcast_to take
 ``shape``; permute_dims ``axes``; concat, take, gather_elements, softmax and log_softmax ``axis``; strided_slice ``axes,
 begin, end, strides`` (begin and end already clamped, strides not zero); astype ``dtype``; nn.pad ``pad_width, mode,
 value``; layer_norm ``axes, epsilon``; reductions ``axes, keepdims``; argmax and argmin ``axis, keepdims``.
@@ -138,6 +138,13 @@ def _layer_norm(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.nd
     return (centred / np.sqrt(variance + x.dtype.type(attrs["epsilon"])) * gamma + beta).astype(x.dtype)
 
 
+def _gather_elements(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:
+    (x, index), axis = inputs, attrs["axis"]
+    # Along the other dimensions the indices may be fewer than the elements.
+    part = tuple(slice(None) if i == axis else slice(0, extent) for i, extent in enumerate(index.shape))
+    return np.take_along_axis(x[part], np.where(index < 0, index + x.shape[axis], index), axis)
+
+
 STRUCTURAL: dict[str, tuple[Kind, Meaning]] = {
     "where": ("elementwise", lambda inputs, attrs: np.where(*inputs)),
     "astype": ("elementwise", _astype),
@@ -148,12 +155,7 @@ STRUCTURAL: dict[str, tuple[Kind, Meaning]] = {
     "strided_slice": ("injective", _strided_slice),
     "nn.pad": ("injective", _pad),
     "take": ("injective", _take),
-    "gather_elements": (
-        "injective",
-        lambda inputs, attrs: np.take_along_axis(
-            inputs[0], np.where(inputs[1] < 0, inputs[1] + inputs[0].shape[attrs["axis"]], inputs[1]), attrs["axis"]
-        ),
-    ),
+    "gather_elements": ("injective", _gather_elements),
     "nn.softmax": ("reduction", _softmax),
     "nn.log_softmax": ("reduction", _log_softmax),
     "nn.layer_norm": ("reduction", _layer_norm),

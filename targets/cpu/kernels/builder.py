@@ -139,7 +139,7 @@ def hold(value: Expr) -> Expr:
 
 
 _SLOTS = 64
-# (dtype, lanes) -> [frame that declares it, buffer, slots taken]: where the next value of that type goes.
+# (dtype, lanes) -> [depth and frame that declares it, buffer, slots taken]: where the next value of that type goes.
 _chunks: dict[tuple[str, int], list[Any]] = {}
 
 
@@ -149,13 +149,14 @@ def _slot(dtype: str, lanes: int) -> tuple[Any, int]:
     Slots come from buffers of many, because each declaration nests one frame deeper in TVM's builder, and a thousand
     of them overflow the native stack. A buffer serves as long as the frame that declares it is open.
     """
-    chunk = _chunks.get((dtype, lanes))
-    if chunk is not None and chunk[2] < _SLOTS and any(chunk[0].same_as(f) for f in IRBuilder.current().frames):
-        chunk[2] += 1
+    chunk, frames = _chunks.get((dtype, lanes)), IRBuilder.current().frames
+    if chunk is not None and chunk[3] < _SLOTS and chunk[0] < len(frames) and chunk[1].same_as(frames[chunk[0]]):
+        chunk[3] += 1
     else:
         buffer = stack(dtype, lanes * _SLOTS)
-        chunk = _chunks[dtype, lanes] = [IRBuilder.current().frames[-1], buffer, 1]
-    return chunk[1], (chunk[2] - 1) * lanes
+        frames = IRBuilder.current().frames
+        chunk = _chunks[dtype, lanes] = [len(frames) - 1, frames[-1], buffer, 1]
+    return chunk[2], (chunk[3] - 1) * lanes
 
 
 def unfused_add(a: Expr, b: Expr) -> Expr:

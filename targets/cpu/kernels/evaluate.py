@@ -215,6 +215,8 @@ class Evaluator:
 
     def broadcast(self, name: str, shape: Sequence[Expr], at: At) -> Expr:
         """A value that numpy broadcasts to `shape`, at a place of that shape."""
+        if self.scalar(name) is not None:  # whatever its rank is: dimensions of `shape` may have been joined
+            return self.at(name, at)
         own = self.values[name].shape
         shift = len(shape) - len(own)
         fixed = [is_one(n) and not is_one(shape[shift + i]) for i, n in enumerate(own)]

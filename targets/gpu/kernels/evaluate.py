@@ -17,7 +17,7 @@ from dlc.targets.gpu.source import Writer, c_type, has_type, literal
 
 Index = tuple[str, ...]
 Follow = Callable[["Evaluator", Node, Index], str]
-_ELEMENTWISE = {**EMIT, **EMIT_QUANTIZED}
+ELEMENTWISE = {**EMIT, **EMIT_QUANTIZED}
 _PARAMETRIC = frozenset({"dlc.quantize", "dlc.dequantize"})  # inputs 1 and 2 are vectors along an axis
 
 
@@ -124,7 +124,7 @@ class Evaluator:
             return self.load(table, table_index(self.at(q, index), self.values[q].dtype))
         arguments = [self.at(n, self._operand_index(node, k, index)) for k, n in enumerate(node.inputs)]
         dtypes = tuple(self.values[n].dtype for n in node.inputs)
-        return _ELEMENTWISE[node.op](Call(node.attrs, dtypes, node.output.dtype, self.w), arguments)
+        return ELEMENTWISE[node.op](Call(node.attrs, dtypes, node.output.dtype, self.w), arguments)
 
     def _operand_index(self, node: Node, position: int, index: Index) -> Index:
         shape = self.values[node.inputs[position]].shape
@@ -139,7 +139,7 @@ def unsupported(body: Graph, follow: Mapping[str, Any], anchor: str = "") -> str
         if not has_type(value.dtype):
             return f"elements of {value.dtype}"
     for node in body.nodes:
-        if node.output.name == anchor or node.op in _ELEMENTWISE or node.op in follow or node.op == "dlc.table":
+        if node.output.name == anchor or node.op in ELEMENTWISE or node.op in follow or node.op == "dlc.table":
             continue
         return f"operator {node.op}"
     large = next((n for n, a in body.constants.items() if a.size != 1), None)

@@ -11,12 +11,13 @@ from dlc.ir.graph import Graph, Value
 from dlc.ir.ops import OPS
 from dlc.ir.serial import extent_text
 from dlc.targets.gpu.kernels import gather, windows
-from dlc.targets.gpu.kernels.evaluate import Evaluator, Follow, unsupported
+from dlc.targets.gpu.kernels.evaluate import ELEMENTWISE, Evaluator, Follow, unsupported
 from dlc.targets.gpu.kernels.injective import INJECTIVE, PAD_MODES
 from dlc.targets.gpu.source import GridAxis, Kernel, Writer
 
 THREADS = 256
 FOLLOW: dict[str, Follow] = {**INJECTIVE, **windows.WINDOWS, **gather.GATHER}
+OPERATORS = frozenset({*ELEMENTWISE, *FOLLOW, "dlc.table"})
 
 
 def declines(body: Graph) -> str | None:

@@ -10,9 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tvm import tirx
 
 import dlc
+from dlc.compiler import compile_module
+from dlc.ir.convert import FunctionBuilder
+from dlc.options import Options
 from dlc.package import Package
+from dlc.pipeline import Context
+from dlc.targets.base import find_target
 
 Shape = Sequence[int | str]
 
@@ -145,3 +151,18 @@ def test_softmax_of_float64_is_computed_in_float64(op: str) -> None:
     x = np.random.default_rng(5).standard_normal((3, 17))
     got, wanted, _ = both(model([node(op, ["x"], axis=1)], {"x": (TensorProto.DOUBLE, [3, 17])}, {}), {"x": x})
     np.testing.assert_allclose(got, wanted, rtol=1e-14)
+
+
+def test_a_constant_weight_below_an_inner_extent_known_only_when_running() -> None:
+    """Packing needs the extent, so plain loops take it."""
+    target = find_target("cpu")
+    weight = np.random.default_rng(0).standard_normal((4, 19)).astype(np.float32)
+    builder = FunctionBuilder()
+    x = builder.input("x", (3, tirx.Var("k", "int64")), "float32")
+    y = builder.emit("dlc.matmul", [x, builder.constant(weight)], {"out_dtype": "float32"})
+    package = compile_module(builder.finish([y]), Context(Options("cpu"), target=target))
+    a = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    (result,) = dlc.load(package).run({"x": a}).values()
+    np.testing.assert_allclose(result, a @ weight, rtol=1e-5, atol=1e-6)
+    (row,) = rows(package)
+    assert "an inner extent k known only when running" in row["why_not_better"]

@@ -127,6 +127,15 @@ def test_scalars(isa: Isa) -> None:
     check(pointwise.emit, body.graph(out), [np.float32(0.3).reshape(())], isa, rtol=1e-6)
 
 
+@every_level
+def test_a_number_of_more_dimensions_than_are_left(isa: Isa) -> None:
+    """All four dimensions are joined into one; the number still has its three."""
+    body, shape = Body(), (2, 3, 4, 5)
+    x = body.input(shape)
+    out = body.node("multiply", [x, body.constant(0.25, shape=(1, 1, 1))], shape)
+    check(pointwise.emit, body.graph(out), [np.arange(120, dtype=np.float32).reshape(shape)], isa)
+
+
 @pytest.mark.parametrize("size", [0, 1])
 def test_empty(size: int) -> None:
     body = Body()

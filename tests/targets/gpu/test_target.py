@@ -211,6 +211,35 @@ def test_what_has_no_kernel_is_named() -> None:
     assert str(caught.value) == "node Relu 'relu': target gpu has no kernel: elements of float16"
 
 
+def test_operators_without_a_kernel_run_on_the_host_between_kernels() -> None:
+    """A cubic resize and a determinant between elementwise kernels: the same as the reference, and explained."""
+    make = helper.make_node
+    nodes = [
+        make("Relu", ["x"], ["a"], "relu"),
+        make("Resize", ["a", "", "", "sizes"], ["b"], "grow", mode="cubic"),
+        make("Add", ["b", "b"], ["c"], "double"),
+        make("Det", ["c"], ["d"], "det"),
+        make("Abs", ["d"], ["y"], "abs"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, 2, 4, 4])], [value("y", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor("sizes", TensorProto.INT64, [4], [1, 2, 6, 6])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    x = {"x": np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype(np.float32)}
+    package = dlc.compile(model, target="gpu:opencl")
+    expected = dlc.load(dlc.compile(model, target="reference")).run(x)["y"]
+    np.testing.assert_allclose(dlc.load(package).run(x)["y"], expected, rtol=1e-4, atol=1e-5)
+    assert {row["op"]: (row["part"], row["why_not_better"]) for row in read(package).nodes} == {
+        "Relu": ("part0 (gpu:opencl)", ""),
+        "dlc.resize": ("host", "target gpu has no kernel for dlc.resize"),
+        "Add": ("part1 (gpu:opencl)", ""),
+        "dlc.determinant": ("host", "target gpu has no kernel for dlc.determinant"),
+        "Abs": ("part2 (gpu:opencl)", ""),
+    }
+
+
 def test_targets_lists_the_device_and_nvcc() -> None:
     result = CliRunner().invoke(main, ["targets"])
     assert result.exit_code == 0 and "OpenCL: " in result.output and "CUDA: " in result.output

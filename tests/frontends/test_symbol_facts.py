@@ -1,0 +1,125 @@
+"""What a model demands of its symbols' sizes: limits that broadcasts set, sizes that contractions fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+
+import dlc
+from dlc.cli.main import main
+from dlc.errors import DlcError
+from dlc.explain import read
+from tests.frontends.build import model, node
+
+FLOAT = TensorProto.FLOAT
+
+
+def _positions(shift: int = 0) -> onnx.ModelProto:
+    """x (n, s, 4) plus the rows of a table of 10 from `shift` on, as many as the sequence is long."""
+    nodes = [
+        node("Shape", ["x"], ["all"]),
+        node("Gather", ["all", "one"], ["s"]),
+        node("Add", ["s", "shift"], ["end"]),
+        node("Slice", ["table", "shift", "end", "zero"], ["rows"]),
+        node("Add", ["x", "rows"], ["sum"], "positions"),
+        node("MatMul", ["sum", "w"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "one": np.array([1]), "zero": np.array([0]), "shift": np.array([shift]),
+        "table": rng.standard_normal((10, 4)).astype(np.float32), "w": rng.standard_normal((4, 3)).astype(np.float32),
+    }  # fmt: skip
+    return model(nodes, {"x": ["n", "s", 4]}, ["y"], constants)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_table_limits_the_length(target: str, shift: int) -> None:
+    proto, rng = _positions(shift), np.random.default_rng(1)
+    package = dlc.compile(proto, target=target)
+    assert package.manifest["limits"] == {"s": 10 - shift}
+    session = dlc.load(package)
+    for batch, length in ((1, 1), (3, 5), (2, 10 - shift)):
+        x = rng.standard_normal((batch, length, 4)).astype(np.float32)
+        (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+        np.testing.assert_allclose(session.run({"x": x})["y"], wanted, rtol=1e-5, atol=1e-6)
+    assert all(row["part"] != "host" for row in read(package).nodes if "part" in row)
+    for copy in (session, session.clone()):
+        with pytest.raises(DlcError) as caught:
+            copy.run({"x": np.zeros((1, 11 - shift, 4), np.float32)})
+        wanted_text = f"input 'x': dimension 's' is {11 - shift}, the model takes {10 - shift} at most"
+        assert str(caught.value) == wanted_text
+
+
+def test_inspect_shows_limits(tmp_path: Path) -> None:
+    dlc.compile(_positions(), target="reference").save(tmp_path / "m.dlc")
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.dlc")])
+    assert "limits:\n  s: at most 10\n" in result.output
+
+
+def test_calibration_keeps_to_limits() -> None:
+    package = dlc.compile(_positions(), target="reference", quantize="int8", calibration="random")
+    assert package.manifest["limits"] == {"s": 10}
+    samples = {"x": np.ones((2, 11, 4), np.float32)}
+    with pytest.raises(DlcError, match="input 'x': dimension 's' is 11, the model takes 10 at most"):
+        dlc.compile(_positions(), target="reference", quantize="int8", calibration=samples)
+
+
+def test_a_model_without_limits_has_none() -> None:
+    package = dlc.compile(model([node("Relu", ["x"], ["y"])], {"x": ["n", "s"]}, ["y"]), target="reference")
+    assert package.manifest["limits"] == {}
+
+
+def test_contractions_fix_sizes() -> None:
+    rng = np.random.default_rng(2)
+    constants = {"w": rng.standard_normal((6, 3, 3, 3)).astype(np.float32)}
+    constants["m"] = rng.standard_normal((5, 7)).astype(np.float32)
+    nodes = [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), node("MatMul", ["c", "m"], ["y"])]
+    proto = model(nodes, {"x": ["N", "C", "H", "W"]}, ["y"], constants)
+    session = dlc.load(dlc.compile(proto))
+    assert session.inputs[0].shape == ("N", 3, "H", 5)
+    x = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_allclose(session.run({"x": x})["y"], wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(DlcError, match=r"input 'x' has shape \[2, 4, 4, 5\], expected \[N, 3, H, 5\]"):
+        session.run({"x": np.zeros((2, 4, 4, 5), np.float32)})
+
+
+def test_an_inner_extent_that_only_data_tell_is_left_to_the_host() -> None:
+    nodes = [node("Compress", ["x", "keep"], ["some"], axis=1), node("MatMul", ["some", "w"], ["y"], "product")]
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    inputs = {"x": ["n", 4], "keep": (TensorProto.BOOL, [4])}
+    package = dlc.compile(model(nodes, inputs, ["y"], {"w": weight}))
+    session = dlc.load(package)
+    x, keep = np.arange(8, dtype=np.float32).reshape(2, 4), np.array([True, False, True, False])
+    np.testing.assert_array_equal(session.run({"x": x, "keep": keep})["y"], x[:, keep] @ weight)
+    (row,) = [r for r in read(package).nodes if r["op"] == "MatMul"]
+    assert "cannot tell whether the extents" in row["why_not_better"]
+    with pytest.raises(DlcError, match=r"node 'product' \(MatMul\): TypeError"):
+        session.run({"x": x, "keep": np.ones(4, bool)})
+
+
+def test_a_product_makes_two_symbols_one() -> None:
+    inputs = {"a": [2, "k"], "b": [None, 3]}
+    package = dlc.compile(model([node("MatMul", ["a", "b"], ["y"], "product")], inputs, ["y"]))
+    session = dlc.load(package)
+    assert [row["kernel"].split()[0] for row in read(package).nodes] == ["GEMM"]
+    for depth in (1, 4, 37):
+        a, b = np.ones((2, depth), np.float32), np.ones((depth, 3), np.float32)
+        np.testing.assert_array_equal(session.run({"a": a, "b": b})["y"], a @ b)
+    with pytest.raises(DlcError, match=r"input 'b' has shape \[36, 3\], expected \[k, 3\]; k is 37 from input 'a'"):
+        session.run({"a": a, "b": b[:36]})
+
+
+def test_extents_that_may_broadcast_stay_apart() -> None:
+    """Two symbols in a sum: one may be 1, so nothing follows, and the host runs it."""
+    session = dlc.load(dlc.compile(model([node("Add", ["a", "b"], ["y"])], {"a": ["k"], "b": ["l"]}, ["y"])))
+    a, b = np.ones(4, np.float32), np.ones(1, np.float32)
+    for left, right in ((a, b), (b, a), (a, a)):
+        np.testing.assert_array_equal(session.run({"a": left, "b": right})["y"], left + right)
