@@ -1,8 +1,8 @@
 """Dot products with gathered rows: a product and a sum, into which the gathering is fused, not a matrix product.
 
 ``W[index] (..., L, K) @ x (..., K, 1)`` and ``x (..., 1, K) @ W[index]^T`` with a constant ``W (V, K)`` first copy
-the rows. As ``sum(W[index] * x)`` over K, each row is read where it lies (`passes/partition/regions.py`), once. The steps of
-a path through a binary tree of words are such products.
+the rows. As ``sum(W[index] * x)`` over K, each row is read where it lies, once (`passes/partition/regions.py`). The
+steps of a path through a binary tree of words are such products.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 ``x (..., M, K) @ W[index] (..., K, N)`` with a constant ``W (G, K, N)`` copies a matrix for each position of the index.
 It becomes `dlc.grouped_matmul`, of rows sorted by group (`dlc.group_order`); so does ``W[index] @ x (..., K, 1)`` with
-``W (G, N, K)``. Where a chain of such products, biases ``b[index]`` and elementwise operators shares its index, the rows stay
-sorted from its first product to its last. Experts that are gathered, and the words of a class in a hierarchical
-softmax, are such products.
+``W (G, N, K)``. Where a chain of such products, biases ``b[index]`` and elementwise operators shares its index, the
+rows stay sorted from its first product to its last. Experts that are gathered, and the words of a class in a
+hierarchical softmax, are such products.
 """
 
 from __future__ import annotations

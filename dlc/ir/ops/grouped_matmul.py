@@ -1,8 +1,8 @@
 """`dlc.grouped_matmul`: rows that are each multiplied by a matrix of their own choice.
 
 Inputs x (R, K), w (G, K, N), groups (R,) integer; row r of the result (R, N) is ``x[r] @ w[groups[r]]``. Negative
-groups count from the end. Attributes as of `dlc.matmul`: out_dtype, and for integers a_zero_point. Nothing is assumed of the
-order of the rows, but neighbours of one group share a kernel's reading of their matrix: see `dlc.group_order`.
+groups count from the end. Attributes as of `dlc.matmul`: out_dtype, and for integers a_zero_point. The rows are in any
+order, but neighbours of one group share a kernel's reading of their matrix: see `dlc.group_order`.
 """
 
 from __future__ import annotations
