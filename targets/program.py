@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,10 +13,13 @@ from dlc.targets.layout import Layout
 
 @dataclass(frozen=True)
 class Step:
-    """How far a place moves with every iteration of a loop: `size` bytes, times the loop's `variable`."""
+    """How far a place moves with every iteration of a loop: `size` bytes, times the loop's `variable` plus `offset`,
+    the sum modulo `period` where that is not None."""
 
     variable: str
     size: Any
+    offset: int = 0
+    period: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Ref:
     index: int = 0
     name: str = ""
     steps: tuple[Step, ...] = ()
+
+    def whole(self) -> Ref:
+        """The tensor that a place is a part of."""
+        return replace(self, steps=())
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Copy:
-    """`size` bytes from one place to another."""
+    """`size` bytes from one place to another; `row` explains one that is an operator of the model."""
 
     source: Ref
     target: Ref
     size: Any
+    row: dict[str, Any] | None = None
+
+    def refs(self) -> list[Ref]:
+        """Both places."""
+        return [self.source, self.target]
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class Branch:
         return [self.condition, *(ref for arm in self.arms for call in arm for ref in call.refs())]
 
 
-Item: TypeAlias = Call | Loop | Branch
+Item: TypeAlias = Call | Copy | Loop | Branch
 
 
 @dataclass
@@ -141,6 +153,8 @@ class Program:
 
 def rows_of(call: Item) -> list[dict[str, Any]]:
     """The rows of one call; those inside a loop or a branch say which."""
+    if isinstance(call, Copy):
+        return [] if call.row is None else [call.row]
     if isinstance(call, Call):
         return [call.row]
     calls = call.calls if isinstance(call, Loop) else [each for arm in call.arms for each in arm]

@@ -1,20 +1,20 @@
 """The model zoo: small trained models that the tests, the benchmarks and ``zoo:NAME`` on the command line use.
 
-Each family is a subpackage with the same files: ``data`` (loaders, no torch), ``model``, ``train`` and ``export``
-(torch), ``evaluate`` (no torch), the committed ``NAME.onnx`` and ``card.md`` with its measured figures.
+A family is a folder here; ``family.py`` says what its modules provide, and what they share lies beside it. The
+committed model is ``NAME/NAME.onnx``, its measured figures are in ``NAME/card.md``.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 from dlc.errors import DlcError
 
-#: Family name -> its package. The committed model is ``NAME.onnx`` in that package's folder.
-FAMILIES: dict[str, str] = {"vision": "dlc.zoo.vision"}
+#: The families: every folder below this one that is a package.
+FAMILIES: tuple[str, ...] = tuple(sorted(found.name for found in pkgutil.iter_modules(__path__) if found.ispkg))
 
 
 def family_package(name: str) -> str:
@@ -24,8 +24,8 @@ def family_package(name: str) -> str:
         DlcError: no such family; the message lists those there are.
     """
     if name not in FAMILIES:
-        raise DlcError(f"no model {name!r} in the zoo (known: {', '.join(sorted(FAMILIES))})")
-    return FAMILIES[name]
+        raise DlcError(f"no model {name!r} in the zoo (known: {', '.join(FAMILIES)})")
+    return f"{__name__}.{name}"
 
 
 def model_path(name: str) -> Path:
@@ -34,8 +34,7 @@ def model_path(name: str) -> Path:
     Raises:
         DlcError: no such family; the message lists those there are.
     """
-    folder = family_package(name).rpartition(".")[2]
-    return Path(__file__).parent / folder / f"{name}.onnx"
+    return Path(__file__).parent / family_package(name).rpartition(".")[2] / f"{name}.onnx"
 
 
 def samples(name: str, part: str) -> dict[str, Any]:
@@ -54,17 +53,11 @@ def samples(name: str, part: str) -> dict[str, Any]:
 
 
 def read_card(name: str) -> dict[str, Any]:
-    """Return the data at the head of the family's ``card.md``: its figures as the evaluation measured them.
-
-    The head stands between two lines ``---`` and holds lines ``key: value``, the values being JSON.
+    """Return the data at the head of the family's ``card.md``: see `dlc.zoo.cards`.
 
     Raises:
         DlcError: no such family, or its card has no such head.
     """
-    path = model_path(name).with_name("card.md")
-    try:
-        _, head, _ = path.read_text().split("---\n", 2)
-        pairs = (line.split(": ", 1) for line in head.splitlines())
-        return {key: json.loads(value) for key, value in pairs}
-    except (OSError, ValueError) as error:
-        raise DlcError(f"{path} is not a model card: {error}") from error
+    from dlc.zoo.cards import read_head
+
+    return read_head(model_path(name).with_name("card.md"))

@@ -1,4 +1,5 @@
-"""Graph simplification: constants, identities, batch normalisation, padding, common subexpressions.
+"""Graph simplification: constants, identities, positions, views, batch normalisation, padding, single windows, common
+subexpressions.
 
 `SIMPLIFY` is the list to run. Its steps come once by name, so that each can be dumped and stopped at, and its last pass
 repeats them until none changes anything, in ``main`` and in what control flow runs.
@@ -14,7 +15,10 @@ from dlc.passes.simplify import (
     fold_constants,
     fold_scale,
     identities,
+    indices,
+    one_window,
     pad_into_conv,
+    views,
 )
 from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Context, Pass
@@ -22,9 +26,12 @@ from dlc.pipeline import Context, Pass
 STEPS: tuple[Pass, ...] = (
     fold_constants.PASS,
     identities.PASS,
+    indices.PASS,
     fold_scale.PASS,
     pad_into_conv.PASS,
     best_of_softmax.PASS,
+    one_window.PASS,
+    views.PASS,
     common_subexpressions.PASS,
 )
 

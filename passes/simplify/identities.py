@@ -118,8 +118,37 @@ def _permute(state: Rewriter, node: Node) -> Any:
 
 
 def _slice(state: Rewriter, node: Node) -> Any:
-    # With every stride 1 a slice of the full extent is the whole; a reversal has the same shape and is not.
-    return _same_type(state, node) if all(stride == 1 for stride in node.attrs["strides"]) else None
+    if any(stride != 1 for stride in node.attrs["strides"]):
+        return None  # a reversal has the shape of the whole and is not
+    whole = _same_type(state, node)
+    return whole if whole is not None else _slice_of_concat(state, node)
+
+
+def _slice_of_concat(state: Rewriter, node: Node) -> Any:
+    """A range of a concatenation is the ranges of its pieces, if nothing needs the concatenation as a whole."""
+    first = state.producer(node.inputs[0], "relax.concat")
+    if first is None or len(node.attrs["axes"]) != 1:
+        return None
+    (axis,), (begin,), (end,) = (node.attrs[key] for key in ("axes", "begin", "end"))
+    extents = [state.value(name).shape[axis] for name in first.inputs]
+    if first.attrs["axis"] != axis or not all(isinstance(e, int) for e in (begin, end, *extents)):
+        return None
+    pieces, start = [], 0
+    for name, extent in zip(first.inputs, extents, strict=True):
+        low, high = max(begin - start, 0), min(end - start, extent)
+        if low < high:
+            pieces.append((name, low, high, extent))
+        start += extent
+    if len(pieces) > 1 and any(r.op != node.op for r in state.consumers[first.output.name]):
+        return None
+
+    def cut(name: str, low: int, high: int, extent: int) -> Any:
+        attrs = {**node.attrs, "begin": (low,), "end": (high,)}
+        return state.emit(node.op, [state.new(name)], attrs) if high - low < extent else state.new(name)
+
+    if len(pieces) > 1:
+        return state.emit("relax.concat", [cut(*piece) for piece in pieces], first.attrs, node.origin)
+    return cut(*pieces[0]) if pieces else None
 
 
 def _pad(state: Rewriter, node: Node) -> Any:

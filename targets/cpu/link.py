@@ -27,7 +27,7 @@ from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import stack
 from dlc.targets.plan import ALIGNMENT, Plan
-from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref, Step
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 _KERNELS = 8  # in one object file, about: a file more costs a millisecond when loading
@@ -82,6 +82,9 @@ class _Entry:
     def _call(self, call: Item) -> None:
         if isinstance(call, Loop):
             self._loop(call)
+            return
+        if isinstance(call, Copy):
+            self._copy([call])
             return
         if isinstance(call, Branch):
             self._branch(call)
@@ -148,8 +151,15 @@ class _Entry:
         else:
             address = self.words[self.fixed + 1] + T.cast(self._size(self.plan.offset_of[ref.name]), "uint64")
         for step in ref.steps:
-            address = address + T.cast(self.iterations[step.variable] * self._size(step.size), "uint64")
+            address = address + T.cast(self._number(step) * self._size(step.size), "uint64")
         return address
+
+    def _number(self, step: Step) -> Any:
+        """The slice at which a place lies in an iteration."""
+        number = self.iterations[step.variable]
+        if step.offset:
+            number = number + T.int64(step.offset)
+        return number if step.period is None else T.truncmod(number, T.int64(step.period))
 
 
 def _sizes_entry(program: Program, plan: Plan) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,7 @@ from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import IF, LOOP
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.explain import explanation
+from dlc.targets.cpu.in_place import scatter_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import (
     contract_plain,
@@ -72,6 +73,7 @@ class CpuLowering(Lowering):
     Attributes:
         prepare: the target's passes, for the blocks of control flow.
         controls: how many loops and branches there were so far.
+        copied: what updates a carried value of a loop and has to copy it -> why.
     """
 
     def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
@@ -79,6 +81,7 @@ class CpuLowering(Lowering):
         self.module, self.isa, self.prepare = module, isa, prepare
         self.layouts = value_layouts(self.graph)
         self.controls = 0
+        self.copied: Mapping[str, str] = {}
 
     def node(self, node: Node) -> None:
         """See `Lowering.node`."""
@@ -113,6 +116,8 @@ class CpuLowering(Lowering):
             # A loop has said how large what it carries or stacks is.
             self.program.buffers.setdefault(output.name, simplify(layout.size * max(1, bits // 8)))
         row = explanation(node, symbol, self.isa, note)
+        if len(refs) < len(node.inputs) and kind == "opaque":
+            row["kernel"] += ", in place"
         dims = self._dims(renamed, layouts)
         self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
 
@@ -144,6 +149,16 @@ class CpuLowering(Lowering):
         family, reasons = self._family(kind, body)
         if family is None:
             raise DlcError(f"node {node.origin}: target cpu has no kernel: {'; '.join(reasons)}")
+        # A family that has slow forms says which and why.
+        note = family.note(body) if hasattr(family, "note") else ""
+        inputs = list(node.inputs)
+        if family is scatter:
+            data = scatter_data(node)
+            if data is not None and self.place(data) == self.place(node.output.name):
+                body = scatter.in_place(body)
+                inputs.remove(data)
+            elif node.output.name in self.copied:
+                note = f"copies the carried value: {self.copied[node.output.name]}"
         digest = _digest(body, layouts, node.attrs, constants)
         if digest not in self.known:
             assert node.body is not None
@@ -152,9 +167,7 @@ class CpuLowering(Lowering):
                 self.prefix + node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill
             )
             self.known[digest] = self._add(func)
-        # A family that has slow forms says which and why.
-        note = family.note(body) if hasattr(family, "note") else ""
-        return [self.place(name) for name in node.inputs], self.known[digest], note
+        return [self.place(name) for name in inputs], self.known[digest], note
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
-import tvm
 
 from dlc.ir.graph import Graph, Node, Value, is_tensor
 from dlc.ir.ops.host import IF, ITEM, LOOP
 from dlc.ir.rewrite import graph_module
 from dlc.targets.base import Target
 from dlc.targets.cpu.lower import CpuLowering
-from dlc.targets.layout import simplify
+from dlc.targets.cpu.lower_block import BlockLowering, BodyLowering, bytes_of
 from dlc.targets.program import Branch, Call, Copy, Item, Loop, Ref, Step
 
 
@@ -54,28 +52,6 @@ def lower_control(outer: CpuLowering, node: Node, prefix: str) -> Item:
     return (_LoopLowering if node.op == LOOP else _BranchLowering)(outer, node, prefix).run()
 
 
-class _BlockLowering(CpuLowering):
-    """The lowering of a loop's block: kernels, constants and memory are those of the lowering around it.
-
-    Its inputs lie where the loop says, and its outputs go where the loop wants them.
-    """
-
-    def __init__(
-        self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]
-    ) -> None:
-        super().__init__(module, outer.isa, outer.prepare)
-        self.prefix = prefix
-        self.program = replace(outer.program, calls=[])
-        self.known, self._constant_index = outer.known, outer._constant_index
-        self.fixed = {v.name: ref for v, ref in zip(self.graph.inputs, inputs, strict=True)}
-        self.outputs = outputs
-
-    def place_outputs(self) -> None:
-        """See `Lowering.place_outputs`."""
-        for name, ref in zip(self.graph.outputs, self.outputs, strict=True):
-            self.fixed.setdefault(self._root(name), ref)
-
-
 class _ControlLowering:
     """What loops and branches share: places of their own, and where their results lie."""
 
@@ -99,10 +75,9 @@ class _ControlLowering:
             self.outer.program.buffers[place.name] = size
         return place
 
-    def calls(self, block: Graph, prefix: str, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> list[Item]:
-        """One run of a block."""
-        module = self.outer.prepare(graph_module(self.outer.module, block))
-        return list(_BlockLowering(self.outer, module, prefix, inputs, outputs).run().calls)
+    def prepared(self, block: Graph) -> Any:
+        """A block behind the target's passes."""
+        return self.outer.prepare(graph_module(self.outer.module, block))
 
     def row(self, kernel: str) -> dict[str, Any]:
         """What `dlc explain` says of it."""
@@ -124,7 +99,7 @@ class _BranchLowering(_ControlLowering):
         condition, *captured = (self.outer.place(name) for name in self.node.inputs)
         results = [self.result(i) for i in range(len(self.node.attrs["shapes"]))]
         then, other = (
-            tuple(self.calls(block, f"{self.prefix}{arm}", captured, results))
+            tuple(BlockLowering(self.outer, self.prepared(block), f"{self.prefix}{arm}", captured).calls(results))
             for arm, block in zip("te", self.node.blocks, strict=True)
         )
         row = self.row(f"native branch, {len(then)} or {len(other)} calls")
@@ -135,8 +110,8 @@ class _LoopLowering(_ControlLowering):
     """One ``dlc.loop`` as calls that are repeated.
 
     Every carried value has a home, the place of the loop's result. An iteration writes the new value straight there
-    when nobody reads the old one from then on; else beside it, and copies it at its end. Slices of what is scanned
-    and stacked are parts of the whole tensors: nothing is copied.
+    when nobody reads the old one from then on, or when it only replaces some rows (see `in_place`); else beside it, and
+    copies it at its end. Slices of what is scanned and stacked are parts of the whole tensors: nothing is copied.
     """
 
     def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
@@ -164,13 +139,23 @@ class _LoopLowering(_ControlLowering):
         inputs += [self.outer.place(n) for n in self.captured]
         states = [going, *homes]
         kept = [i for i in range(len(states)) if not self._stays(i)]
-        fresh = {i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]]))) for i in kept}
         stacked = [
             self.slice_of(self.result(counts + i), values[name]) for i, name in enumerate(block.outputs[1 + counts :])
         ]
         names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
         shortened = replace(block, outputs=tuple(names))
-        calls = self.calls(shortened, self.prefix, inputs, [*fresh.values(), *stacked])
+        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
+        rows += [self.outer.values[name].shape[0] for name in self.scanned]
+        most = rows[0] if rows else self._known_trips()
+        changed = {k: 1 + i for k, i in enumerate(kept)}
+        inner = BodyLowering(self.outer, self.prepared(shortened), self.prefix, inputs, changed, most)
+        fresh = {
+            i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]])))
+            for i in kept
+            if 1 + i not in inner.updated
+        }
+        places = [*(fresh.get(i, states[i]) for i in kept), *stacked]
+        calls = _needed(inner.calls(places), [*places, *states])
         after = []
         for i, place in fresh.items():
             if not _written_in_place(calls, states[i], place):
@@ -186,8 +171,6 @@ class _LoopLowering(_ControlLowering):
         if ends or going in read:
             true = self.outer.constant(np.ones((), np.bool_))
             before.append(Copy(true if self.condition is None else self.outer.place(self.condition), going, 1))
-        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
-        rows += [self.outer.values[name].shape[0] for name in self.scanned]
         return Loop(
             self.prefix,
             tuple(calls),
@@ -200,6 +183,11 @@ class _LoopLowering(_ControlLowering):
             self.row(f"native loop, {len(calls)} calls an iteration"),
         )
 
+    def _known_trips(self) -> int | None:
+        """The trip count, where it is known when compiling."""
+        array = self.outer.graph.constants.get(self.trips or "")
+        return None if array is None else int(array.reshape(()))
+
     def _stays(self, state: int) -> bool:
         """Whether the block gives back the condition (0) or a carried value as it is; true is no condition at all."""
         name = self.block.outputs[state]
@@ -211,28 +199,37 @@ def _type(value: Value) -> tuple[Sequence[Any], str]:
     return value.shape, value.dtype
 
 
-def bytes_of(shape: Sequence[Any], dtype: str) -> Any:
-    """The size of a dense tensor."""
-    return simplify(prod(shape, start=1) * max(1, tvm.DataType(dtype).bits // 8))
+def _needed(calls: Sequence[Item], results: Sequence[Ref]) -> list[Item]:
+    """`calls` without those that make what nobody reads: positions of rows that have become addresses."""
+    wanted = {ref.whole() for ref in results}
+    kept: list[Item] = []
+    for call in reversed(calls):
+        if isinstance(call, Call) and call.output.whole() not in wanted:
+            continue
+        wanted |= {ref.whole() for ref in call.refs()}
+        kept.append(call)
+    return kept[::-1]
 
 
 def _written_in_place(calls: Sequence[Item], old: Ref, new: Ref) -> bool:
     """Whether `new` may lie where `old` does: nobody reads the old value from the call on that writes the new one."""
     first = next(i for i, call in enumerate(calls) if new in call.refs())
-    return not any(old in call.refs() for call in calls[first:])
+    return not any(old.whole() == ref.whole() for call in calls[first:] for ref in call.refs())
 
 
 def _moved(call: Item, old: Ref, new: Ref) -> Item:
-    """`call` with one place for another."""
+    """`call` with one place, which has no steps, for another."""
 
     def move(ref: Ref) -> Ref:
-        return new if ref == old else ref
+        return replace(new, steps=(*new.steps, *ref.steps)) if ref.whole() == old else ref
 
     def turn(copies: Sequence[Copy]) -> tuple[Copy, ...]:
         return tuple(replace(copy, source=move(copy.source), target=move(copy.target)) for copy in copies)
 
     if isinstance(call, Call):
         return replace(call, inputs=tuple(move(ref) for ref in call.inputs), output=move(call.output))
+    if isinstance(call, Copy):
+        return turn([call])[0]
     if isinstance(call, Branch):
         then, other = (tuple(_moved(each, old, new) for each in arm) for arm in call.arms)
         return replace(call, condition=move(call.condition), arms=(then, other))

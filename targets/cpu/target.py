@@ -65,13 +65,16 @@ class CpuTarget(Target):
         return super().declines(node)
 
     def passes(self, options: Options) -> list[Pass]:
-        """Types, layouts, fusion, halos, tile sizes."""
+        """Loops' states, types, layouts, fusion, halos, tile sizes."""
         from dlc.passes.legalize import matrices, widen
         from dlc.passes.partition import regions
+        from dlc.passes.specialize import ring_buffers, row_updates
         from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
         from dlc.targets.cpu.schedule import schedule_pass
 
         return [
+            row_updates.PASS,
+            ring_buffers.PASS,
             matrices.PASS,
             widen.PASS,
             channels_last.PASS,

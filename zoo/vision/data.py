@@ -7,23 +7,20 @@ for measuring accuracy) and ``calibration.npz`` (500 training images, for calibr
 
 The model's input is ``(pixel / 255 - MEAN) / STD`` in float32: see `normalise`.
 
-``python -m dlc.zoo.vision.data`` fetches the full set into the cache directory.
+``dlc zoo fetch vision`` fetches the full set into the cache.
 """
 
 from __future__ import annotations
 
 import gzip
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlc.cache import cache_dir
 from dlc.errors import DlcError
+from dlc.zoo.packages import DataPackage, locate
 
 Split = Literal["train", "test"]
 
@@ -35,12 +32,16 @@ CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _FILES: dict[Split, tuple[str, str, int]] = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),
 }
+PACKAGES = (
+    DataPackage(
+        "debian", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist",
+        tuple(name for images, labels, _ in _FILES.values() for name in (images, labels)),
+    ),
+)  # fmt: skip
 #: File, split, images and seed of each committed excerpt.
 _EXCERPTS: dict[str, tuple[Split, int, int]] = {"test": ("test", 1000, 1708), "calibration": ("train", 500, 7747)}
 
@@ -58,45 +59,8 @@ def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def find_dataset(directory: Path | None = None) -> Path:
-    """Return the folder with the four gzipped IDX files.
-
-    Args:
-        directory: where to look. By default the installed Debian package, then the cache directory.
-
-    Raises:
-        DlcError: not all four files are there; the message names the commands that fetch them.
-    """
-    candidates = [directory] if directory else [_INSTALLED, _cached_dataset()]
-    names = [name for images, labels, _ in _FILES.values() for name in (images, labels)]
-    for candidate in candidates:
-        if all((candidate / name).is_file() for name in names):
-            return candidate
-    raise DlcError(
-        f"Fashion-MNIST is not in {' nor in '.join(map(str, candidates))}: run `python -m dlc.zoo.vision.data` "
-        f"(into the cache, no root) or `apt-get install {DEBIAN_PACKAGE}`, or give the folder with its four .gz files"
-    )
-
-
-def fetch_dataset() -> Path:
-    """Unpack the Debian package into the cache directory, unless the set is there already; return its folder.
-
-    Raises:
-        DlcError: ``apt-get`` or ``dpkg-deb`` is missing or fails.
-    """
-    try:
-        return find_dataset()
-    except DlcError:
-        pass
-    target = cache_dir() / "fashion-mnist"
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["apt-get", "download", DEBIAN_PACKAGE], cwd=scratch, check=True)
-            (package,) = Path(scratch).glob("*.deb")
-            subprocess.run(["dpkg-deb", "-x", str(package), str(target)], check=True)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise DlcError(f"could not fetch the Debian package {DEBIAN_PACKAGE}: {error}") from error
-    return find_dataset()
+    """Return the folder with the four gzipped IDX files; see `dlc.zoo.packages.locate`."""
+    return locate(PACKAGES[0], "vision", directory)
 
 
 def load_full(split: Split, directory: Path | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -160,11 +124,6 @@ def choose_excerpt(name: str, directory: Path | None = None) -> dict[str, np.nda
     return {"images": images[indices], "labels": labels[indices], "indices": indices}
 
 
-def _cached_dataset() -> Path:
-    """Where `fetch_dataset` unpacks the files: the Debian package's own layout, below the cache directory."""
-    return cache_dir() / "fashion-mnist" / _INSTALLED.relative_to("/")
-
-
 def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Read a gzipped IDX file of unsigned bytes: magic 00 00 08 rank, the big-endian int32 sizes, then the bytes."""
     expected = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">i4").tobytes()
@@ -181,10 +140,3 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def samples(part: Literal["test", "calibration"]) -> dict[str, NDArray[np.float32]]:
     """Return the embedded images of `part` (``calibration`` or ``test``) by the model's input name."""
     return {"image": load_inputs(part)[0]}
-
-
-if __name__ == "__main__":
-    try:
-        print(f"Fashion-MNIST is in {fetch_dataset()}")
-    except DlcError as failure:
-        sys.exit(f"dlc: error: {failure}")

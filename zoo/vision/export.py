@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dlc.errors import DlcError
+from dlc.zoo.vision.train import load_weights
 
 OPSET = 17
 INPUT = "image"
@@ -46,7 +47,16 @@ def export_bytes(model: nn.Module) -> bytes:
     return exported.SerializeToString(deterministic=True)
 
 
-def export(model: nn.Module, path: Path) -> float:
+def export(weights: Path, out: Path) -> str:
+    """Write the weights of a training run as ONNX; return one line on how far torch and ONNX agree.
+
+    Raises:
+        DlcError: the weights are not this network's, or torch and ONNX differ; nothing is written.
+    """
+    return f"torch and ONNX agree to {export_model(load_weights(weights), out):.1e}"
+
+
+def export_model(model: nn.Module, path: Path) -> float:
     """Write `model` to `path` once the ONNX has passed onnx.checker and agrees with torch at batch 1 and 32.
 
     The comparison runs in onnxruntime, or in onnx's slower reference evaluator where that is not installed.

@@ -1,12 +1,14 @@
 """`dlc.scatter_rows`: a copy of the data, then the updates one row after the other, in order.
 
 Vectors run over the last dimension of a row. A negative position counts from the end; an update beyond the rows is
-dropped, so nothing is ever written outside the output.
+dropped, so nothing is ever written outside the output. Where the output lies in the memory of the data (see `in_place`)
+there is nothing to copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tvm.script.ir_builder import tirx as T
 
@@ -40,19 +42,26 @@ def note(body: Graph) -> str:
     return "scalar loop: rows of one element" if len(body.nodes[0].output.shape) == 1 else ""
 
 
+def in_place(body: Graph) -> Graph:
+    """`body` without its data operand: its kernel updates what lies where the output is to lie."""
+    data = body.nodes[0].inputs[0]
+    return replace(body, inputs=tuple(v for v in body.inputs if v.name != data))
+
+
 class _Scatter:
     def __init__(self, region: Region) -> None:
         self.region, self.mode = region, region.anchor.attrs["reduction"]
         self.data, self.positions, self.updates = region.anchor.inputs
         (self.out,) = region.outputs.values()
-        self.rows, *self.inner = region.shape
+        self.rows, *self.inner = self.out.layout.shape
         last = self.inner[-1] if self.inner else 1
-        self.lanes = vector_lanes(region.isa, v.width(compute_dtype(region.dtype)), last)
+        self.lanes = vector_lanes(region.isa, v.width(compute_dtype(self.out.dtype)), last)
 
     def run(self) -> None:
         """Emit everything."""
-        with loop(self.rows) as row:
-            self.each(lambda inner, piece: self.store(row, inner, self.load(self.data, row, inner, piece), piece))
+        if self.data in self.region.inputs:
+            with loop(self.rows) as row:
+                self.each(lambda inner, piece: self.store(row, inner, self.load(self.data, row, inner, piece), piece))
         with loop(self.region.body.values()[self.positions].shape[0]) as i:
             given = let(v.convert(self.region.value(self.positions, (i,), 1), "int64"))
             rows = whole_index(self.rows)

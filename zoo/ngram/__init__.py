@@ -1,0 +1,1 @@
+"""N-gram language models of English: from counts to a compiled look-up."""
