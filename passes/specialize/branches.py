@@ -47,10 +47,10 @@ def column_of(rw: Rewriter, term: str) -> Column | None:
         if piece is None or piece.op not in ("relax.strided_slice", "relax.take"):
             continue
         gates = piece.inputs[0]
-        last, expert = len(rw.value(gates).shape) - 1, _picked(rw, piece)
-        rows = rw.value(column).shape
-        fits = rows and same(rows[-1], 1) and all(map(same, rows[:-1], rw.value(gates).shape[:-1]))
-        if expert is not None and fits and len(rows) == last + 1 and last > 0:
+        rows, expert = rw.value(column).shape, _picked(rw, piece)
+        # Reshapes keep the order of the rows.
+        fits = rows and same(rows[-1], 1) and same(prod(rows), prod(rw.value(gates).shape[:-1], start=1))
+        if expert is not None and fits:
             return Column(gates, expert, value)
     return None
 

@@ -102,26 +102,30 @@ class GateFinder:
 
     # --- the forms ---
 
-    def _chosen(self, name: str, experts: int) -> bool:
-        """Whether a value holds positions of the best among `experts`."""
-        while (node := self.rw.producer(name)) is not None:
+    def _choices(self, name: str, experts: int) -> int | None:
+        """How many of the positions that a value holds were chosen for one row among `experts`; None for others."""
+        rw, seen = self.rw, None
+        while (node := rw.producer(name)) is not None:
             if node.op in _CHOOSE:
-                shape = self.rw.value(node.inputs[0]).shape
-                return int(node.attrs["axis"]) % len(shape) == len(shape) - 1 and same(shape[-1], experts)
-            if node.op in ("relax.reshape", "relax.astype", "relax.strided_slice"):
+                shape = rw.value(node.inputs[0]).shape
+                last = int(node.attrs["axis"]) % len(shape) == len(shape) - 1 and same(shape[-1], experts)
+                return (seen or int(node.attrs.get("k", 1))) if last else None
+            if node.op in ("relax.reshape", "relax.astype"):
                 name = node.inputs[0]
+            elif node.op == "relax.strided_slice" and node.output.shape[-1] == 1:
+                name, seen = node.inputs[0], 1
             elif node.op == "relax.where":  # the wrapping of positions below zero, of which there are none
-                less = self.rw.producer(node.inputs[0], "relax.less")
-                if less is None or less.inputs[0] != node.inputs[2] or self.rw.scalar(less.inputs[1]) != 0:
-                    return False
+                less = rw.producer(node.inputs[0], "relax.less")
+                if less is None or less.inputs[0] != node.inputs[2] or rw.scalar(less.inputs[1]) != 0:
+                    return None
                 name = node.inputs[2]
             else:
-                return False
-        return False
+                return None
+        return None
 
     def _unwrapped(self, name: str) -> str:
-        """Positions without the wrapping of those below zero."""
-        node = self.rw.producer(name, "relax.where")
+        """Positions without the wrapping of those below zero, perhaps of another shape."""
+        node = self.rw.producer(self._viewed(name), "relax.where")
         return name if node is None else node.inputs[2]
 
     def _one_hot(self, node: Node, axis: int) -> Gates | None:
@@ -136,7 +140,7 @@ class GateFinder:
             if not counts or array is None or len(shape) != len(node.output.shape) or not same(shape[axis], 1):
                 continue
             along = [d for d in range(array.ndim) if array.shape[d] != 1]
-            if [d + len(shape) - array.ndim for d in along] == [axis] and self._chosen(index, experts):
+            if [d + len(shape) - array.ndim for d in along] == [axis] and self._choices(index, experts) is not None:
                 return Gates(self._rows(index, axis, 1), None, 1)
         return None
 
@@ -145,19 +149,25 @@ class GateFinder:
         rw = self.rw
         if scatter.attrs["reduction"] != "none" or not self._zero(scatter.inputs[0]):
             return None
-        places = rw.producer(scatter.inputs[1], "relax.reshape")
-        if places is None:
-            return None
-        total = rw.producer(places.inputs[0], "relax.add")
+        places = self._viewed(scatter.inputs[1])
+        total = rw.producer(places, "relax.add")
         # The offset of a single row is no sum any more.
-        sums = [(places.inputs[0], "")] if shape[0] == 1 or total is None else [total.inputs, total.inputs[::-1]]
+        sums = [(places, "")] if same(shape[0], 1) or total is None else [total.inputs, total.inputs[::-1]]
         for index, offset in sums:
-            chosen = rw.value(index).shape
-            whole = len(chosen) == 2 and same(chosen[0], shape[0]) and isinstance(chosen[1], int)
-            if whole and self._chosen(index, shape[1]) and self._offsets(offset, shape):
-                weights = self.reshape(rw.new(scatter.inputs[2]), chosen)
-                return Gates(rw.new(self._unwrapped(index)), weights, int(chosen[1]))
+            k = self._choices(index, shape[1])
+            if k is None or not self._offsets(offset, shape, k):
+                continue
+            if not same(prod(rw.value(index).shape, start=1), shape[0] * k):
+                continue
+            chosen, weights = (rw.new(name) for name in (self._unwrapped(index), scatter.inputs[2]))
+            return Gates(self.reshape(chosen, (shape[0], k)), self.reshape(weights, (shape[0], k)), k)
         return None
+
+    def _viewed(self, name: str) -> str:
+        """What a value is a reshape of."""
+        while (node := self.rw.producer(name, "relax.reshape")) is not None:
+            name = node.inputs[0]
+        return name
 
     def _zero(self, name: str) -> bool:
         array = self.rw.constant(name)
@@ -166,19 +176,21 @@ class GateFinder:
         node = self.rw.producer(name)
         return node is not None and node.op in ("relax.reshape", "relax.broadcast_to") and self._zero(node.inputs[0])
 
-    def _offsets(self, name: str, shape: Sequence[Any]) -> bool:
-        """Whether a value is where each row of a (rows, experts) tensor begins in the flattened one."""
+    def _offsets(self, name: str, shape: Sequence[Any], k: int) -> bool:
+        """Whether a value is where each row of a (rows, experts) tensor begins in the flattened one, for all choices."""
         (rows, experts) = shape
         if not name:
             return same(rows, 1)
+        own = self.rw.value(name).shape
+        if not same(prod(own, start=1), rows) or (k > 1 and not same(own[-1], 1)):
+            return False
         array = self.rw.constant(name)
         if array is not None:
-            return array.shape == (rows, 1) and np.array_equal(array[:, 0], np.arange(rows) * experts)
-        node = self.rw.producer(name, "relax.multiply")
+            return np.array_equal(array.reshape(-1), np.arange(rows) * experts)
+        node = self.rw.producer(self._viewed(name), "relax.multiply")
         if node is None or experts not in [self.rw.scalar(n) for n in node.inputs]:
             return False
-        counts = [self.rw.producer(n, "relax.reshape") for n in node.inputs]
-        return any(c is not None and self.rw.producer(c.inputs[0], "dlc.positions") is not None for c in counts)
+        return any(self.rw.producer(self._viewed(n), "dlc.positions") is not None for n in node.inputs)
 
     def _scaled(self, node: Node, axis: int) -> Gates | None:
         """Gates times or divided by a number a row, or times a number for each row and expert."""
