@@ -177,7 +177,7 @@ class GateFinder:
         return node is not None and node.op in ("relax.reshape", "relax.broadcast_to") and self._zero(node.inputs[0])
 
     def _offsets(self, name: str, shape: Sequence[Any], k: int) -> bool:
-        """Whether a value is where each row of a (rows, experts) tensor begins in the flattened one, for all choices."""
+        """Whether a value is where each row of a (rows, experts) tensor begins when flattened, for all choices."""
         (rows, experts) = shape
         if not name:
             return same(rows, 1)
