@@ -90,7 +90,7 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     found = _Findings()
     report("the trigram")
     trigram = smoothing.kneser_ney(count([corpus.part("train")], len(corpus.words), brown.ORDER))
-    found.rows = rows.measure(test, trigram, cards.read_head(present)["rows"] if present.is_file() else [], report)
+    found.rows = rows.measure(trigram, cards.read_head(present)["rows"] if present.is_file() else [], report)
     report("the committed model, alone and mixed with the trigram")
     model = OnnxModel(path)
     validation = corpus.part("validation")[:_WEIGHT_WORDS]
@@ -197,7 +197,7 @@ def _table(rows: list[Row]) -> str:
         for row in rows
     ]  # fmt: skip
     columns = (
-        "Network", "Output layer", "Trained by", "Passes", "Test perplexity", "Training", "A word at test",
+        "Network", "Output layer", "Trained by", "Passes", "Perplexity", "Training", "A word at test",
         "Multiply-adds a word", "Output layer's",
     )  # fmt: skip
     return cards.table(columns, lines)

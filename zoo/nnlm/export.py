@@ -1,11 +1,11 @@
-"""Export to ONNX, opset 17: the output layers are model-local functions.
+"""Export to ONNX, opset 18: the output layers are model-local functions.
 
 The graph has the input ``ngram``, int64 (N, K), K - 1 words of context and the word asked for, and the output
 ``log10``, float32 (N,), as in the n-gram family. K is 6; for the LSTM, which starts from zero in each row, it is 33.
 Embeddings and body are plain nodes; the rest is one node of a function in the domain ``dlc.functions``, whose body is
 written in standard operators, so any ONNX runtime runs it. A compiler may recognise the function by domain, name and
-inputs. Each takes ``features``, float32 (N, D), and ``word``, int64 (N,), then float32 weights and int32 tables for a
-vocabulary of V words, and gives ``log10``:
+inputs. Each takes ``features``, float32 (N, D), and ``word``, int64 (N,), beside float32 weights and int32 tables for a
+vocabulary of V words, and gives ``log_p``, natural logarithms:
 
 - ``FullLogProb(features, word, rows (V, D), bias (V,))``: a softmax over all words.
 - ``ShortlistLogProb(features, word, rows (S + 1, D), bias (S + 1,), place (V,), within (V,))``: a softmax over S words
@@ -13,9 +13,8 @@ vocabulary of V words, and gives ``log10``:
 - ``ClassLogProb(features, word, class_rows (C, D), class_bias (C,), rows (V, D), bias (V,), start (C,), size (C,),
   class_of (V,), slot (V,))``: a softmax over classes, and one over the words of the word's own class, whose rows,
   ``start`` to ``start + size``, are gathered and no others; ``slot`` is a word's place among them.
-- ``PathLogProb(features, word, rows (V - 1, D), bias (V - 1,), node (V, L), sign (V, L))``: the sigmoids of
-  ``sign * (rows[node] @ features + bias[node])``, multiplied along the word's path in a binary tree; ``sign`` is
-  float32, 1 or -1, and 0 behind the path's end.
+- `dlc.functions.tree_softmax` for the binary tree. (`class_softmax` there has all classes padded to the largest one's
+  size, which would nearly double these rows.)
 """
 
 from __future__ import annotations
@@ -28,15 +27,16 @@ import torch
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from dlc import functions
 from dlc.errors import DlcError
+from dlc.functions import DOMAIN
 from dlc.runtime.files import atomic_write
 from dlc.zoo.nnlm import data
 from dlc.zoo.nnlm.model import FeedForward, LanguageModel, Recurrent
 from dlc.zoo.nnlm.output import BinarySoftmax, ClassSoftmax, FullSoftmax, ShortlistSoftmax
 from dlc.zoo.nnlm.train import STREAM_STEPS, load_weights
 
-OPSET = 17
-DOMAIN = "dlc.functions"
+OPSET = 18
 OUTPUT = "log10"
 _LOW = -1e4  # below any score: its share of a softmax is exactly 0 in float32
 _TOLERANCE = 1e-4
@@ -76,10 +76,12 @@ def build(model: LanguageModel) -> ModelProto:
     embedded = graph.add("Gather", graph.weight("embedding", model.body.embedding.weight), words)
     features = (_lstm if isinstance(model.body, Recurrent) else _dense)(graph, model.body, embedded)
     function, tables = _function(model.output)
-    inputs = [graph.array(name, array) for name, array in tables.items()]
-    graph.nodes.append(
-        helper.make_node(function.name, [features, word, *inputs], [OUTPUT], name="output", domain=DOMAIN)
-    )
+    given = {"features": features, "x": features, "word": word}
+    given |= {name: graph.array(name, array) for name, array in tables.items()}
+    inputs = [given[name] for name in function.input]
+    graph.nodes.append(helper.make_node(function.name, inputs, ["log_p"], name="output", domain=DOMAIN))
+    scale = graph.array("log10_e", np.array(np.log10(np.e), np.float32))
+    graph.nodes.append(helper.make_node("Mul", ["log_p", scale], [OUTPUT], name=OUTPUT))
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     proto = helper.make_model(
         helper.make_graph(
@@ -165,7 +167,11 @@ def _lstm(graph: _Nodes, body: Recurrent, embedded: str) -> str:
 
 
 def _function(output: nn.Module) -> tuple[FunctionProto, dict[str, np.ndarray]]:
-    """The function of an output layer, and its inputs behind ``features`` and ``word``."""
+    """The function of an output layer, and its inputs besides the features and the word."""
+    if isinstance(output, BinarySoftmax):
+        tables = _arrays(output, "rows", "bias", "node", "sign")
+        names = {"rows": "weight", "node": "paths", "sign": "signs"}
+        return functions.tree_softmax(), {names.get(name, name): array for name, array in tables.items()}
     body = _Nodes()
     body.constant("one", np.array([1]))
     if isinstance(output, FullSoftmax):
@@ -175,20 +181,16 @@ def _function(output: nn.Module) -> tuple[FunctionProto, dict[str, np.ndarray]]:
         name, tables = "ShortlistLogProb", _arrays(output, "rows", "bias", "place", "within")
         listed = _softmax_entry(body, _scores(body, "rows", "bias"), body.add("Gather", "place", "word"))
         nats = body.add("Add", listed, body.add("Gather", "within", "word"))
-    elif isinstance(output, ClassSoftmax):
+    else:
+        assert isinstance(output, ClassSoftmax)
         name = "ClassLogProb"
         tables = _arrays(output, "class_rows", "class_bias", "rows", "bias", "start", "size", "of", "slot")
         tables = {"class_of" if key == "of" else key: array for key, array in tables.items()}
         nats = _class_log_prob(body, output)
-    else:
-        assert isinstance(output, BinarySoftmax)
-        name, tables = "PathLogProb", _arrays(output, "rows", "bias", "node", "sign")
-        nats = _path_log_prob(body)
-    scale = body.constant("log10_e", np.array(np.log10(np.e), np.float32))
-    body.nodes.append(helper.make_node("Mul", [nats, scale], [OUTPUT]))
+    body.nodes.append(helper.make_node("Identity", [nats], ["log_p"]))
     opsets = [helper.make_opsetid("", OPSET)]
     inputs = ["features", "word", *tables]
-    return helper.make_function(DOMAIN, name, inputs, [OUTPUT], body.nodes, opsets), tables
+    return helper.make_function(DOMAIN, name, inputs, ["log_p"], body.nodes, opsets), tables
 
 
 def _arrays(output: nn.Module, *names: str) -> dict[str, np.ndarray]:
@@ -226,16 +228,6 @@ def _class_log_prob(body: _Nodes, output: ClassSoftmax) -> str:
     inside = body.add("Less", place, body.add("Unsqueeze", body.add("Gather", "size", chosen), "one"))
     masked = body.add("Where", inside, scores, body.constant("low", np.array(_LOW, np.float32)))
     return body.add("Add", of_class, _softmax_entry(body, masked, body.add("Gather", "slot", "word")))
-
-
-def _path_log_prob(body: _Nodes) -> str:
-    """log sigmoid(x) is -softplus(-x)."""
-    sign = body.add("Gather", "sign", "word")
-    scores = _gathered_scores(body, body.add("Gather", "node", "word"))
-    against = body.add("Softplus", body.add("Neg", body.add("Mul", sign, scores)))
-    nothing = body.constant("nothing", np.array(0, np.float32))
-    steps = body.add("Where", body.add("Equal", sign, nothing), nothing, against)
-    return body.add("Neg", body.add("ReduceSum", steps, "one", keepdims=0))
 
 
 def _difference(model: LanguageModel, proto: ModelProto) -> float:
