@@ -229,7 +229,7 @@ class _Run:
         first, other = stack[0].shape, next((a.shape for a in stack if a.shape != stack[0].shape), None)
         if other is not None:
             raise DlcError(
-                f"node {node.origin}: output {index} cannot be stacked: "
+                f"node {node.origin}: results cannot be stacked: "
                 f"iterations give the extents {list(first)} and {list(other)}"
             )
         return np.stack(stack)
