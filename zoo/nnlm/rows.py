@@ -24,6 +24,7 @@ from dlc.zoo.nnlm.model import LanguageModel
 from dlc.zoo.nnlm.output import ShortlistSoftmax
 from dlc.zoo.nnlm.shortlist import tail_log10
 from dlc.zoo.nnlm.train import PARTS, SIZES, kept, load_weights, score_stream, shape_of, stream_features
+from dlc.zoo.training import read_notes
 
 _BATCH = 512
 
@@ -65,8 +66,8 @@ def measure(trigram: NgramModel, previous: Sequence[Mapping[str, Any]], report: 
     """Measure what the cache keeps; rows of `previous` stand where their weights are the same, or are not kept here."""
     rows = {(row.size, row.passes): row for row in (Row(**record) for record in previous)}
     for path in sorted(kept(SIZES[0], 1).parent.glob("*.safetensors")):
-        size, _, epochs = path.stem.rpartition("-")
-        passes = int(epochs) / PARTS
+        notes = read_notes(path)
+        size, passes = notes["size"], notes["epochs"] / PARTS
         known = rows.get((size, passes))
         if known is None or known.sha256 != digest(path):
             report(f"the excerpt by {size} after {passes:g} passes")
