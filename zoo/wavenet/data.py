@@ -54,8 +54,8 @@ def encode(x: NDArray[np.floating]) -> Codes:
     return np.floor((companded + 1) / 2 * 255 + 0.5).astype(np.uint8)
 
 
-def decode(codes: NDArray[np.integer]) -> NDArray[np.float32]:
-    """The samples, -1..1, that codes stand for."""
+def decode(codes: NDArray[np.number]) -> NDArray[np.float32]:
+    """The samples, -1..1, that codes stand for; between two codes lies what is between their samples."""
     companded = codes.astype(np.float64) / 255 * 2 - 1
     return (np.sign(companded) * np.expm1(np.abs(companded) * np.log(256)) / 255).astype(np.float32)
 

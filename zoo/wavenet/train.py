@@ -39,14 +39,14 @@ class TrainConfig(training.Config):
         held_out: segments of the validation part that are watched.
     """
 
-    epochs: int = 8
+    epochs: int = 10
     threads: int = 1
     size: str = "plain"
-    steps: int = 200
-    batch: int = 4
+    steps: int = 80
+    batch: int = 2
     length: int = 1024
-    peak_rate: float = 4e-3
-    held_out: int = 16
+    peak_rate: float = 3e-3
+    held_out: int = 12
 
     def quick(self) -> TrainConfig:
         """The same for a trial of under a minute."""
