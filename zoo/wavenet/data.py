@@ -1,4 +1,4 @@
-"""The prompts of Debian's ``asterisk-core-sounds-en-wav`` as mu-law codes, their mel frames, and the excerpts kept here.
+"""The prompts of Debian's ``asterisk-core-sounds-en-wav`` as mu-law codes, their mel frames, and our excerpts.
 
 558 telephone prompts, 24.6 minutes, of one speaker at 8 kHz: Allison Smith, (c) 2003-2010, CC-BY-SA-3.0; recordings of
 silence are left out. A prompt is of the test part where the CRC-32 of its name is 0 modulo 10, of the validation part

@@ -30,7 +30,9 @@ def sample(model: Model, options: SampleOptions) -> Iterator[str]:
     if options.out is None:
         raise DlcError("sampling 'wavenet' writes a WAV file: give --out FILE.wav")
     if model.path.suffix != ".onnx":
-        raise DlcError(f"the generation is compiled from the weights of an ONNX file, not from {model.path}: use --onnx")
+        raise DlcError(
+            f"the generation is compiled from the weights of an ONNX file, not from {model.path}: use --onnx"
+        )
     path, mel = model.path, None
     if options.prompt:
         mel = data.mel_frames(data.load_prompt(options.prompt))
