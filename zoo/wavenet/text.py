@@ -47,7 +47,8 @@ speaks it from its mel frames; below what the unconditioned model says by itself
     (
         "What is missing",
         """
-- The training is short: {seen:,} samples were predicted, where the training part has {there:,}; `--epochs` trains longer.
+- The training is short: {seen:,} samples were predicted, where the training part has {there:,}; `--epochs` trains
+  longer.
 - Without conditioning the model has the sound of a voice for some milliseconds at a time and no words. From mel frames
   it is a vocoder; no part of this family turns text into mel frames.
 - The mel frames are of 32 ms, centred on what is predicted, so they tell something of the samples to come: the bits of
