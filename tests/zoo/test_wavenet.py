@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import wave
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def tone(frequency: float, seconds: float, seed: int = 0) -> np.ndarray:
     time = np.arange(int(seconds * data.RATE)) / data.RATE
     noise = np.random.default_rng(seed).standard_normal(len(time))
     return 0.4 * np.sin(2 * np.pi * frequency * time) + 0.003 * noise
+
+
+class FakeModel:
+    def __init__(self, path: str, *names: str) -> None:
+        self.path = Path(path)
+        self.inputs: Any = {name: (1, "T") for name in (data.INPUT, *names)}
+
+    def run(self, feed: Any) -> dict[str, np.ndarray]:
+        raise AssertionError
 
 
 @pytest.fixture
@@ -198,14 +208,11 @@ def test_a_file_without_notes_is_named(tmp_path: Path) -> None:
 
 
 def test_bits_are_those_of_the_logits() -> None:
-    class Uniform:
-        path = Path("uniform.onnx")
-        inputs: Any = {data.INPUT: (1, "T")}
-
+    class Uniform(FakeModel):
         def run(self, feed: Any) -> dict[str, np.ndarray]:
             return {graphs.OUTPUT: np.zeros((1, 256, feed[data.INPUT].shape[1]), np.float32)}
 
-    rows = evaluate.score_rows(Uniform(), [np.arange(100, dtype=np.uint8), np.zeros(7, np.uint8)])
+    rows = evaluate.score_rows(Uniform("u.onnx"), [np.arange(100, dtype=np.uint8), np.zeros(7, np.uint8)])
     np.testing.assert_allclose(rows, [[800, 100], [56, 7]], rtol=1e-5)
 
 
@@ -259,15 +266,6 @@ def test_sample_compiles_the_loop_and_writes_a_recording(tmp_path: Path, monkeyp
     np.testing.assert_allclose(sounds[0][:400], data.decode(codes), atol=1e-4)
 
 
-class FakeModel:
-    def __init__(self, path: str, *names: str) -> None:
-        self.path = Path(path)
-        self.inputs: Any = {name: (1, "T") for name in (data.INPUT, *names)}
-
-    def run(self, feed: Any) -> dict[str, np.ndarray]:
-        raise AssertionError
-
-
 @pytest.mark.parametrize(
     ("model", "out", "text"),
     [
@@ -293,7 +291,7 @@ def test_stream_gives_what_the_whole_gives() -> None:
     whole = session.run({data.INPUT: codes})[graphs.OUTPUT]
     stream = session.stream()
     ends = [0, 1, 2, 9, 40]
-    parts = [stream.run({data.INPUT: codes[:, a:b]})[graphs.OUTPUT] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [stream.run({data.INPUT: codes[:, a:b]})[graphs.OUTPUT] for a, b in pairwise(ends)]
     np.testing.assert_allclose(np.concatenate(parts, 2), whole, atol=1e-5)
 
 
