@@ -42,9 +42,9 @@ def common_passes(options: Options) -> list[Pass]:
     """The passes that every target's compilation begins with."""
     from dlc.passes.quantize import quantize_passes
     from dlc.passes.simplify import SIMPLIFY
-    from dlc.passes.specialize import hoist
+    from dlc.passes.specialize import experts, gathered_rows, gathered_weights, hoist
 
-    return [*SIMPLIFY, hoist.PASS, *quantize_passes(options)]
+    return [*SIMPLIFY, hoist.PASS, experts.PASS, gathered_weights.PASS, gathered_rows.PASS, *quantize_passes(options)]
 
 
 def passes_of(options: Options, target: Target) -> list[Pass]:

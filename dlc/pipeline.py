@@ -34,6 +34,7 @@ class Context:
         options: what the user chose.
         calibration: samples, one dict of input name -> array each; None when none was given.
         target: the target object, for passes that depend on the hardware.
+        block: the function of the block of control flow that the passes are at; empty for ``main``.
         part: the part of a composite package that is compiled, see `dlc.composite`; stages are dumped below its name.
         declined: rewrites that were not done, with reasons.
         notes: facts for the manifest and the report, by key.
@@ -44,6 +45,7 @@ class Context:
     options: Options
     calibration: Any = None
     target: Any = None
+    block: str = ""
     part: str = ""
     declined: list[Declined] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)

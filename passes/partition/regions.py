@@ -73,9 +73,19 @@ class _Grouping:
                 continue
             kind = OPS[producer.op].kind
             fits = into is None or _same_shape(producer.output.shape, into)
-            if fits and (kind == "elementwise" or producer.op in _STREAMING):
+            streams = producer.op in _STREAMING or self.takes_rows(producer, group)
+            if fits and (kind == "elementwise" or streams):
                 self.join(group, producer)
                 self.absorb_producers(group, producer)
+
+    def takes_rows(self, node: Node, group: int) -> bool:
+        """Whether `node` gathers whole rows for a reduction along them: each is read in order, where it lies."""
+        anchor = self.groups[group][0]
+        along = OPS[anchor.op].kind == "reduction" and anchor.attrs.get("axes")
+        if not along or node.op != "relax.take" or node.attrs["axis"] != 0:
+            return False
+        rank = len(self.values[node.inputs[0]].shape)
+        return rank == 2 and [axis % len(node.output.shape) for axis in along] == [len(node.output.shape) - 1]
 
     def absorb_readers(self, group: int, anchor: Node) -> None:
         """Let the chain of elementwise readers ride on the anchor's store."""
@@ -90,6 +100,20 @@ class _Grouping:
                 return
             self.join(group, reader)
             tail = reader
+            if anchor.op == "dlc.grouped_matmul":
+                self.absorb_taken(group, anchor, reader)
+
+    def absorb_taken(self, group: int, anchor: Node, node: Node) -> None:
+        """Take in the rows that only `node` reads at the groups of a grouped product: they are read where they lie."""
+        for name in node.inputs:
+            taken = self.producers.get(name)
+            if taken is None or taken.op != "relax.take" or taken.inputs[1] != anchor.inputs[2]:
+                continue
+            of_rows = (
+                taken.attrs["axis"] == 0 and len(taken.output.shape) == 2 and taken.inputs[0] in self.graph.constants
+            )
+            if of_rows and self.is_free(taken) and self.single_reader(name) is node:
+                self.join(group, taken)
 
     def _should_leave(self, node: Node) -> bool:
         """Whether a node only widens what its own reader would widen as well on its load: bytes are what costs."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlc.ir import arithmetic
 from dlc.ir.convert import view
-from dlc.ir.graph import Node
+from dlc.ir.graph import Node, Origin
 from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.quantize.calibrate import is_quantized
 from dlc.passes.quantize.plan import CONTRACTIONS, reason_against
@@ -53,23 +53,32 @@ def _product(rw: Rewriter, node: Node) -> Any:
     x, weight = node.inputs
     shape = rw.value(x).shape
     codes, w_scale = arithmetic.quantize_weight(rw.graph.constants[weight], 1)
-    count = prod(shape[:-1], start=1)
+    count, flat = prod(shape[:-1], start=1), len(shape) == 2
+    rows = rw.new(x) if flat else rw.emit("relax.reshape", [rw.new(x)], {"shape": (count, shape[-1])}, origin)
+    scaled = scaled_product(rw, "dlc.matmul", [rows, rw.const(codes)], count, origin)
+    result = rw.emit("relax.multiply", [scaled, rw.const(w_scale)], {}, node.origin if flat else origin)
+    return result if flat else rw.emit("relax.reshape", [result], {"shape": node.output.shape}, node.origin)
+
+
+def scaled_product(rw: Rewriter, op: str, inputs: list[Any], count: Any, origin: Origin) -> Any:
+    """The product of float rows (count, K) with integer weights, times the scale of each row.
+
+    Args:
+        op: of the product; `inputs` are its rows, its weights and whatever else it takes.
+    """
 
     def emit(op: str, inputs: list[Any], attrs: dict[str, Any] | None = None) -> Any:
         return rw.emit(op, inputs, attrs, origin)
 
-    flat = len(shape) == 2
-    rows = rw.new(x) if flat else emit("relax.reshape", [rw.new(x)], {"shape": (count, shape[-1])})
+    rows, *others = inputs
     largest = emit("relax.max", [emit("relax.abs", [rows])], {"axes": (1,), "keepdims": False})
     largest = emit("relax.maximum", [largest, rw.const(np.array(_SMALLEST, np.float32))])
     scale = emit("relax.multiply", [largest, rw.const(np.array(1 / 127, np.float32))])
     zero = rw.const(np.asarray(_ZERO_POINT, np.uint8))
     quantized = emit("dlc.quantize", [rows, scale, zero], {"axis": 0, "out_dtype": "uint8"})
     attrs = {"out_dtype": "int32", "a_zero_point": _ZERO_POINT}
-    wide = emit("relax.astype", [emit("dlc.matmul", [quantized, rw.const(codes)], attrs)], {"dtype": "float32"})
-    scaled = emit("relax.multiply", [wide, emit("relax.reshape", [scale], {"shape": (count, 1)})])
-    result = rw.emit("relax.multiply", [scaled, rw.const(w_scale)], {}, node.origin if flat else origin)
-    return result if flat else rw.emit("relax.reshape", [result], {"shape": node.output.shape}, node.origin)
+    wide = emit("relax.astype", [emit(op, [quantized, *others], attrs)], {"dtype": "float32"})
+    return emit("relax.multiply", [wide, emit("relax.reshape", [scale], {"shape": (count, 1)})])
 
 
 PASS = Pass("dynamic", run)

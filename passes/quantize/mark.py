@@ -49,7 +49,7 @@ class _Marker:
         """Decide everything before the first node is written."""
         self.started = True
         ranges = self.context.notes["calibration"]["ranges"]
-        self.plan = Plan(state, frozenset(ranges))
+        self.plan = Plan(state, frozenset(ranges), contractions_only=bool(self.context.block))
         self.names = origins(state.graph)
         shared = shared_parameters(self.plan, state.graph)
         for name in sorted(self.plan.marks, key=lambda n: self.plan.order.get(n, -1)):

@@ -14,6 +14,9 @@ A value is *wanted* where a chain of integer operators leads from it to a contra
 it, and integer where both hold (a contraction always is). Of the integer values those are *marked* that some reader
 needs as codes. An accumulator that is read by its bias, its clip or one residual addition alone needs none: one
 requantisation of the sum is more accurate and faster than two.
+
+Inside control flow only contractions are integer. A loop works on few elements at a time, so sums and functions cost
+little in float, and what they round would be rounded again in every iteration and every layer.
 """
 
 from __future__ import annotations
@@ -97,8 +100,9 @@ class Plan:
         accumulator: for each sum of two values, the operand that stays an accumulator.
     """
 
-    def __init__(self, state: Rewriter, ranged: Set[str]) -> None:
+    def __init__(self, state: Rewriter, ranged: Set[str], contractions_only: bool = False) -> None:
         self.state, self.graph, self.ranged = state, state.graph, ranged
+        self.contractions_only = contractions_only
         self.order = {node.output.name: i for i, node in enumerate(self.graph.nodes)}
         self.refused: dict[str, str] = {}
         for node in self.graph.nodes:
@@ -149,9 +153,13 @@ class Plan:
         if len(operands) == 1 and self._open(first, boundaries):
             if node.op == "relax.add" and self.kind[first] == "accumulator" and self._is_bias(node, first):
                 return "accumulator"
-            if is_clip(self.state, node) and self.kind[first] in ("accumulator", "sum", "clipped"):
+            if (
+                not self.contractions_only
+                and is_clip(self.state, node)
+                and self.kind[first] in ("accumulator", "sum", "clipped")
+            ):
                 return "clipped"
-        if node.op == "relax.astype" or node.op == "call":
+        if node.op == "relax.astype" or node.op == "call" or (self.contractions_only and not is_movement(node)):
             return "float"
         if OPS[node.op].kind == "elementwise" and self._is_unary(node, operands):
             return "unary"

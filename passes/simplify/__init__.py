@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlc.passes.simplify import (
+    best_of_softmax,
     common_subexpressions,
     fold_constants,
     fold_scale,
@@ -28,6 +29,7 @@ STEPS: tuple[Pass, ...] = (
     indices.PASS,
     fold_scale.PASS,
     pad_into_conv.PASS,
+    best_of_softmax.PASS,
     one_window.PASS,
     views.PASS,
     common_subexpressions.PASS,

@@ -14,7 +14,7 @@ def everywhere(step: Pass) -> Pass:
 
     def run(module: Any, context: Context) -> Any:
         def one(name: str, block: Any) -> Any:
-            return run(block, replace(context, notes=context.blocks.setdefault(name, {})))
+            return run(block, replace(context, block=name, notes=context.blocks.setdefault(name, {})))
 
         return map_blocks(step.run(module, context), one)
 

@@ -15,6 +15,8 @@ import numpy as np
 from dlc.hardware import Machine
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
+from dlc.targets.cpu import grouped_region
+from dlc.targets.cpu.grouped_region import GroupedRegion
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, kernel
@@ -30,12 +32,22 @@ Constants = Mapping[str, np.ndarray]
 
 def anchor_of(body: Graph) -> Node:
     """The contraction of a region."""
-    return next(n for n in body.nodes if n.op in ("dlc.conv", "dlc.matmul"))
+    return next(n for n in body.nodes if n.op in ("dlc.conv", "dlc.matmul", grouped_region.ANCHOR))
+
+
+def packed_region(
+    body: Graph, layouts: Mapping[str, Layout], constants: Constants, isa: Isa
+) -> ContractionRegion | GroupedRegion:
+    """The region as the packed kernels see it; only where `declines` has nothing against it."""
+    kind = GroupedRegion if anchor_of(body).op == grouped_region.ANCHOR else ContractionRegion
+    return kind(body, layouts, constants, isa)
 
 
 def declines(body: Graph, constants: Constants) -> str | None:
     """Why the packed kernels do not take the region (plain loops do, see `kernels/contract_plain.py`); else None."""
     node = anchor_of(body)
+    if node.op == grouped_region.ANCHOR:
+        return grouped_region.declines(body, constants)
     values = body.values()
     if node.inputs[1] in constants and not isinstance(values[node.inputs[0]].shape[-1], int):
         return f"a constant weight, and an inner extent {values[node.inputs[0]].shape[-1]} known only when running"

@@ -16,12 +16,12 @@ from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import IF, LOOP
 from dlc.targets.cpu import contraction_region
-from dlc.targets.cpu.contraction_region import ContractionRegion
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.in_place import scatter_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import (
     contract_plain,
+    group_order,
     normalise,
     order,
     pointwise,
@@ -43,7 +43,7 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
-    "opaque": (resample, order, scan, scatter, sources),
+    "opaque": (resample, order, scan, scatter, sources, group_order),
     "pointwise": (pointwise,),
 }
 
@@ -129,7 +129,7 @@ class CpuLowering(Lowering):
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
     ) -> tuple[list[Ref], str]:
-        region = ContractionRegion(body, layouts, constants, self.isa)
+        region = contraction_region.packed_region(body, layouts, constants, self.isa)
         schedule = node.attrs.get("dlc.schedule", {})
         operands = region.operands(schedule)
         digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)

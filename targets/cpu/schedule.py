@@ -9,7 +9,7 @@ from dlc.hardware import Machine
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols
 from dlc.pipeline import Context, Pass
-from dlc.targets.cpu.contraction_region import ContractionRegion, declines
+from dlc.targets.cpu.contraction_region import declines, packed_region
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.lowering import region_constants
@@ -27,7 +27,7 @@ def schedule_pass(isa: Isa, machine: Machine) -> Pass:
             constants = region_constants(graph, node)
             reason = declines(node.body, constants)
             if reason is None:
-                region = ContractionRegion(node.body, body_layouts(node, layouts), constants, isa)
+                region = packed_region(node.body, body_layouts(node, layouts), constants, isa)
                 choice = json.dumps(region.choose(machine))
             else:
                 choice = json.dumps({"unit": "plain", "note": reason})

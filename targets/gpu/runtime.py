@@ -1,8 +1,7 @@
-"""Runs GPU packages through OpenCL: tensors stay on the device between kernels. Imports neither TVM nor onnx."""
+"""Runs GPU packages: tensors stay on the device between kernels. Imports neither TVM nor onnx."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,54 +14,21 @@ from dlc import explain
 from dlc.errors import DlcError
 from dlc.ir.interpret import evaluate_dim
 from dlc.package import Package
+from dlc.targets.gpu.cuda import CudaDevice
+from dlc.targets.gpu.device import Device
+from dlc.targets.gpu.opencl import OpenCLDevice
 
-# Division and square root as IEEE has them: integer results depend on single float roundings.
-OPTIONS = ("-cl-std=CL1.2",)
-EXACT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 _POSITIONS = 2**31
-NO_PYOPENCL = "pyopencl is not installed: pip install 'dlc[gpu]'"
-NO_DEVICE = "no OpenCL device: install a driver, or PoCL with scripts/install-system-packages.sh"
-NO_DRIVER = "its kernels are for CUDA, and this machine has no CUDA driver (libcuda.so.1): compile for gpu:opencl"
-NO_LAUNCH = "its kernels are for CUDA, which this version compiles and does not launch: compile for gpu:opencl"
-
-
-def _import_opencl() -> Any:
-    try:
-        import pyopencl
-    except ImportError:
-        raise DlcError(NO_PYOPENCL) from None
-    return pyopencl
-
-
-def has_cuda_driver() -> bool:
-    """Whether the CUDA driver is installed."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def opencl_devices() -> tuple[list[Any], str]:
-    """(the OpenCL devices of this machine, GPUs first; why there are none)."""
-    try:
-        cl = _import_opencl()
-    except DlcError as error:
-        return [], str(error)
-    try:
-        found = [device for platform in cl.get_platforms() for device in platform.get_devices()]
-    except cl.Error:  # no platform at all is an error of the loader
-        found = []
-    return sorted(found, key=lambda d: not d.type & cl.device_type.GPU), "" if found else NO_DEVICE
+_LEAST = 4  # bytes of a buffer: no device allocates none
 
 
 @dataclass
 class _Launch:
-    """One kernel with its arguments set; `size` None where there is nothing to do."""
+    """One kernel with its arguments; `blocks` None where there is nothing to do."""
 
     kernel: Any
-    size: tuple[int, ...] | None
-    threads: tuple[int, ...]
+    blocks: tuple[int, ...] | None
+    threads: int
     output: Any
 
 
@@ -75,50 +41,33 @@ class _Prepared:
     launches: list[_Launch]
 
 
-class OpenCLExecutable:
-    """A loaded model. The device runs one call at a time; calls from several threads take turns."""
+class GpuExecutable:
+    """A loaded model. The device runs one call at a time; calls from several threads take turns.
 
-    def __init__(self, package: Package) -> None:
-        self._cl = cl = _import_opencl()
-        devices, reason = opencl_devices()
-        if not devices:
-            raise DlcError(reason)
+    Attributes:
+        device: what it runs on.
+    """
+
+    def __init__(self, package: Package, device: Device) -> None:
+        self.device = device
         self._package, self._build = package, package.manifest["build"]
-        self._context = cl.Context([devices[0]])
-        self._queue = cl.CommandQueue(self._context)
-        self._program = self._compile(bytes(package.member("kernels.cl")).decode(), devices[0])
         arrays = package.constants("constants.safetensors")
         self._constants = [self._upload(arrays[f"c{i}"]) for i in range(self._build["constants"])]
+        device.finish()
         self._outputs = package.manifest["outputs"]
         self._prepared: tuple[Mapping[str, int], _Prepared] | None = None
         self._lock = threading.Lock()
 
-    def _compile(self, text: str, device: Any) -> Any:
-        cl = self._cl
-        exact = device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
-        if not exact and self._package.manifest["options"]["quantize"] != "none":
-            raise DlcError(f"device '{device.name.strip()}' does not round divisions as IEEE does: integer results "
-                           f"would differ")  # fmt: skip
-        options = [*OPTIONS, EXACT_DIVISION] if exact else list(OPTIONS)
-        try:
-            return cl.Program(self._context, text).build(options)
-        except cl.RuntimeError as error:
-            first = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error)[:200])
-            raise DlcError(
-                f"{self._package.name}: device '{device.name.strip()}' refuses the kernels: {first}"
-            ) from error
-
     def _upload(self, array: np.ndarray) -> Any:
-        flags = self._cl.mem_flags
-        data = np.ascontiguousarray(array).reshape(-1)
-        if not data.size:
-            return self._allocate(0)
-        return self._cl.Buffer(self._context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=data)
+        buffer = self._allocate(array.nbytes)
+        if array.size:
+            self.device.upload(buffer, array)
+        return buffer
 
     def _allocate(self, size: int) -> Any:
-        return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, max(size, 4))
+        return self.device.allocate(max(size, _LEAST))
 
-    def clone(self) -> OpenCLExecutable:
+    def clone(self) -> GpuExecutable:
         """Itself: calls take turns."""
         return self
 
@@ -129,6 +78,7 @@ class OpenCLExecutable:
     # --- preparing: once for a set of extents ---
 
     def _prepare(self, sizes: Mapping[str, int]) -> _Prepared:
+        self.device.activate()
         if self._prepared is not None and self._prepared[0] == sizes:
             return self._prepared[1]
         self._prepared = None  # the old buffers go first
@@ -139,7 +89,7 @@ class OpenCLExecutable:
             "input": [self._tensor(info, sizes) for info in self._package.manifest["inputs"]],
             "output": [self._tensor(info, sizes) for info in self._outputs],
         }
-        launches = [self._launch(call, found, sizes) for call in self._build["calls"]]
+        launches = [self._bind(call, found, sizes) for call in self._build["calls"]]
         prepared = _Prepared(found["input"], found["output"], launches)
         self._prepared = dict(sizes), prepared
         return prepared
@@ -150,28 +100,31 @@ class OpenCLExecutable:
             raise DlcError(f"'{info['name']}' has {count} elements, more than the kernels can count")
         return self._allocate(count * np.dtype(info["dtype"]).itemsize)
 
-    def _launch(self, call: Mapping[str, Any], places: Mapping[str, list[Any]], sizes: Mapping[str, int]) -> _Launch:
+    def _bind(self, call: Mapping[str, Any], places: Mapping[str, list[Any]], sizes: Mapping[str, int]) -> _Launch:
         if prod(evaluate_dim(d, sizes) for d in call["shape"]) >= _POSITIONS:
             raise DlcError(f"kernel {call['symbol']} makes more elements than it can count")
-        kernel = self._cl.Kernel(self._program, call["symbol"])
         output = places[call["output"][0]][call["output"][1]]
         buffers = [places[kind][index] for kind, index in call["operands"]]
-        kernel.set_args(*buffers, output, *(np.int32(evaluate_dim(d, sizes)) for d in call["dims"]))
-        blocks = [-(-prod(evaluate_dim(d, sizes) for d in axis["extents"]) // axis["tile"]) for axis in call["grid"]]
-        threads = (call["threads"], *(1 for _ in blocks[1:]))
-        size = tuple(b * t for b, t in zip(blocks, threads, strict=True)) if all(blocks) else None
-        return _Launch(kernel, size, threads, output)
+        dims = [evaluate_dim(d, sizes) for d in call["dims"]]
+        grid = call["grid"]
+        blocks = tuple(-(-prod(evaluate_dim(d, sizes) for d in axis["extents"]) // axis["tile"]) for axis in grid)
+        for axis, (count, limit) in enumerate(zip(blocks, self.device.grid_limits, strict=False)):
+            if count > limit:
+                raise DlcError(f"kernel {call['symbol']} needs {count} blocks along axis {axis} of its grid; device "
+                               f"'{self.device.name}' has {limit} at most")  # fmt: skip
+        kernel = self.device.kernel(call["symbol"], [*buffers, output], dims)
+        return _Launch(kernel, blocks if all(blocks) else None, call["threads"], output)
 
     # --- running ---
 
     def _feed(self, prepared: _Prepared, inputs: list[np.ndarray]) -> None:
         for buffer, array in zip(prepared.inputs, inputs, strict=True):
             if array.size:
-                self._cl.enqueue_copy(self._queue, buffer, array, is_blocking=False)
+                self.device.upload(buffer, array)
 
     def _enqueue(self, launch: _Launch) -> None:
-        if launch.size is not None:
-            self._cl.enqueue_nd_range_kernel(self._queue, launch.kernel, launch.size, launch.threads)
+        if launch.blocks is not None:
+            self.device.launch(launch.kernel, launch.blocks, launch.threads)
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
         """Compute all outputs; see `dlc.targets.base.Executable`."""
@@ -182,8 +135,14 @@ class OpenCLExecutable:
                 self._enqueue(launch)
             for buffer, array in zip(prepared.outputs, outputs, strict=True):
                 if array.size:
-                    self._cl.enqueue_copy(self._queue, array, buffer, is_blocking=False)
-            self._queue.finish()
+                    self.device.download(array, buffer)
+            self.device.finish()
+
+    def launch(self, sizes: Mapping[str, int]) -> None:
+        """Queue every kernel once, on the inputs of the last run, without waiting: for timing the kernels alone."""
+        with self._lock:
+            for launch in self._prepare(sizes).launches:
+                self._enqueue(launch)
 
     def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""
@@ -195,19 +154,19 @@ class OpenCLExecutable:
                 self._enqueue(launch)
                 array = np.empty([evaluate_dim(d, sizes) for d in call["shape"]], call["dtype"])
                 if array.size:
-                    self._cl.enqueue_copy(self._queue, array, launch.output, is_blocking=True)
+                    self.device.download(array, launch.output)
+                    self.device.finish()
                 array = np.moveaxis(array, -1, 1) if row["channels_last"] else array
                 yield row, explanation.real(row["value"], array)
 
 
-def load(package: Package, threads: int) -> OpenCLExecutable:
-    """Load a package on the first OpenCL device, GPUs first.
+def load(package: Package, threads: int) -> GpuExecutable:
+    """Load a package on the first device of its language.
 
     Raises:
-        DlcError: pyopencl or a device is missing, the package holds CUDA code, or `threads` is not 1.
+        DlcError: a driver or a device is missing or refuses the kernels, or `threads` is not 1.
     """
     if threads != 1:
         raise DlcError(f"target gpu is driven by one thread, not {threads}")
-    if package.manifest["build"]["language"] == "cuda":
-        raise DlcError(f"{package.name}: {NO_LAUNCH if has_cuda_driver() else NO_DRIVER}")
-    return OpenCLExecutable(package)
+    cuda = package.manifest["build"]["language"] == "cuda"
+    return GpuExecutable(package, CudaDevice(package) if cuda else OpenCLDevice(package))

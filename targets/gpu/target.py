@@ -103,15 +103,18 @@ class GpuTarget(Target):
         return Build(members, manifest, rows)
 
     def describe(self) -> dict[str, Any]:
-        """The OpenCL devices and the nvcc of this machine."""
-        from dlc.targets.gpu.runtime import opencl_devices
+        """The OpenCL devices, the CUDA devices and the nvcc of this machine."""
+        from dlc.targets.gpu.cuda import cuda_devices
+        from dlc.targets.gpu.opencl import opencl_devices
 
-        devices, reason = opencl_devices()
+        devices, no_opencl = opencl_devices()
+        cuda, no_cuda = cuda_devices()
         version = nvcc_version()
-        names = [f"{device.name.strip()} ({device.platform.name.strip()})" for device in devices]
-        parts = [f"OpenCL: {', '.join(names) or reason}", f"CUDA: {f'nvcc {version}' if version else 'no nvcc'}"]
-        return {"available": bool(names or version), "description": "; ".join(parts), "devices": names,
-                "nvcc": version or "none"}  # fmt: skip
+        opencl = [f"{device.name.strip()} ({device.platform.name.strip()})" for device in devices]
+        compiler = f"nvcc {version}" if version else "no nvcc"
+        parts = [f"OpenCL: {', '.join(opencl) or no_opencl}", f"CUDA: {', '.join(cuda) or no_cuda}, {compiler}"]
+        return {"available": bool(opencl or cuda or version), "description": "; ".join(parts),
+                "devices": [*opencl, *cuda], "nvcc": version or "none"}  # fmt: skip
 
 
 def _program_json(program: Program, memory: Plan) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class ReferenceTarget(Target):
     name = "reference"
     runtime = "dlc.targets.reference.runtime"
     runs_host = True
+    groups_rows = True
 
     @classmethod
     def parse(cls, spec: str) -> ReferenceTarget:

@@ -210,7 +210,7 @@ _FOLDS: dict[str, Callable[[Expr, Expr], Expr]] = {
 PAD_MODES = frozenset({"constant", *_FOLDS})
 
 
-def _wrapped(position: Expr, extent: Expr) -> Expr:
+def wrapped_position(position: Expr, extent: Expr) -> Expr:
     """A given position: negative ones count from the end; what lies outside is pulled in, not read."""
     position = as_int64(position) if _lanes(position) == 1 else hold(v.convert(position, "int64"))
     size = _lift(as_int64(extent), position)
@@ -232,14 +232,14 @@ def take(ev: Evaluator, node: Node, at: At) -> Expr:
     else:
         varying = at.gather and any(_lanes(i) > 1 for i in inner)
         position = ev.at(indices, At(inner, at.lanes if varying else 1, None, varying))
-    return ev.at(x, replace(at, index=(*before, _wrapped(position, shape[axis]), *after)))
+    return ev.at(x, replace(at, index=(*before, wrapped_position(position, shape[axis]), *after)))
 
 
 def gather_elements(ev: Evaluator, node: Node, at: At) -> Expr:
     """Always lane by lane: each element has its own position."""
     x, indices = node.inputs
     axis = int(node.attrs["axis"]) % len(at.index)
-    position = _wrapped(ev.at(indices, at), ev.values[x].shape[axis])
+    position = wrapped_position(ev.at(indices, at), ev.values[x].shape[axis])
     return ev.at(x, _with(to_gather(at), axis, position))
 
 

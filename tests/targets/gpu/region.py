@@ -11,7 +11,7 @@ import pyopencl as cl
 from dlc.ir.graph import Graph
 from dlc.ir.interpret import evaluate_dim, interpret
 from dlc.targets.gpu.lower import generate
-from dlc.targets.gpu.runtime import EXACT_DIVISION, OPTIONS, opencl_devices
+from dlc.targets.gpu.opencl import EXACT_DIVISION, OPTIONS, opencl_devices
 from dlc.targets.gpu.source import OPENCL_PRELUDE, Kernel
 
 _GUARD = 256  # bytes before and after an output; at the same time a multiple of every device's alignment

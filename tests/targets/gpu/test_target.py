@@ -18,7 +18,7 @@ import dlc
 from dlc.cli.main import main
 from dlc.errors import DlcError
 from dlc.explain import read
-from dlc.targets.gpu import runtime
+from dlc.targets.gpu import cuda_driver
 from dlc.targets.gpu.nvcc import compile_cuda, find_nvcc, parse_resources
 from dlc.targets.gpu.target import GpuTarget
 from dlc.zoo import model_path
@@ -188,12 +188,13 @@ def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize(("driver", "message"), [(False, runtime.NO_DRIVER), (True, runtime.NO_LAUNCH)])
-def test_cuda_packages_say_that_they_do_not_run(driver: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "has_cuda_driver", lambda: driver)
+def test_without_a_cuda_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libcuda-of-no-machine.so.1")
     with pytest.raises(DlcError) as caught:
         dlc.load(dlc.compile(_small(), target="gpu:cuda,sm_80"))
+    message = "its kernels are for CUDA, and this machine has no CUDA driver (libcuda.so.1): compile for gpu:opencl"
     assert str(caught.value) == f"<package>: {message}"
+    assert "CUDA: no CUDA driver (libcuda.so.1), nvcc " in GpuTarget().describe()["description"]
 
 
 def test_several_threads_are_refused() -> None:

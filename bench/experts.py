@@ -1,0 +1,287 @@
+"""Hard experts and output layers beside torch and onnxruntime.
+
+    python bench/experts.py [--row experts|words] [--tokens 1,32,256] [--blocks N] [--quantize none|int8-dynamic]
+
+One thread each, taking turns in blocks; processor time (other work on the machine counts less), ratios of medians. The
+results are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+
+import dlc
+from dlc import functions
+
+Engine = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: engines by name, ours first, and the exact result."""
+
+    label: str
+    engines: dict[str, Engine]
+    exact: np.ndarray
+
+
+def model_of(
+    function: Any,
+    inputs: dict[str, np.ndarray],
+    weights: dict[str, np.ndarray],
+    order: Sequence[str],
+    outputs: Sequence[int] = (),
+) -> Any:
+    """A model that is one call of a function; the first dimension of its inputs and of its output is symbolic."""
+    kinds = {n: helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in inputs.items()}
+    graph = helper.make_graph(
+        [helper.make_node(function.name, list(order), ["y"], "call", domain=functions.DOMAIN)], "g",
+        [helper.make_tensor_value_info(n, kinds[n], ["T", *a.shape[1:]]) for n, a in inputs.items()],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["T", *outputs])],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(functions.DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+
+
+def onnxruntime_engine(model: Any, feed: dict[str, np.ndarray]) -> Engine:
+    """One thread, no spinning."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: np.asarray(session.run(None, feed)[0])
+
+
+def dlc_engine(session: Any, feed: dict[str, np.ndarray]) -> Engine:
+    """A loaded package."""
+    name = session.outputs[0].name
+    return lambda: np.asarray(session.run(feed)[name])
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+class SparseExperts(torch.nn.Module):
+    """The chosen experts alone, one after the other: torch's best form on one core."""
+
+    def __init__(self, weights: dict[str, np.ndarray], integer: bool) -> None:
+        super().__init__()
+        self.router = torch.from_numpy(weights["router"])
+        parts = zip(*(weights[n] for n in ("w1", "b1", "w2", "b2")), strict=True)
+        self.experts = torch.nn.ModuleList(self.expert(*part, integer) for part in parts)
+
+    @staticmethod
+    def expert(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, b2: np.ndarray, integer: bool) -> torch.nn.Module:
+        """One expert, its products perhaps with int8 weights and a scale of the input that is chosen at run time."""
+        layers = torch.nn.Sequential(torch.nn.Linear(*w1.shape), torch.nn.ReLU(), torch.nn.Linear(*w2.shape))
+        for layer, weight, bias in ((layers[0], w1, b1), (layers[2], w2, b2)):
+            layer.weight.data, layer.bias.data = torch.from_numpy(weight.T.copy()), torch.from_numpy(bias.reshape(-1))
+        if not integer:
+            return layers
+        return torch.ao.quantization.quantize_dynamic(layers, {torch.nn.Linear}, dtype=torch.qint8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        best, chosen = torch.softmax(x @ self.router, -1).max(-1)
+        y = torch.empty_like(x)
+        for number in chosen.unique().tolist():
+            rows = (chosen == number).nonzero()[:, 0]
+            y[rows] = self.experts[number](x[rows]) * best[rows, None]
+        return y
+
+
+def torch_engine(module: torch.nn.Module, *inputs: np.ndarray) -> Engine:
+    """A module without gradients."""
+    tensors = [torch.from_numpy(a) for a in inputs]
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return module(*tensors).numpy()
+
+    return run
+
+
+def expert_rows(options: argparse.Namespace) -> list[Row]:
+    """16 experts 512-2048-512, the best one for each token."""
+    rng, (experts, inputs, hidden) = np.random.default_rng(0), options.shape
+    shapes = {
+        "router": (inputs, experts), "w1": (experts, inputs, hidden), "b1": (experts, 1, hidden),
+        "w2": (experts, hidden, inputs), "b2": (experts, 1, inputs),
+    }  # fmt: skip
+    weights = {n: (rng.standard_normal(s) / max(s[-2], 1) ** 0.5).astype(np.float32) for n, s in shapes.items()}
+    function = functions.hard_experts()
+    x = rng.standard_normal((256, inputs)).astype(np.float32)
+    model = model_of(function, {"x": x}, weights, ["x", *weights], [inputs])
+    session = dlc.load(dlc.compile(model, quantize=options.quantize))
+    integer = options.quantize != "none"
+    fp32, module = SparseExperts(weights, False), SparseExperts(weights, integer)
+    rows = []
+    for tokens in options.tokens:
+        given = x[:tokens]
+        engines = {"dlc": dlc_engine(session, {"x": given})}
+        engines["torch, sparse" + (", dynamic int8" if integer else "")] = torch_engine(module, given)
+        if tokens <= options.dense:
+            engines["onnxruntime, dense fp32"] = onnxruntime_engine(model, {"x": given})
+        rows.append(Row(f"{tokens} tokens", engines, torch_engine(fp32, given)()))
+    return rows
+
+
+# --- output layers ---------------------------------------------------------------------------------------------------
+
+
+class ClassSoftmax(torch.nn.Module):
+    """p(word) in two levels."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.weights = {n: torch.from_numpy(a) for n, a in weights.items()}
+
+    def forward(self, x: torch.Tensor, classes: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        w, rows = self.weights, torch.arange(len(x))
+        first = torch.log_softmax(torch.addmm(w["class_bias"], x, w["class_weight"]), -1)[rows, classes]
+        parts = []
+        for row, number in enumerate(classes.tolist()):
+            parts.append(torch.addmm(w["word_bias"][number], x[row : row + 1], w["word_weight"][number]))
+        return first + torch.log_softmax(torch.cat(parts), -1)[rows, words]
+
+
+class TreeSoftmax(torch.nn.Module):
+    """p(word) along the path to a leaf."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self.weights = {n: torch.from_numpy(a) for n, a in weights.items()}
+
+    def forward(self, x: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
+        w = self.weights
+        path, sign = w["paths"][word], w["signs"][word]
+        logits = torch.bmm(w["weight"][path], x[:, :, None])[:, :, 0] + w["bias"][path]
+        return (torch.nn.functional.logsigmoid(logits * sign) * sign.abs()).sum(1)
+
+
+def word_rows(options: argparse.Namespace) -> list[Row]:
+    """log p of one word of 50,176 given 512 features: in two levels of 224, and along a path of 16."""
+    rng, (classes, words, features) = np.random.default_rng(0), (224, 224, 512)
+    shapes = {
+        "class_weight": (features, classes), "class_bias": (classes,), "word_weight": (classes, features, words),
+        "word_bias": (classes, words),
+    }  # fmt: skip
+    weights = {n: (rng.standard_normal(s) / features**0.5).astype(np.float32) for n, s in shapes.items()}
+    x = rng.standard_normal((1, features)).astype(np.float32)
+    given = {"x": x, "class": rng.integers(0, classes, 1), "word": rng.integers(0, words, 1)}
+    model = model_of(functions.class_softmax(), given, weights, ["x", *weights, "class", "word"])
+    session = dlc.load(dlc.compile(model, quantize=options.quantize))
+    peer = torch_engine(ClassSoftmax(weights), *given.values())
+    engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
+    return [Row("two levels", engines, peer()), _tree_row(options, x), _full_row(options, x)]
+
+
+def _tree_row(options: argparse.Namespace, x: np.ndarray) -> Row:
+    rng, depth, features = np.random.default_rng(1), 16, x.shape[1]
+    count = 1 << depth
+    # A complete tree: the inner nodes are a heap, and a word's number in binary is its path.
+    bits = (np.arange(count)[:, None] >> np.arange(depth - 1, -1, -1)) & 1
+    heap = np.concatenate([np.ones((count, 1), np.int64), bits], 1)
+    for step in range(1, depth + 1):
+        heap[:, step] += 2 * heap[:, step - 1]
+    weights = {
+        "weight": (rng.standard_normal((count - 1, features)) / features**0.5).astype(np.float32),
+        "bias": rng.standard_normal(count - 1).astype(np.float32),
+        "paths": heap[:, :depth] - 1, "signs": (1 - 2 * bits).astype(np.float32),
+    }  # fmt: skip
+    given = {"x": x, "word": rng.integers(0, count, 1)}
+    model = model_of(functions.tree_softmax(), given, weights, ["x", *weights, "word"])
+    session = dlc.load(dlc.compile(model, quantize=options.quantize))
+    peer = torch_engine(TreeSoftmax(weights), *given.values())
+    engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
+    return Row(f"a path of {depth}", engines, peer())
+
+
+def _full_row(options: argparse.Namespace, x: np.ndarray) -> Row:
+    """The most probable of all words, from the whole softmax."""
+    rng, words, features = np.random.default_rng(2), 50176, x.shape[1]
+    weight = (rng.standard_normal((features, words)) / features**0.5).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["logits"], "logits"),
+        helper.make_node("Softmax", ["logits"], ["p"], "p", axis=-1),
+        helper.make_node("ArgMax", ["p"], ["y"], "y", axis=-1, keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["T", features])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["T"])],
+        [numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session, module = dlc.load(dlc.compile(model, quantize=options.quantize)), torch.nn.Linear(features, words, False)
+    module.weight.data = torch.from_numpy(weight.T.copy())
+    name = "torch"
+    if options.quantize != "none":
+        module = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(module), {torch.nn.Linear}, torch.qint8)
+        name = "torch, dynamic int8"
+    peer = torch_engine(torch.nn.Sequential(module, _Best()), x)
+    engines = {"dlc": dlc_engine(session, {"x": x}), name: peer, "onnxruntime": onnxruntime_engine(model, {"x": x})}
+    return Row("the best of a full softmax", engines, (x @ weight).argmax(-1))
+
+
+class _Best(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logits, -1).argmax(-1)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def milliseconds(engine: Engine, blocks: int) -> Callable[[], float]:
+    """A function that measures one block of calls, as long as a few milliseconds at least."""
+    engine()
+    started = time.process_time()
+    engine()
+    calls = max(1, min(200, int(0.02 / max(time.process_time() - started, 1e-5))))
+
+    def block() -> float:
+        started = time.process_time()
+        for _ in range(calls):
+            engine()
+        return (time.process_time() - started) / calls * 1e3
+
+    return block
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=["experts", "words"], default="experts")
+    parser.add_argument("--tokens", type=lambda s: [int(n) for n in s.split(",")], default=[1, 32, 256])
+    parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], default=[16, 512, 2048])
+    parser.add_argument("--dense", type=int, default=32, help="tokens up to which onnxruntime is measured")
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--quantize", choices=["none", "int8-dynamic"], default="none")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for row in expert_rows(options) if options.row == "experts" else word_rows(options):
+        noise = [np.square(run() - row.exact).sum() for run in row.engines.values()]
+        power, blocks = np.square(row.exact).sum(), {n: milliseconds(e, 1) for n, e in row.engines.items()}
+        times: dict[str, list[float]] = {name: [] for name in blocks}
+        for _ in range(options.blocks):
+            for name, block in blocks.items():
+                times[name].append(block())
+        ours = float(np.median(times["dlc"]))
+        print(f"{row.label}, {options.quantize}")
+        for (name, found), error in zip(times.items(), noise, strict=True):
+            decibels = 10 * np.log10(power / max(error, 1e-30))
+            print(f"  {np.median(found):9.4f} ms {np.median(found) / ours:8.2f} times ours {decibels:6.1f} dB  {name}")
+
+
+if __name__ == "__main__":
+    main()
