@@ -80,7 +80,7 @@ def compile_key(model: Any, options: Options, calibration: Any, target: Target) 
     try:
         _add_model(key, model)
         _add_calibration(key, calibration)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise NotCacheableError(f"an input cannot be read: {error}") from error
     key.json("options", options.as_json())
     key.json("target", {"class": f"{type(target).__module__}.{type(target).__qualname__}", "spec": target.spec})

@@ -354,6 +354,18 @@ def test_not_cacheable(calibration: Any, reason: str) -> None:
         compile_key(network(), Options(), calibration, find_target("cpu"))
 
 
+def test_a_path_that_is_none(place: Path, tmp_path: Path) -> None:
+    """With the cache and without it, the message is that of reading the model."""
+    model = onnx.load(save_external(tmp_path), load_external_data=False)
+    for entry in (e for t in model.graph.initializer for e in t.external_data if e.key == "location"):
+        entry.value = "weights\0.bin"
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    for cache in (True, False):
+        with pytest.raises(DlcError, match=f"{path}: not a valid ONNX model: "):
+            dlc.compile(path, "reference", cache=cache)
+
+
 def test_a_generator_of_samples_is_compiled_and_not_stored(place: Path, compiled: list[str]) -> None:
     for _ in range(2):
         dlc.compile(network(), "reference", "int8", ({"x": DATA[i : i + 2]} for i in range(0, 8, 2)))

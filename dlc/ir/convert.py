@@ -6,9 +6,10 @@ are inverse, so a pass reads nodes and emits nodes. How Relax spells things is i
 
 from dlc.ir.reader import inner_functions, view
 from dlc.ir.spelling import constant_array, shape_of, value_of
-from dlc.ir.writer import FunctionBuilder, IrTypeError, UndecidedTypeError, infer_type
+from dlc.ir.writer import PACKED, FunctionBuilder, IrTypeError, UndecidedTypeError, infer_type
 
 __all__ = [
+    "PACKED",
     "FunctionBuilder",
     "IrTypeError",
     "UndecidedTypeError",

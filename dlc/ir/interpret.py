@@ -68,7 +68,7 @@ def check_extents(value: Value, result: np.ndarray, sizes: Mapping[str, int]) ->
 
 
 def _unknown(dim: Dim, sizes: Mapping[str, int]) -> bool:
-    return not symbol_names(dim) <= set(sizes)
+    return not isinstance(dim, int) and not symbol_names(dim) <= set(sizes)
 
 
 def _concrete(attrs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class _Run:
             return self.host(node, inputs)
         try:
             result = apply(node, inputs, self.sizes)
-        except (ValueError, IndexError, OverflowError) as error:
+        except (ValueError, IndexError, OverflowError, MemoryError) as error:
             # The sizes or the data that came: what is known when compiling has been checked there.
             raise DlcError(f"node {node.origin}: {' '.join(str(error).split())}") from error
         if self.observe is not None:
@@ -222,9 +222,14 @@ class _Run:
 
     def _stacked(self, node: Node, index: int, stack: list[np.ndarray]) -> np.ndarray:
         shape, dtype = node.attrs["shapes"][index], node.attrs["dtypes"][index]
-        if stack:
-            return np.stack(stack)
-        known = [d for d in shape[1:] if isinstance(d, int) or str(d) in self.sizes]
-        if len(known) < len(shape) - 1:
-            raise DlcError(f"node {node.origin}: a loop without an iteration has no extents for its stacked result")
-        return np.empty((0, *(evaluate_dim(d, self.sizes) for d in known)), dtype)
+        if not stack:  # extents that only an iteration would tell are 0, as in ONNX Runtime
+            return np.empty(
+                [0, *(0 if _unknown(d, self.sizes) else evaluate_dim(d, self.sizes) for d in shape[1:])], dtype
+            )
+        first, other = stack[0].shape, next((a.shape for a in stack if a.shape != stack[0].shape), None)
+        if other is not None:
+            raise DlcError(
+                f"node {node.origin}: results cannot be stacked: "
+                f"iterations give the extents {list(first)} and {list(other)}"
+            )
+        return np.stack(stack)

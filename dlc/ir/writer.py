@@ -17,6 +17,9 @@ from dlc.ir.ops import OPS
 from dlc.ir.reader import inner_functions
 from dlc.ir.spelling import BUILD, extent, int64, plain, read_from, relax_function, span, type_of
 
+#: numpy holds these one a byte, TVM packs them: `FunctionBuilder.constant` takes none of them.
+PACKED = ("int4", "uint4", "int2", "uint2")
+
 
 class IrTypeError(ValueError):
     """An operator's operands do not fit it; the text is the reason alone, without the node's name."""

@@ -117,7 +117,7 @@ class Session:
             Every output by name: numpy arrays, or the objects given as `outputs`.
 
         Raises:
-            DlcError: an input or output does not fit; names it, what was expected and what came.
+            DlcError: an input or output does not fit; names it, what was expected and what came. Or there is no memory.
         """
         arrays = self._checked(inputs)
         if self._compute is not None:
@@ -246,7 +246,7 @@ class Session:
         return {name: array for (name, _), array in zip(self._given, results, strict=True)}
 
     def _allocated(self, plan: _Plan) -> list[np.ndarray]:
-        return [np.empty(shape, dtype) for shape, (_, dtype) in zip(plan.shapes, self._given, strict=True)]
+        return [_empty(name, shape, dtype) for shape, (name, dtype) in zip(plan.shapes, self._given, strict=True)]
 
     def _plan_of(self, arrays: list[np.ndarray]) -> _Plan:
         return self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
@@ -306,7 +306,7 @@ class Session:
         results: list[np.ndarray] = []
         for (name, dtype), shape in zip(self._given, plan.shapes, strict=True):
             if name not in outputs:
-                results.append(np.empty(shape, dtype))
+                results.append(_empty(name, shape, dtype))
                 continue
             given = outputs[name]
             array = given if type(given) is np.ndarray else _as_array(given, "output", name)
@@ -328,6 +328,13 @@ class Session:
         problem = f"input '{missing[0]}' is missing" if missing else f"unknown input '{extra[0]}'"
         got = f"; got {', '.join(sorted(str(n) for n in inputs)) or 'none'}" if missing else ""
         raise DlcError(f"{problem}; the model takes {_listing(self.inputs)}{got}")
+
+
+def _empty(name: str, shape: tuple[int, ...], dtype: np.dtype | None) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
+        raise DlcError(f"output '{name}': no memory for {dtype}{list(shape)}") from error
 
 
 def _no_run(*_: Any) -> None:

@@ -227,6 +227,7 @@ class Context:
         source = self._note(call, Tensor((), TUPLE))
         items = []
         for index, wanted in enumerate(types):
+            check_size(wanted)
             item = Call(ITEM, (source,), {"index": index}, self.onnx_op, self.onnx_node)
             items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
             self.symbols.carry(items[-1], self.symbols.carriers)
@@ -249,6 +250,14 @@ class Context:
     ) -> Tensor | None:
         if not inputs or op in _NEVER_FOLDED or not all(t.value is not None or t.elements is not None for t in inputs):
             return None
+        try:
+            return self._folded(op, inputs, attrs, shape, dtype)
+        except (ValueError, IndexError, OverflowError) as error:  # an index out of range, say
+            raise ConversionError(" ".join(str(error).split())) from error
+
+    def _folded(
+        self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], shape: tuple[Dim, ...], dtype: str
+    ) -> Tensor | None:
         values = [t.value for t in inputs if t.value is not None]
         if len(values) < len(inputs):
             arrays = [t.elements if t.value is None else t.value.astype(object) for t in inputs]
@@ -263,10 +272,7 @@ class Context:
             return None
         if int(np.prod(shape, dtype=np.float64)) > max(_FOLD_LIMIT, 2 * sum(v.size for v in values)):
             return None
-        try:
-            array = np.asarray(OPS[op].meaning(values, attrs))
-        except (ValueError, IndexError, OverflowError) as error:  # an index out of range, say
-            raise ConversionError(" ".join(str(error).split())) from error
+        array = np.asarray(OPS[op].meaning(values, attrs))
         return constant(array if str(array.dtype) == dtype else array.astype(dtype))
 
     def _from_elements(self, array: np.ndarray, dtype: str) -> Tensor:

@@ -32,6 +32,8 @@ def _spread(c: Context, parameter: Tensor, x: Tensor, axis: int, block: int) -> 
 
 def _parameters(c: Context, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: str) -> tuple[Tensor, Tensor, int]:
     """Scale and zero point as the IR's operators take them, and the axis."""
+    if not scale.is_float:
+        raise ConversionError(f"a scale must be of floats, got {scale}")
     axis = c.axis(c.attr("axis", 1), x.rank) if x.rank > 0 and scale.rank > 0 and scale.shape != (1,) else 0
     if zero is None:
         zero = c.broadcast(c.constant(np.zeros((), dtype)), scale.shape)
@@ -74,6 +76,8 @@ def dequantize_linear(c: Context, x: Tensor, scale: Tensor, zero: Tensor | None 
     scale, zero, axis = _parameters(c, x, scale, zero, x.dtype)
     if x.dtype.startswith("float"):
         return c.cast(c.emit("multiply", c.cast(x, "float32"), _along(c, c.cast(scale, "float32"), x, axis)), dtype)
+    if x.dtype == "bool":
+        raise ConversionError(f"codes must be integers or floats, got {x}")
     if x.dtype not in (*_CODES, "int32"):  # narrower than a byte: widened, the values are the same
         wide = "uint8" if x.dtype.startswith("uint") else "int8"
         x, zero = c.cast(x, wide), c.cast(zero, wide)

@@ -32,8 +32,9 @@ def grid_sample(c: Context, x: Tensor, grid: Tensor) -> Tensor:
     if mode not in _MODES or padding not in ("zeros", "border", "reflection"):
         raise ConversionError(f"mode '{mode}' with padding_mode '{padding}'")
     rank = x.rank - 2
-    if grid.rank != x.rank or grid.shape[-1] != rank:
+    if grid.rank != x.rank:
         raise ConversionError(f"a grid {grid} for {x}")
+    c.equal(grid.shape[-1], rank, "the grid's last extent and the number of spatial dimensions")
     back = c.constant(np.arange(rank, dtype=np.int64)[::-1].copy())
     grid = _wide(c, c.emit("take", grid, back, axis=grid.rank - 1))
     sizes = _extents(c, x.shape[2:], grid)

@@ -134,7 +134,9 @@ def concat(c: Context, *inputs: Tensor) -> Tensor:
     """Join along an axis."""
     axis = c.axis(c.attr("axis", 1), inputs[0].rank)
     for other in inputs[1:]:
-        for i, (a, b) in enumerate(zip(inputs[0].shape, other.shape, strict=False)):
+        if other.rank != inputs[0].rank:
+            raise ConversionError(f"cannot join {inputs[0]} and {other}: their ranks differ")
+        for i, (a, b) in enumerate(zip(inputs[0].shape, other.shape, strict=True)):
             if i != axis and not (isinstance(a, int) and isinstance(b, int)):
                 c.equal(a, b, f"the extents of dimension {i}")
     empty = [x for x in inputs if isinstance(x.shape[axis], int) and x.shape[axis] == 0]

@@ -189,13 +189,15 @@ class Symbols:
         return result if self.same(result * down, up) else None
 
     def product(self, dims: Sequence[Dim]) -> Dim:
-        """The product of extents."""
+        """The product of extents; ConversionError for more than 64 bits."""
         number, rest = 1, None
         for dim in dims:
             if isinstance(dim, int):
                 number *= dim
             else:
                 rest = dim if rest is None else rest * dim
+        if not -(2**63) <= number < 2**63:
+            raise ConversionError(f"the extents [{', '.join(str(d) for d in dims)}] are too large")
         return number if rest is None else self.simplify(rest * number)
 
     def larger(self, a: Dim, b: Dim) -> Dim:

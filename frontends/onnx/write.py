@@ -9,12 +9,10 @@ import numpy as np
 
 from dlc.errors import DlcError
 from dlc.frontends.onnx.tensor import Call, Tensor
-from dlc.ir.convert import FunctionBuilder, IrTypeError
+from dlc.ir.convert import PACKED, FunctionBuilder, IrTypeError
 from dlc.ir.graph import Origin, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM
-
-_NARROW = ("int4", "uint4", "int2", "uint2")
 
 
 def _needed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Call]:
@@ -67,9 +65,9 @@ class _Writer:
         return self.written[id(tensor)]
 
     def _constant(self, array: np.ndarray) -> Any:
-        if str(array.dtype) not in _NARROW:
+        if str(array.dtype) not in PACKED:
             return self.builder.constant(array)
-        # numpy holds these one a byte, TVM packs them: written as bytes and narrowed when running.
+        # Written as bytes and narrowed when running.
         wide = self.builder.constant(array.astype(np.uint8 if str(array.dtype).startswith("u") else np.int8))
         return self.builder.emit("relax.astype", [wide], {"dtype": str(array.dtype)})
 

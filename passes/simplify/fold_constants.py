@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dlc.ir.convert import PACKED
 from dlc.ir.graph import Node
 from dlc.ir.interpret import apply
 from dlc.ir.rewrite import Rewriter, rewrite
@@ -56,7 +57,7 @@ def run(module: Any, context: Context) -> Any:
             context.decline("fold_constants", node.origin, f"the result has {result.nbytes} bytes, its inputs {read}")
             return None
         folded[node.output.name] = result
-        return state.const(result)
+        return None if node.output.dtype in PACKED else state.const(result)
 
     return rewrite(module, handler)
 

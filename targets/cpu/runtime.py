@@ -122,7 +122,10 @@ class CpuExecutable:
         if self._static is None or state.size < 0:
             need = self._evaluate(sizes)[0]
             if need > state.size:
-                state.workspace, state.size = _aligned_bytes(need), need
+                try:
+                    state.workspace, state.size = _aligned_bytes(need), need
+                except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
+                    raise DlcError(f"{self._package.name}: no memory for a workspace of {need} bytes") from error
                 state.table[self._fixed + 1] = state.workspace.ctypes.data
             state.table[self._fixed + 4 :] = [sizes[name] for name in self._symbols]
         return state

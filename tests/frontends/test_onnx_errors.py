@@ -136,6 +136,28 @@ def test_the_checker_speaks(tmp_path: Path) -> None:
     assert message(save(tmp_path, proto)).startswith("not a valid ONNX model: Node(r) with")
 
 
+@pytest.mark.parametrize(
+    ("node", "constants", "text"),
+    [
+        (helper.make_node("Concat", ["x", "k"], ["y"], "n", axis=1), {"k": np.zeros(3, np.float32)},
+         "(Concat): cannot join float32[2, 6] and float32[3]: their ranks differ"),
+        (helper.make_node("Reshape", ["x", "k"], ["y"], "n"), {"k": np.array([2**62, 3])},
+         "(Reshape): the extents [4611686018427387904, 3] are too large"),
+        (helper.make_node("DequantizeLinear", ["q", "k"], ["y"], "n", axis=0), {"k": np.ones(6, np.float32)},
+         "(DequantizeLinear): a scale [6] does not fit [2, 6] along axis 0"),
+        (helper.make_node("DequantizeLinear", ["q", "k"], ["y"], "n"), {"k": np.ones(6, np.int8)},
+         "(DequantizeLinear): a scale must be of floats, got int8[6]"),
+        (helper.make_node("DequantizeLinear", ["b", "k"], ["y"], "n"), {"k": np.ones((), np.float32)},
+         "(DequantizeLinear): codes must be integers or floats, got bool[2, 6]"),
+    ],
+)  # fmt: skip
+def test_operands_that_do_not_fit(
+    tmp_path: Path, node: onnx.NodeProto, constants: dict[str, np.ndarray], text: str
+) -> None:
+    inputs = {"x": [2, 6], "q": (TensorProto.INT8, [2, 6]), "b": (TensorProto.BOOL, [2, 6])}
+    assert message(save(tmp_path, model([node], inputs, ["y"], constants))) == f"node 'n' {text}"
+
+
 def test_wrong_channels_name_node_and_operator(tmp_path: Path) -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], "n1")
     proto = model([node], {"x": [1, 3, 8, 8]}, ["y"], {"w": np.zeros((4, 5, 3, 3), np.float32)})

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import dlc
 from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.session import Session
+from tests.frontends.build import model
 
 ROOT = Path(__file__).parents[2]
+BEYOND = 2**40  # rows of floats that no machine holds
 
 
 class Doubler:
@@ -232,3 +235,30 @@ def test_importing_is_light() -> None:
     code = "import sys, dlc, dlc.runtime.session; print(sorted({'tvm', 'onnx', 'torch', 'tvm_ffi'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
+
+
+# --- sizes beyond memory ---------------------------------------------------------------------------------------------
+
+
+def test_an_output_without_memory(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.executable, "output_shapes", lambda _: [(BEYOND, 3000), ()])
+    inputs = {"a": np.zeros((1, 3), np.float32), "b": np.zeros(1, np.float32)}
+    text = rf"output 'y': no memory for float32\[{BEYOND}, 3000\]"
+    for outputs in (None, {"k": np.zeros((), np.int64)}):
+        with pytest.raises(DlcError, match=text):
+            session.run(inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [("reference", "node Expand 'e': Unable to allocate"), ("cpu", "no memory for a workspace of ")]
+)
+def test_a_value_inside_without_memory(target: str, text: str) -> None:
+    nodes = [
+        helper.make_node("Expand", ["x", "shape"], ["wide"], "e"),
+        helper.make_node("MatMul", ["wide", "w"], ["low"]),
+        helper.make_node("ReduceSum", ["low", "axis"], ["y"], keepdims=0),
+    ]
+    constants = {"shape": np.array([BEYOND, 100]), "w": np.ones((100, 100), np.float32), "axis": np.array([0])}
+    session = dlc.load(dlc.compile(model(nodes, {"x": [1, 100]}, ["y"], constants), target))
+    with pytest.raises(DlcError, match=text):
+        session.run({"x": np.zeros((1, 100), np.float32)})

@@ -1,7 +1,8 @@
 """Operators that the host runs by our own definitions: onnx's reference implementation is wrong for some attributes.
 
 It mistakes uneven paddings and groups of convolutions, automatic paddings of pools, negative widths of Pad, Resize
-with antialiasing, and a Mean whose first operand is broadcast (seen in onnx 1.23). The classes have the operators'
+with antialiasing, GatherElements with fewer indices than elements, and a Mean whose first operand is broadcast (seen in
+onnx 1.23). The classes have the operators'
 names, as `onnx.reference` wants it; attributes come by name, None where a node has none.
 """
 
@@ -208,6 +209,14 @@ class Resize(_Own):
         return (OPS["dlc.resize"].meaning([x], options),)
 
 
+class GatherElements(_Own):
+    """Elements by their indices along one axis."""
+
+    def _run(self, x: Any, indices: Any, **attrs: Any) -> Outputs:
+        axis = (attrs.get("axis") or 0) % x.ndim
+        return (np.asarray(OPS["relax.gather_elements"].meaning([x, indices], {"axis": axis})),)
+
+
 class Mean(_Own):
     """The mean of several tensors that broadcast."""
 
@@ -218,4 +227,4 @@ class Mean(_Own):
         return ((total / np.asarray(len(tensors), total.dtype)).astype(total.dtype),)
 
 
-OPERATORS = [Conv, ConvTranspose, AveragePool, LpPool, MaxPool, Mean, Pad, Resize]
+OPERATORS = [Conv, ConvTranspose, AveragePool, GatherElements, LpPool, MaxPool, Mean, Pad, Resize]

@@ -33,8 +33,18 @@ def along_axis(parameter: np.ndarray, rank: int, axis: int) -> np.ndarray:
     return parameter.reshape(shape)
 
 
-def _infer_elementwise(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[Any], str]:
-    return types[0][0], attrs["out_dtype"]
+def _infer_scaled(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[Any], str]:
+    (x, _), axis = types[0], attrs["axis"]
+    for role, (shape, _) in zip(("scale", "zero point"), types[1:], strict=True):
+        spread = [shape[0] if i == axis else 1 for i in range(len(x))] if len(shape) == 1 and len(x) > 1 else shape
+        if len(spread) > len(x) or any(isinstance(b, int) and b not in (1, a) for a, b in _pairs(x, spread)):
+            raise ValueError(f"a {role} {list(shape)} does not fit {list(x)} along axis {axis}")
+    return x, attrs["out_dtype"]
+
+
+def _pairs(x: Sequence[Any], shape: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """The extents that meet in broadcasting `shape` to x, as far as both are numbers."""
+    return [(a, b) for a, b in zip(x[len(x) - len(shape) :], shape, strict=True) if isinstance(a, int)]
 
 
 def _quantize(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarray:
@@ -83,7 +93,7 @@ def _infer_table(types: Types, attrs: Mapping[str, Any]) -> tuple[Sequence[Any],
     return shape, dtype
 
 
-QUANTIZE = register(OpSpec("dlc.quantize", "elementwise", _quantize, _infer_elementwise))
-DEQUANTIZE = register(OpSpec("dlc.dequantize", "elementwise", _dequantize, _infer_elementwise))
+QUANTIZE = register(OpSpec("dlc.quantize", "elementwise", _quantize, _infer_scaled))
+DEQUANTIZE = register(OpSpec("dlc.dequantize", "elementwise", _dequantize, _infer_scaled))
 REQUANTIZE = register(OpSpec("dlc.requantize", "elementwise", _requantize, _infer_requantize))
 TABLE = register(OpSpec("dlc.table", "elementwise", _table, _infer_table))

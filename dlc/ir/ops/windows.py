@@ -38,10 +38,10 @@ def output_extents(extents: Sequence[Any], kernel: Sequence[int], attrs: Mapping
         if isinstance(room, int) and room < 0:
             raise ValueError(f"a window of {kernel[i]} (dilation {dilations[i]}) does not fit extent {extent}")
         if attrs.get("ceil_mode"):
-            count = (room + strides[i] - 1) // strides[i] + 1
-            # A window that would start in the end padding is dropped (ONNX, as in torch).
-            if isinstance(count, int) and (count - 1) * strides[i] >= extent + pads[i]:
-                count -= 1
+            # ceil(room / stride) + 1, but a window that would start in the end padding is dropped (ONNX, as in torch):
+            # at most ceil((extent + begin) / stride). The smaller of both, without a comparison of extents.
+            beyond = min(pads[rank + i] - dilations[i] * (kernel[i] - 1) - 1 + strides[i], 0)
+            count = (extent + pads[i] + beyond + strides[i] - 1) // strides[i]
         else:
             count = room // strides[i] + 1
         result.append(count)
