@@ -223,9 +223,9 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         "samples_per_second": {name: round(speed.samples) for name, speed in speeds.items()},
     }  # fmt: skip
     return cards.Card(
-        "wavenet", "wavenet: dilated causal convolutions for speech", "speech of one speaker, 8 kHz, mu-law codes",
-        f"bits a sample, {len(rows['wavenet'])} test prompts", bits["wavenet"], f"{bits['wavenet']:.3f}",
-        (names["linear"], f"{bits['linear']:.3f}"),
+        "wavenet", "wavenet: dilated causal convolutions for speech", "speech of one speaker, 8 kHz",
+        "bits a sample, test part", bits["wavenet"], f"{bits['wavenet']:.3f}",
+        ("linear prediction", f"{bits['linear']:.3f}"),
         _claims(rows, gains, loss, packages, speeds["wavenet"]), notes["wavenet"], figures,
         [(heading, text.format_map(values)) for heading, text in _SECTIONS],
     )  # fmt: skip
@@ -289,8 +289,9 @@ speaks it from its mel frames; below what the unconditioned model says by itself
         """
 - The training is short: {seen:,} samples were predicted, where the training part has {there:,}.
   `--epochs` trains longer.
-- Without conditioning the model has the sound of a voice for some milliseconds at a time and no words. From mel frames
-  it is a vocoder; no part of this family turns text into mel frames.
+- What it generates is no good speech, as the picture shows. From mel frames it follows the loudness and the rough
+  colour of the prompt, but has no harmonics. Without them it makes noise and clicks, and no words.
+- No part of this family turns text into mel frames.
 - The mel frames are of 32 ms, centred on what is predicted, so they tell something of the samples to come: the bits of
   the conditioned model do not compare with those of the others as predictions, only as descriptions.
 - One speaker, telephone quality, 8-bit mu-law.
