@@ -235,7 +235,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", train.SIZES)
 def test_training_lowers_the_loss(size: str, little: None) -> None:
     order = np.tile(np.arange(10, dtype=np.int32), 70)  # each word tells the next
-    config = replace(CONFIG, size=size, epochs=24, peak_rate=0.03)
+    config = replace(CONFIG, size=size, epochs=40, peak_rate=0.02)
     _, history = train.fit(config, WORDS, order, order)
     assert history.losses[-1] < 0.7 * history.losses[0]
     assert history.held_out[-1] < 6 < history.held_out[0]
