@@ -19,9 +19,11 @@ class Model(Protocol):
     """A model that is ready to run.
 
     Attributes:
+        path: of its file.
         inputs: the shape of each input by name; an extent without a fixed value is a str.
     """
 
+    path: Path
     inputs: Mapping[str, tuple[int | str, ...]]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -41,6 +43,7 @@ class OnnxModel:
             import onnxruntime
         except ImportError:
             raise DlcError("evaluating an ONNX file needs onnxruntime: pip install 'dlc[bench]'") from None
+        self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
@@ -59,6 +62,7 @@ class PackageModel:
     """The compiled package at a path, run by dlc's own runtime."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._session = importlib.import_module("dlc").load(path)
         self.inputs: Mapping[str, tuple[int | str, ...]] = {i.name: tuple(i.shape) for i in self._session.inputs}
 

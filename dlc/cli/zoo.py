@@ -189,7 +189,7 @@ def export(name: str, out: Path, weights: Path | None) -> None:
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Samples to show.")
 @common.seed_option
 @click.option("--prompt", default="", help="A text to go on from, where the family takes one.")
-@click.option("--out", type=common.PATH, help="Where to write what is not text.")
+@click.option("-o", "--out", type=common.PATH, help="Where to write what is not text.")
 def sample(
     name: str, package: Path | None, onnx_path: Path | None, count: int, seed: int, prompt: str, out: Path | None
 ) -> None:

@@ -44,7 +44,21 @@ def target_shape(c: Context, x: Tensor, wanted: Sequence[Dim], allow_zero: bool)
                 raise ConversionError(f"cannot reshape {x} to {_text(wanted)}")
             raise HostError(f"whether {x} can be reshaped to {_text(wanted)} depends on the sizes")
         dims[unknown[0]] = quotient
+    else:
+        _same_elements(c, x, dims)
     return dims
+
+
+def _same_elements(c: Context, x: Tensor, dims: Sequence[Dim]) -> None:
+    """Hold extents to x's number of elements for every size of the symbols: kernels take that on trust."""
+    if c.symbols.decide("equal", c.symbols.product(x.shape), c.symbols.product(dims)) is not None:
+        return  # a difference that is known is found by `Context.reshape`
+    for side, other in ((x.shape, dims), (dims, x.shape)):
+        for index, dim in enumerate(side):
+            size = None if isinstance(dim, int) else c.symbols.quotient(other, (*side[:index], *side[index + 1 :]))
+            if size is not None:
+                c.equal(dim, size, f"in reshaping {x} to {_text(dims)}, the extents")
+    raise HostError(f"whether {x} can be reshaped to {_text(dims)} depends on the sizes")
 
 
 def _text(dims: Sequence[Dim]) -> str:

@@ -123,3 +123,23 @@ def test_extents_that_may_broadcast_stay_apart() -> None:
     a, b = np.ones(4, np.float32), np.ones(1, np.float32)
     for left, right in ((a, b), (b, a), (a, a)):
         np.testing.assert_array_equal(session.run({"a": left, "b": right})["y"], left + right)
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_reshape_to_numbers_is_a_size(target: str) -> None:
+    """The kernel would read beyond its input for any other one."""
+    package = dlc.compile(
+        model([node("Reshape", ["x", "k"], ["y"])], {"x": ["n", 2]}, ["y"], {"k": np.array([2, 4])}), target
+    )
+    session = dlc.load(package)
+    assert session.inputs[0].shape == (4, 2)
+    with pytest.raises(DlcError, match=r"input 'x' has shape \[1, 2\], expected \[4, 2\]"):
+        session.run({"x": np.zeros((1, 2), np.float32)})
+
+
+def test_a_reshape_that_only_running_decides_is_left_to_the_host() -> None:
+    nodes = [node("Reshape", ["x", "k"], ["y"], "r")]
+    session = dlc.load(dlc.compile(model(nodes, {"x": ["n", "m"]}, ["y"], {"k": np.array([2, 4])})))
+    assert session.run({"x": np.zeros((4, 2), np.float32)})["y"].shape == (2, 4)
+    with pytest.raises(DlcError, match=r"node 'r' \(Reshape\): cannot be run on what it is given: "):
+        session.run({"x": np.zeros((1, 2), np.float32)})

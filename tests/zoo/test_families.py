@@ -133,6 +133,8 @@ def test_a_missing_part_says_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None
 class FakeModel:
     """Doubles its input, and refuses any batch but the one that it declares."""
 
+    path = Path("fake.onnx")
+
     def __init__(self, batch: int | str) -> None:
         self.inputs = {"x": (batch, 3)}
         self.seen: list[int] = []
