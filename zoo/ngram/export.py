@@ -33,8 +33,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dlc.errors import DlcError
-from dlc.runtime.files import atomic_write
+from dlc.zoo.exporting import write_model
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.arpa import MARKS, read_arpa
 from dlc.zoo.ngram.model import NgramModel
@@ -71,13 +70,8 @@ def export_model(model: NgramModel, out: Path) -> float:
         DlcError: they differ by more than 1e-5; nothing is written.
     """
     proto = build(model)
-    difference = _difference(model, proto)
-    if not difference <= _TOLERANCE:
-        raise DlcError(f"the exported ONNX differs by {difference:g} in log10 P (limit {_TOLERANCE:g})")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write(proto.SerializeToString(deterministic=True))
-    return difference
+    content = proto.SerializeToString(deterministic=True)
+    return write_model(content, out, _difference(model, proto), _TOLERANCE, "log10 P")
 
 
 def build(model: NgramModel) -> ModelProto:

@@ -28,9 +28,8 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 from torch import nn
 
 from dlc import functions
-from dlc.errors import DlcError
 from dlc.functions import DOMAIN
-from dlc.runtime.files import atomic_write
+from dlc.zoo.exporting import write_model
 from dlc.zoo.nnlm import data
 from dlc.zoo.nnlm.model import FeedForward, LanguageModel, Recurrent
 from dlc.zoo.nnlm.output import BinarySoftmax, ClassSoftmax, FullSoftmax, ShortlistSoftmax
@@ -58,13 +57,8 @@ def export_model(model: LanguageModel, out: Path) -> float:
         DlcError: torch and ONNX differ by more than 1e-4; nothing is written.
     """
     proto = build(model)
-    difference = _difference(model, proto)
-    if not difference <= _TOLERANCE:
-        raise DlcError(f"the exported ONNX differs from torch by {difference:g} in log10 P (limit {_TOLERANCE:g})")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write(proto.SerializeToString(deterministic=True))
-    return difference
+    content = proto.SerializeToString(deterministic=True)
+    return write_model(content, out, _difference(model, proto), _TOLERANCE, "log10 P", "from torch")
 
 
 def build(model: LanguageModel) -> ModelProto:

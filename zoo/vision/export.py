@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from dlc.errors import DlcError
+from dlc.zoo.exporting import write_model
 from dlc.zoo.vision.train import load_weights
 
 OPSET = 17
@@ -69,11 +69,7 @@ def export_model(model: nn.Module, path: Path) -> float:
     """
     content = export_bytes(model)
     difference = max(_difference(model, content, batch) for batch in (1, 32))
-    if not difference <= _TOLERANCE:
-        raise DlcError(f"the exported ONNX differs from torch by {difference:g} in a logit (limit {_TOLERANCE:g})")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return difference
+    return write_model(content, path, difference, _TOLERANCE, "a logit", "from torch")
 
 
 def _name_weights(graph: onnx.GraphProto) -> None:

@@ -10,9 +10,8 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from dlc.errors import DlcError
-from dlc.runtime.files import atomic_write
 from dlc.zoo import training
+from dlc.zoo.exporting import write_model
 from dlc.zoo.wavenet import data, graphs
 from dlc.zoo.wavenet.model import WaveNet
 from dlc.zoo.wavenet.train import load_weights
@@ -30,12 +29,8 @@ def export(weights: Path, out: Path) -> str:
     model = load_weights(weights, notes.get("size", "plain"))
     proto = build(model)
     proto.metadata_props.add(key="notes", value=json.dumps(notes))
-    difference = _difference(model, proto)
-    if not difference <= _TOLERANCE:
-        raise DlcError(f"the exported ONNX differs from torch by {difference:g} in a logit (limit {_TOLERANCE:g})")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write(proto.SerializeToString(deterministic=True))
+    content = proto.SerializeToString(deterministic=True)
+    difference = write_model(content, out, _difference(model, proto), _TOLERANCE, "a logit", "from torch")
     return f"torch and ONNX agree to {difference:.1e} in a logit"
 
 

@@ -1,0 +1,33 @@
+"""Writing an exported model, once it has been compared with what it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlc.errors import DlcError
+from dlc.runtime.files import atomic_write
+
+
+def write_model(content: bytes, path: Path, difference: float, limit: float, unit: str, source: str = "") -> float:
+    """Write the bytes of an ONNX model whose outputs differ from its source's by at most `limit`.
+
+    Args:
+        content: the serialised model.
+        path: where to write; its folder is made.
+        difference, limit: in `unit`.
+        unit: what differs, for the message: ``a logit``.
+        source: what it was compared with, for the message: ``from torch``.
+
+    Returns:
+        `difference`.
+
+    Raises:
+        DlcError: it is larger; nothing is written.
+    """
+    if not difference <= limit:
+        compared = f"differs {source}" if source else "differs"
+        raise DlcError(f"the exported ONNX {compared} by {difference:g} in {unit} (limit {limit:g})")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+    return difference
