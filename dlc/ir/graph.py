@@ -6,7 +6,7 @@ Relax stays the IR; this view carries no TVM objects but symbolic dimensions, so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,15 @@ class Node:
         """The only output."""
         (value,) = self.outputs
         return value
+
+
+def free_name(hint: str, taken: Container[str]) -> str:
+    """`hint`, with a number behind it where that is taken."""
+    name, count = hint, 0
+    while name in taken:
+        count += 1
+        name = f"{hint}_{count}"
+    return name
 
 
 def symbol_names(item: Any) -> set[str]:

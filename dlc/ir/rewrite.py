@@ -49,8 +49,16 @@ def used_functions(graph: Graph) -> list[Graph]:
     return list(found.values())
 
 
-def graph_module(module: Any, graph: Graph) -> Any:
-    """A module whose ``main`` is `graph`, with the functions of `module` that it uses."""
+def own_attrs(graph: Graph) -> dict[str, Any]:
+    """The attributes of a graph's function that are ours, as `FunctionBuilder.finish` takes them."""
+    return {key.removeprefix("dlc."): value for key, value in graph.attrs.items() if key.startswith("dlc.")}
+
+
+def graph_module(module: Any, graph: Graph, attrs: Mapping[str, Any] | None = None) -> Any:
+    """A module whose ``main`` is `graph`, with the functions of `module` that it uses.
+
+    Its attributes are `attrs`, or without them the graph's own names of its inputs and outputs.
+    """
     builder = FunctionBuilder("main")
     for used in used_functions(graph):
         builder.add_region(used.name, module[used.name])
@@ -64,7 +72,7 @@ def graph_module(module: Any, graph: Graph) -> Any:
     for node in graph.nodes:
         env[node.output.name] = copy_node(builder, node, [get(name) for name in node.inputs])
     names = {"inputs": [v.name for v in graph.inputs], "outputs": list(graph.outputs)}
-    return builder.finish([get(name) for name in graph.outputs], names)
+    return builder.finish([get(name) for name in graph.outputs], names if attrs is None else attrs)
 
 
 def map_blocks(module: Any, transform: Callable[[str, Any], Any]) -> Any:
@@ -167,6 +175,11 @@ class Rewriter:
         """Keep `node` with its inputs renamed."""
         return copy_node(self.builder, node, [self.new(name) for name in node.inputs])
 
+    def finish(self, outputs: Sequence[Any] | None = None, attrs: Mapping[str, Any] | None = None) -> Any:
+        """The new module: `outputs` are new expressions, by default those of the old outputs; `attrs` are added."""
+        made = [self.new(name) for name in self.graph.outputs] if outputs is None else outputs
+        return self.builder.finish(made, {**own_attrs(self.graph), **(attrs or {})})
+
 
 def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = None) -> Any:
     """Rebuild ``main`` of `module` with `handler`; the function's attributes stay, `attrs` are added to them.
@@ -183,5 +196,4 @@ def rewrite(module: Any, handler: Handler, attrs: Mapping[str, Any] | None = Non
         state.env[node.output.name] = expr if expr is not None else state.copy(node)
     if not changed:
         return module
-    kept = {k.removeprefix("dlc."): v for k, v in state.graph.attrs.items() if k.startswith("dlc.")}
-    return state.builder.finish([state.new(name) for name in state.graph.outputs], {**kept, **(attrs or {})})
+    return state.finish(attrs=attrs)

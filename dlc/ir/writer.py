@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Op
 
-from dlc.ir.graph import Origin, Value, is_tensor
+from dlc.ir.graph import Origin, Value, free_name, is_tensor
 from dlc.ir.ops import OPS
 from dlc.ir.reader import inner_functions
 from dlc.ir.spelling import BUILD, extent, int64, plain, read_from, relax_function, span, type_of
@@ -150,11 +150,7 @@ class FunctionBuilder:
 
     def _unique(self, name: str) -> str:
         """A variable name that no parameter and no earlier node has: Relax itself lets a node shadow a parameter."""
-        base = _hint(name)
-        chosen, count = base, 0
-        while chosen in self._used:
-            count += 1
-            chosen = f"{base}_{count}"
+        chosen = free_name(_hint(name), self._used)
         self._used.add(chosen)
         return chosen
 

@@ -20,7 +20,7 @@ from tvm.sym import Analyzer
 
 from dlc.frontends.onnx.tensor import ConversionError, Dim
 from dlc.ir.dims import symbols
-from dlc.ir.graph import symbol_names
+from dlc.ir.graph import free_name, symbol_names
 from dlc.ir.ops import OPS
 
 _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
@@ -96,10 +96,7 @@ class Symbols:
         base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint) or "n"
         if not base[0].isalpha() or keyword.iskeyword(base) or base in _RESERVED:
             base = f"n_{base}"
-        name, count = base, 0
-        while name in self._identifiers:
-            count += 1
-            name = f"{base}_{count}"
+        name = free_name(base, self._identifiers)
         self._identifiers.add(name)
         fact = self.facts.get(name, Fact())
         if fact.equals is not None:

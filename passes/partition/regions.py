@@ -16,7 +16,7 @@ from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, node_symbols
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
-from dlc.ir.rewrite import copy_node, live_nodes, used_functions
+from dlc.ir.rewrite import copy_node, live_nodes, own_attrs, used_functions
 from dlc.pipeline import Context, Pass
 
 VIEW = "relax.reshape"
@@ -226,8 +226,7 @@ class _Writer:
                 env[out] = main.call(name, [get(n) for n in outer], last.origin, out)
             elif OPS[node.op].kind == "host":
                 env[out] = copy_node(main, node, [get(n) for n in node.inputs])
-        kept = {k.removeprefix("dlc."): v for k, v in self.graph.attrs.items() if k.startswith("dlc.")}
-        return main.finish([get(n) for n in self.graph.outputs], kept)
+        return main.finish([get(n) for n in self.graph.outputs], own_attrs(self.graph))
 
 
 def run(module: Any, context: Context) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dlc.ir.convert import shape_of, view
-from dlc.ir.graph import Node, Value
+from dlc.ir.graph import Node, Value, free_name
 from dlc.ir.loops import LoopParts, Operand, State, take_apart
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM, LOOP
@@ -79,9 +79,7 @@ class _Hoister:
 
     def value(self, hint: str, shape: Sequence[Any], dtype: str) -> Value:
         """A new block value."""
-        taken, name = {*self.values, *self.constants}, hint
-        while name in taken:
-            name += "_"
+        name = free_name(hint, {*self.values, *self.constants})
         self.values[name] = Value(name, tuple(shape), dtype)
         return self.values[name]
 
@@ -332,8 +330,7 @@ class _Rewrite:
             rw.env[node.output.name] = rw.copy(node) if made is None else made
         if not self.moved:
             return self.module
-        kept = {k.removeprefix("dlc."): v for k, v in rw.graph.attrs.items() if k.startswith("dlc.")}
-        return rw.builder.finish([rw.new(name) for name in rw.graph.outputs], kept)
+        return rw.finish()
 
 
 def run(module: Any, context: Context) -> Any:

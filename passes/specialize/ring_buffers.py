@@ -17,11 +17,11 @@ import numpy as np
 import tvm
 
 from dlc.ir.convert import view
-from dlc.ir.graph import Graph, Node, Origin, Value
+from dlc.ir.graph import Graph, Node, Origin, Value, free_name
 from dlc.ir.loops import State, take_apart
 from dlc.ir.ops.host import ITEM, LOOP
 from dlc.ir.ops.shapes import same
-from dlc.ir.rewrite import graph_module, live_nodes
+from dlc.ir.rewrite import graph_module, live_nodes, own_attrs
 from dlc.passes.simplify.match import unnamed
 from dlc.pipeline import Context, Pass
 
@@ -166,10 +166,7 @@ class _Writer:
 
     def name(self, hint: str) -> str:
         """A free name."""
-        chosen, count = hint, 0
-        while chosen in self.taken:
-            count += 1
-            chosen = f"{hint}_{count}"
+        chosen = free_name(hint, self.taken)
         self.taken.add(chosen)
         return chosen
 
@@ -339,17 +336,8 @@ def _transformed(module: Any, graph: Graph, found: dict[str, tuple[_Block, list[
         else:
             main.nodes.append(node)
     done = replace(graph, nodes=tuple(main.nodes), constants=main.constants)
-    result = graph_module(tvm.IRModule(functions), replace(done, nodes=tuple(live_nodes(done))))
-    return tvm.IRModule({v.name_hint: f for v, f in result.functions.items()} | {"main": _attributed(result, module)})
-
-
-def _attributed(result: Any, module: Any) -> Any:
-    """The new main with the attributes of the old one: the names that its inputs and outputs have outside."""
-    function = result["main"]
-    for key in module["main"].attrs.keys() if module["main"].attrs is not None else ():
-        if str(key).startswith("dlc."):
-            function = function.with_attr(str(key), module["main"].attrs[key])
-    return function
+    live = replace(done, nodes=tuple(live_nodes(done)))
+    return graph_module(tvm.IRModule(functions), live, own_attrs(graph))
 
 
 def run(module: Any, context: Context) -> Any:

@@ -192,8 +192,7 @@ def run(module: Any, context: Context) -> Any:
         expr = turner(rw, node)
         if expr is not _LATER:
             rw.env[node.output.name] = expr
-    kept = {k.removeprefix("dlc."): v for k, v in rw.graph.attrs.items() if k.startswith("dlc.")}
-    return rw.builder.finish([turner.settle(rw, name) for name in rw.graph.outputs], kept)
+    return rw.finish([turner.settle(rw, name) for name in rw.graph.outputs])
 
 
 PASS = Pass("channels-last", run)

@@ -30,8 +30,7 @@ def run(module: Any, context: Context) -> Any:
             expr = rw.emit("relax.astype", [expr], {"dtype": rw.value(name).dtype})
         taken.add(root)
         outputs.append(expr)
-    kept = {k.removeprefix("dlc."): v for k, v in rw.graph.attrs.items() if k.startswith("dlc.")}
-    return rw.builder.finish(outputs, kept)
+    return rw.finish(outputs)
 
 
 PASS = Pass("stage-outputs", run)
