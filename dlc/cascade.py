@@ -12,9 +12,10 @@ import numpy as np
 from dlc import explain
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph
-from dlc.package import Package, joined_requirements
+from dlc.package import Package
 from dlc.runtime.cascade import LARGE, SMALL, confidence
 from dlc.runtime.session import Session
+from dlc.targets.base import joined_json
 
 RUNTIME = "dlc.runtime.cascade"
 
@@ -95,8 +96,7 @@ def join(small: Package, large: Package, probabilities: bool, threshold: Thresho
     members = {**small.nested_members(SMALL), **large.nested_members(LARGE)}
     members["explain.json"] = _explanation(small, large, build)
     manifest = {**small.manifest, "runtime": RUNTIME, "build": build}
-    variants = joined_requirements([small.manifest["variants"], large.manifest["variants"]])
-    return Package.create({**manifest, "variants": variants}, members)
+    return Package.create({**manifest, "variants": joined_json([small.manifest, large.manifest])}, members)
 
 
 def _check(small: Package, large: Package) -> None:

@@ -20,7 +20,7 @@ from dlc.ir.rewrite import graph_module
 from dlc.ir.serial import graph_to_json
 from dlc.passes.partition.segments import Segment, segment_module, segments
 from dlc.runtime.tensors import safetensors_bytes
-from dlc.targets.base import Build, Variant
+from dlc.targets.base import Build, Variant, joined
 
 if TYPE_CHECKING:
     from dlc.pipeline import Context
@@ -51,17 +51,7 @@ def build(module: Any, context: Context, targets_of: Callable[[Graph], TargetOf]
     composer.members["graph.json"] = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
     composer.members["constants.safetensors"] = safetensors_bytes(constants)
     manifest = {"parts": composer.parts}
-    return Build(composer.members, manifest, composer.rows, _joined(composer.variants), RUNTIME)
-
-
-def _joined(variants: list[tuple[Variant, ...]]) -> tuple[Variant, ...]:
-    """One variant that asks for what all parts ask for."""
-    needed = [alternatives[0] for alternatives in variants if alternatives]
-    if not needed:
-        return ()
-    names = "+".join(dict.fromkeys(v.name for v in needed))
-    requires = sorted({flag for v in needed for flag in v.requires})
-    return (Variant(names, needed[0].arch, tuple(requires)),)
+    return Build(composer.members, manifest, composer.rows, joined(composer.variants), RUNTIME)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import os
 import platform
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -46,16 +46,6 @@ class _Entry:
 
     begin: int
     end: int
-
-
-def joined_requirements(variants: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The ``variants`` of a package of several packages: one, that asks for what the best of each asks for."""
-    needed = [alternatives[0] for alternatives in variants if alternatives]
-    if not needed:
-        return []
-    requires = sorted({flag for v in needed for flag in v["requires"]})
-    names = "+".join(dict.fromkeys(v["name"] for v in needed))
-    return [{**needed[0], "name": names, "requires": requires, "members": []}]
 
 
 class Package:

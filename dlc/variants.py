@@ -9,8 +9,9 @@ from typing import Any
 
 from dlc import explain
 from dlc.errors import DlcError
-from dlc.package import Package, joined_requirements
+from dlc.package import Package
 from dlc.runtime.variants import GENERAL
+from dlc.targets.base import joined_json
 
 RUNTIME = "dlc.runtime.variants"
 
@@ -101,7 +102,7 @@ def _join(packages: Mapping[str, Package], reason: str) -> Package:
         **first.manifest,
         "runtime": RUNTIME,
         "build": {"variants": table, "general": GENERAL in packages},
-        "variants": joined_requirements([p.manifest["variants"] for p in packages.values()]),
+        "variants": joined_json([p.manifest for p in packages.values()]),
     }
     if GENERAL not in packages:
         manifest |= {role: _open(role, list(packages.values())) for role in ("inputs", "outputs")}

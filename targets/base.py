@@ -46,6 +46,27 @@ class Variant:
         """For the manifest."""
         return {**asdict(self), "requires": sorted(self.requires), "members": list(self.members)}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Variant:
+        """What `as_json` made."""
+        return cls(record["name"], record["arch"], tuple(record["requires"]), tuple(record["members"]))
+
+
+def joined(variants: Sequence[Sequence[Variant]]) -> tuple[Variant, ...]:
+    """The variants of a package of several: one, that asks for what the best of each asks for; none where none does."""
+    needed = [alternatives[0] for alternatives in variants if alternatives]
+    if not needed:
+        return ()
+    names = "+".join(dict.fromkeys(v.name for v in needed))
+    requires = sorted({flag for v in needed for flag in v.requires})
+    return (Variant(names, needed[0].arch, tuple(requires)),)
+
+
+def joined_json(manifests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same from the manifests of packages, for the manifest of one that holds them."""
+    read = [[Variant.from_json(record) for record in manifest["variants"]] for manifest in manifests]
+    return [variant.as_json() for variant in joined(read)]
+
 
 @dataclass
 class Build:
