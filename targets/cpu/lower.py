@@ -37,7 +37,7 @@ from dlc.targets.layout import Layout, simplify
 from dlc.targets.lowering import Lowering, canonical, region_constants
 from dlc.targets.program import Call, Program, Ref
 
-Prepare = Callable[[Any], Any]  # the target's passes: a module -> a module
+Prepare = Callable[[str, Any], Any]  # the target's passes on a block: its name, a module -> a module
 
 FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
@@ -186,7 +186,7 @@ class CpuLowering(Lowering):
         return symbol
 
 
-def lower(module: Any, isa: Isa, prepare: Prepare = lambda module: module) -> Program:
+def lower(module: Any, isa: Isa, prepare: Prepare = lambda _, module: module) -> Program:
     """Generate all kernels of `module` for one instruction set.
 
     Args:

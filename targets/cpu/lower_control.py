@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlc.ir.graph import Graph, Node, Value, is_tensor
+from dlc.ir.loops import take_apart
 from dlc.ir.ops.host import IF, ITEM, LOOP
 from dlc.ir.rewrite import graph_module
 from dlc.targets.base import Target
@@ -38,13 +39,10 @@ def _changing(node: Node) -> int | None:
     """The first carried value of a loop whose extents are others behind an iteration."""
     if node.op == IF:
         return None
-    (block,) = node.blocks
-    values = block.values()
-    for index in range(node.attrs["carried"]):
-        given, taken = values[block.outputs[1 + index]], block.inputs[2 + index]
-        if str(given.shape) != str(taken.shape):
-            return index
-    return None
+    parts = take_apart(node)
+    values = parts.block.values()
+    changing = (i for i, s in enumerate(parts.states) if str(values[s.new].shape) != str(s.inside.shape))
+    return next(changing, None)
 
 
 def lower_control(outer: CpuLowering, node: Node, prefix: str) -> Item:
@@ -77,7 +75,7 @@ class _ControlLowering:
 
     def prepared(self, block: Graph) -> Any:
         """A block behind the target's passes."""
-        return self.outer.prepare(graph_module(self.outer.module, block))
+        return self.outer.prepare(block.name, graph_module(self.outer.module, block))
 
     def row(self, kernel: str) -> dict[str, Any]:
         """What `dlc explain` says of it."""
@@ -116,45 +114,32 @@ class _LoopLowering(_ControlLowering):
 
     def __init__(self, outer: CpuLowering, node: Node, prefix: str) -> None:
         super().__init__(outer, node, prefix)
-        (self.block,) = node.blocks
-        rest = list(node.inputs)
-        self.trips = rest.pop(0) if node.attrs["has_trips"] else None
-        self.condition = rest.pop(0) if node.attrs["has_condition"] else None
-        count, scans = node.attrs["carried"], node.attrs["scanned"]
-        self.initial, self.scanned, self.captured = rest[:count], rest[count : count + scans], rest[count + scans :]
+        self.parts = take_apart(node)
+        self.block, self.values = self.parts.block, self.parts.block.values()
+        self.counter, self.going = self.workspace("counter", 8), self.workspace("going", 1)
+        self.homes = [self.result(i) for i in range(len(self.parts.states))]
 
     def slice_of(self, place: Ref, value: Value) -> Ref:
         """One slice of a tensor along its first axis; `value` is the slice."""
-        return replace(place, steps=(*place.steps, Step(self.prefix, bytes_of(value.shape, value.dtype))))
+        return replace(place, steps=(*place.steps, Step(self.prefix, bytes_of(*_type(value)))))
 
     def run(self) -> Loop:
         """Lower the block and say what happens around it."""
-        block, values = self.block, self.block.values()
-        counts = len(self.initial)
-        homes = [self.result(i) for i in range(counts)]
-        counter, going = self.workspace("counter", 8), self.workspace("going", 1)
-        slices = block.inputs[2 + counts : 2 + counts + len(self.scanned)]
-        inputs = [counter, going, *homes]
-        inputs += [self.slice_of(self.outer.place(n), v) for n, v in zip(self.scanned, slices, strict=True)]
-        inputs += [self.outer.place(n) for n in self.captured]
-        states = [going, *homes]
+        parts, states = self.parts, [self.going, *self.homes]
+        rows = [s.shape[0] for s in parts.stacks] + [self.outer.values[o.outside].shape[0] for o in parts.scanned]
         kept = [i for i in range(len(states)) if not self._stays(i)]
-        stacked = [
-            self.slice_of(self.result(counts + i), values[name]) for i, name in enumerate(block.outputs[1 + counts :])
-        ]
-        names = [block.outputs[i] for i in kept] + list(block.outputs[1 + counts :])
-        shortened = replace(block, outputs=tuple(names))
-        rows = [self.node.attrs["shapes"][counts + i][0] for i in range(len(stacked))]
-        rows += [self.outer.values[name].shape[0] for name in self.scanned]
-        most = rows[0] if rows else self._known_trips()
-        changed = {k: 1 + i for k, i in enumerate(kept)}
-        inner = BodyLowering(self.outer, self.prepared(shortened), self.prefix, inputs, changed, most)
+        results = [self.block.outputs[i] for i in kept] + [stack.value for stack in parts.stacks]
+        shortened = replace(self.block, outputs=tuple(results))
+        inner = BodyLowering(
+            self.outer, self.prepared(shortened), self.prefix, self._inputs(), {k: 1 + i for k, i in enumerate(kept)},
+            rows[0] if rows else self._known_trips(),
+        )  # fmt: skip
         fresh = {
-            i: self.workspace(f"new{i}", bytes_of(*_type(values[block.outputs[i]])))
+            i: self.workspace(f"new{i}", bytes_of(*_type(self.values[self.block.outputs[i]])))
             for i in kept
             if 1 + i not in inner.updated
         }
-        places = [*(fresh.get(i, states[i]) for i in kept), *stacked]
+        places = [*(fresh.get(i, states[i]) for i in kept), *self._stacked()]
         calls = _needed(inner.calls(places), [*places, *states])
         after = []
         for i, place in fresh.items():
@@ -162,30 +147,44 @@ class _LoopLowering(_ControlLowering):
                 after.append(Copy(place, states[i], self.outer.program.buffers[place.name]))
             else:
                 calls = [_moved(call, place, states[i]) for call in calls]
-        ends = 0 in fresh or self.condition is not None
+        ends = 0 in fresh or parts.condition is not None
         read = {ref for call in calls for ref in call.refs()}
-        before = [
-            Copy(self.outer.place(name), home, bytes_of(*_type(value)))
-            for name, home, value in zip(self.initial, homes, block.inputs[2:], strict=False)
-        ]
-        if ends or going in read:
-            true = self.outer.constant(np.ones((), np.bool_))
-            before.append(Copy(true if self.condition is None else self.outer.place(self.condition), going, 1))
         return Loop(
             self.prefix,
             tuple(calls),
-            tuple(before),
+            tuple(self._before(ends or self.going in read)),
             tuple(after),
-            None if self.trips is None else self.outer.place(self.trips),
+            None if parts.trips is None else self.outer.place(parts.trips),
             rows[0] if rows else None,
-            going if ends else None,
-            counter if counter in read else None,
+            self.going if ends else None,
+            self.counter if self.counter in read else None,
             self.row(f"native loop, {len(calls)} calls an iteration"),
         )
 
+    def _inputs(self) -> list[Ref]:
+        """Where the block's inputs lie."""
+        scanned = (self.slice_of(self.outer.place(o.outside), o.inside) for o in self.parts.scanned)
+        captured = (self.outer.place(o.outside) for o in self.parts.captured)
+        return [self.counter, self.going, *self.homes, *scanned, *captured]
+
+    def _stacked(self) -> list[Ref]:
+        """Where the results go that are stacked."""
+        first = len(self.homes)
+        return [self.slice_of(self.result(first + i), self.values[s.value]) for i, s in enumerate(self.parts.stacks)]
+
+    def _before(self, going: bool) -> list[Copy]:
+        """How carried values, and the condition where somebody asks for it, begin."""
+        pairs = zip(self.parts.states, self.homes, strict=True)
+        copies = [Copy(self.outer.place(s.initial), home, bytes_of(*_type(s.inside))) for s, home in pairs]
+        if going:
+            condition = self.parts.condition
+            true = self.outer.constant(np.ones((), np.bool_))
+            copies.append(Copy(true if condition is None else self.outer.place(condition), self.going, 1))
+        return copies
+
     def _known_trips(self) -> int | None:
         """The trip count, where it is known when compiling."""
-        array = self.outer.graph.constants.get(self.trips or "")
+        array = self.outer.graph.constants.get(self.parts.trips or "")
         return None if array is None else int(array.reshape(()))
 
     def _stays(self, state: int) -> bool:

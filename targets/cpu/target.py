@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -91,8 +91,12 @@ class CpuTarget(Target):
         from dlc.targets.cpu.lower import lower
         from dlc.targets.plan import plan
 
-        options = context.options
-        program = lower(module, self.isa, lambda block: run_passes(block, self.passes(options), context))
+        def prepare(name: str, block: Any) -> Any:
+            # Its stages are dumped below its name: they are not those of the graph around it.
+            inside = replace(context, part=f"{context.part}/{name}".strip("/"))
+            return run_passes(block, self.passes(context.options), inside)
+
+        program = lower(module, self.isa, prepare)
         memory = plan(program)
         objects = compile_program(program, memory, self.isa)
         offsets, size = constant_offsets(program.constants)
