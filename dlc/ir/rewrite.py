@@ -82,6 +82,8 @@ def map_blocks(module: Any, transform: Callable[[str, Any], Any]) -> Any:
         transform: (the block's name, a module whose ``main`` is the block) -> such a module, of the same type.
     """
     functions = {var.name_hint: function for var, function in module.functions.items()}
+    if len(functions) == 1:
+        return module  # most models have no control flow, and half a dozen passes ask
     for node in view(module).nodes:
         for block in node.blocks:
             done = transform(block.name, graph_module(module, block))
