@@ -14,16 +14,16 @@ from dlc.ir.graph import Graph, Node, is_tensor
 from dlc.ir.interpret import RunPart, interpret
 from dlc.ir.serial import graph_from_json
 from dlc.package import Package
-from dlc.runtime.execute import execute
+from dlc.runtime.execute import empty, execute
 from dlc.targets.base import Executable, Trace
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A loaded part and the dtypes of its outputs."""
+    """A loaded part, and the names and dtypes of its outputs."""
 
     executable: Executable
-    dtypes: tuple[str, ...]
+    outputs: tuple[tuple[str, str], ...]
 
     def run(self, inputs: list[Any], sizes: Mapping[str, int]) -> list[Any]:
         # What the host made may be strided.
@@ -31,7 +31,7 @@ class _Part:
 
     def _allocated(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
         shapes = self.executable.output_shapes(sizes)
-        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
+        return [empty(name, shape, dtype) for shape, (name, dtype) in zip(shapes, self.outputs, strict=True)]
 
 
 def _dense(value: Any) -> Any:
@@ -57,7 +57,7 @@ class CompositeExecutable:
 
     def clone(self) -> CompositeExecutable:
         """Another one, of clones of the parts."""
-        twins = {name: _Part(part.executable.clone(), part.dtypes) for name, part in self.parts.items()}
+        twins = {name: _Part(part.executable.clone(), part.outputs) for name, part in self.parts.items()}
         return CompositeExecutable(self.graph, twins)
 
     def trace(self, inputs: list[Any], sizes: Mapping[str, int]) -> Trace:
@@ -90,8 +90,8 @@ def load(package: Package, threads: int) -> CompositeExecutable:
         except ImportError as error:
             target = nested.manifest.get("target")
             raise DlcError(f"{package.name}: the runtime of target '{target}' is not installed: {error}") from error
-        dtypes = tuple(o["dtype"] if is_tensor(o["dtype"]) else "" for o in nested.manifest["outputs"])
-        parts[name] = _Part(runtime.load(nested, threads), dtypes)
+        outputs = tuple((o["name"], o["dtype"] if is_tensor(o["dtype"]) else "") for o in nested.manifest["outputs"])
+        parts[name] = _Part(runtime.load(nested, threads), outputs)
     constants = package.constants("constants.safetensors")
     try:
         graph = graph_from_json(package.json("graph.json"), constants)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlc.errors import DlcError
+
 if TYPE_CHECKING:
     from dlc.targets.base import Executable
 
@@ -25,3 +27,15 @@ def execute(
     outputs = allocated(sizes)
     executable.run(inputs, outputs, sizes)
     return outputs
+
+
+def empty(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of any content for the output `name`.
+
+    Raises:
+        DlcError: there is no memory for it.
+    """
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
+        raise DlcError(f"output '{name}': no memory for {dtype}{list(shape)}") from error

@@ -16,6 +16,7 @@ import numpy as np
 from dlc.errors import DlcError
 from dlc.ir.graph import is_tensor
 from dlc.package import Package
+from dlc.runtime.execute import empty
 
 if TYPE_CHECKING:
     from dlc.runtime.stream import Stream
@@ -246,7 +247,7 @@ class Session:
         return {name: array for (name, _), array in zip(self._given, results, strict=True)}
 
     def _allocated(self, plan: _Plan) -> list[np.ndarray]:
-        return [_empty(name, shape, dtype) for shape, (name, dtype) in zip(plan.shapes, self._given, strict=True)]
+        return [empty(name, shape, dtype) for shape, (name, dtype) in zip(plan.shapes, self._given, strict=True)]
 
     def _plan_of(self, arrays: list[np.ndarray]) -> _Plan:
         return self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
@@ -306,7 +307,7 @@ class Session:
         results: list[np.ndarray] = []
         for (name, dtype), shape in zip(self._given, plan.shapes, strict=True):
             if name not in outputs:
-                results.append(_empty(name, shape, dtype))
+                results.append(empty(name, shape, dtype))
                 continue
             given = outputs[name]
             array = given if type(given) is np.ndarray else _as_array(given, "output", name)
@@ -328,13 +329,6 @@ class Session:
         problem = f"input '{missing[0]}' is missing" if missing else f"unknown input '{extra[0]}'"
         got = f"; got {', '.join(sorted(str(n) for n in inputs)) or 'none'}" if missing else ""
         raise DlcError(f"{problem}; the model takes {_listing(self.inputs)}{got}")
-
-
-def _empty(name: str, shape: tuple[int, ...], dtype: np.dtype | None) -> np.ndarray:
-    try:
-        return np.empty(shape, dtype)
-    except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
-        raise DlcError(f"output '{name}': no memory for {dtype}{list(shape)}") from error
 
 
 def _no_run(*_: Any) -> None:

@@ -49,6 +49,11 @@ def llvm_target(isa: Isa) -> Any:
     return tvm.target.Target(config)
 
 
+# TVM asks whether a loop is short enough to unroll by itself in 32 bits: one of 2^29 steps over 4 statements is.
+_CONFIG = {"tirx.UnrollLoop": {"auto_max_depth": -1}}
+
+
 def compile_functions(module: Any, isa: Isa) -> Any:
     """Compile an IRModule of PrimFuncs; the result writes objects and shows assembly."""
-    return tvm.compile(module, target=llvm_target(isa), tir_pipeline=_PIPELINE).mod
+    with tvm.transform.PassContext(config=_CONFIG):
+        return tvm.compile(module, target=llvm_target(isa), tir_pipeline=_PIPELINE).mod

@@ -226,6 +226,8 @@ class Graph:
             raise RejectedError
         if op.endswith("Pool") and not all(a.size for a in arrays):  # no window fits: whether that is valid is open
             raise RejectedError
+        if op.endswith("MaxPool") and _lowest(arrays[0]):
+            raise RejectedError
         if any(_wild(a) for a in arrays) and self.chance(0.9):
             raise RejectedError
         self.nodes.append(node)
@@ -294,6 +296,11 @@ def _wild(array: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
         bad = ~np.isfinite(array)
         return bool(bad.mean() > 0.3 or np.max(np.abs(np.where(bad, 0, array))) > _LARGEST[str(array.dtype)])
+
+
+def _lowest(array: np.ndarray) -> bool:
+    """Whether a maximum is the lowest finite number: what onnxruntime answers for windows that hold only -inf."""
+    return array.dtype.kind == "f" and bool((array == np.finfo(array.dtype).min).any())
 
 
 def replaced(value: Value, array: np.ndarray) -> Value:

@@ -1,9 +1,9 @@
 """Operators that the host runs by our own definitions: onnx's reference implementation is wrong for some attributes.
 
 It mistakes uneven paddings and groups of convolutions, automatic paddings of pools, negative widths of Pad, Resize
-with antialiasing, GatherElements with fewer indices than elements, and a Mean whose first operand is broadcast (seen in
-onnx 1.23). The classes have the operators'
-names, as `onnx.reference` wants it; attributes come by name, None where a node has none.
+with antialiasing, GatherElements with fewer indices than elements, a Mean whose first operand is broadcast, and
+BatchNormalization before opset 14, which it trains (seen in onnx 1.23). The classes have the operators' names, as
+`onnx.reference` wants it; attributes come by name, None where a node has none.
 """
 
 from __future__ import annotations
@@ -227,4 +227,29 @@ class Mean(_Own):
         return ((total / np.asarray(len(tensors), total.dtype)).astype(total.dtype),)
 
 
-OPERATORS = [Conv, ConvTranspose, AveragePool, GatherElements, LpPool, MaxPool, Mean, Pad, Resize]
+class BatchNormalization(_Own):
+    """Scale, bias, mean and variance a channel; with `training_mode` the statistics are the batch's."""
+
+    def _run(self, x: Any, scale: Any, bias: Any, mean: Any, variance: Any, **attrs: Any) -> Outputs:
+        epsilon, momentum = attrs.get("epsilon"), attrs.get("momentum")
+        epsilon, momentum = 1e-5 if epsilon is None else epsilon, 0.9 if momentum is None else momentum
+        parameters = np.broadcast_shapes(scale.shape, mean.shape)
+        column = (*parameters, *[1] * (x.ndim - 1 - len(parameters)))
+
+        def standard(m: Any, v: Any) -> np.ndarray:
+            deviation = np.sqrt(v.reshape(column) + epsilon)
+            y = scale.reshape(column) * (x - m.reshape(column)) / deviation + bias.reshape(column)
+            return np.asarray(y.astype(x.dtype))
+
+        if not attrs.get("training_mode"):
+            return (standard(mean, variance),)
+        axes = (0, *range(2, x.ndim))
+        seen = x.mean(axis=axes), x.var(axis=axes)
+        running = [
+            (old * momentum + new * (1 - momentum)).astype(old.dtype)
+            for old, new in zip((mean, variance), seen, strict=True)
+        ]
+        return standard(*seen), *running
+
+
+OPERATORS = [AveragePool, BatchNormalization, Conv, ConvTranspose, GatherElements, LpPool, MaxPool, Mean, Pad, Resize]
