@@ -23,6 +23,13 @@ REQUIRED = (
 )  # fmt: skip
 
 
+def trained_on(notes: Mapping[str, Any]) -> str:
+    """What a model was trained on, from the notes on its training: ``one thread``, ``two threads``, or the GPU."""
+    if notes.get("device", "cpu") != "cpu":
+        return f"one {notes['device']}"
+    return {1: "one thread", 2: "two threads"}.get(notes["threads"], f"{notes['threads']} threads")
+
+
 @dataclass(frozen=True)
 class Claim:
     """What was to be shown, whether the measurement shows it, and the figures that decide it."""

@@ -48,6 +48,7 @@ class TrainOptions:
         quick: a trial of under a minute.
         seed: of everything random. Equal options give equal models.
         epochs: passes over the data, where not the family's own number.
+        device: what trains, as torch names it.
         data: a folder of the user's that holds the data packages; see `dlc.zoo.packages.locate`.
         progress: show a bar.
     """
@@ -56,6 +57,7 @@ class TrainOptions:
     quick: bool = False
     seed: int = 0
     epochs: int | None = None
+    device: str = "cpu"
     data: Path | None = None
     progress: bool = False
 

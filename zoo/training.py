@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,11 +38,13 @@ class Config:
         seed: of the weights and of everything drawn.
         epochs: how often the loop asks for batches.
         threads: torch's threads. Sums are split by thread, so another count gives a slightly different model.
+        device: torch's name of the device that trains. `run` takes the network and the batches there.
     """
 
     seed: int = 0
     epochs: int = 8
     threads: int = 2
+    device: str = "cpu"
 
 
 @dataclass
@@ -52,9 +55,11 @@ class Task:
         model: its parameters are trained, in training mode; it stays in evaluation mode elsewhere.
         optimiser: steps once a batch.
         steps: batches an epoch.
-        batches: yields `steps` batches for one epoch, drawing from the generator given alone.
+        batches: yields `steps` batches for one epoch, drawing from the generator given alone: tensors, or tuples of
+            batches, and whatever else.
         loss: of one batch, a scalar.
-        held_out: the figure watched, after each epoch, in evaluation mode and without gradients.
+        held_out: the figure watched, after each epoch, in evaluation mode and without gradients; the network is on
+            the device then, see `to_device_of`.
         schedule: of the learning rate; steps once a batch.
         clip: the largest norm of the gradient, where it is limited.
     """
@@ -95,9 +100,21 @@ def checkpoint_path(family: str, config: Config) -> Path:
 
 
 def seed_everything(config: Config) -> None:
-    """Make torch deterministic and seed it; call it before the model is built."""
+    """Make torch deterministic and seed it; call it before the model is built.
+
+    What has no deterministic form on a GPU (the gradient of the CTC loss) runs there as it is, with a warning.
+
+    Raises:
+        DlcError: there is no such device.
+    """
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True)
+    if config.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with that alone
+        try:
+            torch.zeros(1, device=config.device)
+        except (RuntimeError, AssertionError) as error:
+            raise DlcError(f"torch has no device '{config.device}' here: {str(error).splitlines()[0]}") from error
+    torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a sixth of the time; nothing reads such memory
     torch.manual_seed(config.seed)
 
@@ -125,6 +142,7 @@ def run(
         DlcError: the checkpoint found is broken or of another network.
     """
     path = checkpoint_path(family, config)
+    task.model.to(config.device)
     history = _load_checkpoint(path, task) if path.is_file() else History()
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -140,7 +158,7 @@ def run(
             task.model.train()
             total = 0.0
             for step, batch in enumerate(task.batches(torch.Generator().manual_seed(seed))):
-                total += _step(task, batch)
+                total += _step(task, to_device_of(task.model, batch))
                 label = f"epoch {epoch + 1}/{config.epochs} loss {total / (step + 1):.3f}"
                 bar.update(line, advance=1, description=label)
             history.losses.append(total / task.steps)
@@ -152,8 +170,15 @@ def run(
             if on_epoch:
                 on_epoch(history)
     path.unlink(missing_ok=True)
-    task.model.eval()
+    task.model.eval().to("cpu")
     return history
+
+
+def to_device_of(model: nn.Module, batch: Any) -> Any:
+    """A batch (see `Task`) where the parameters of `model` are."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(_device_of(model))
+    return tuple(to_device_of(model, part) for part in batch) if isinstance(batch, tuple) else batch
 
 
 def epoch_report(report: Callable[[str], None], epochs: int, watched: str) -> OnEpoch:
@@ -178,6 +203,7 @@ def save_weights(model: nn.Module, config: Config, history: History, path: Path)
         "loss": round(history.losses[-1], 4),
         "held_out": history.held_out[-1],
         "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name() if config.device.startswith("cuda") else config.device,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, {"notes": json.dumps(notes)})
@@ -197,7 +223,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The notes that `save_weights` wrote: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch``.
+    """The notes that `save_weights` wrote: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch``, ``device``.
 
     Raises:
         DlcError: the file is not safetensors, or has no notes.
@@ -236,9 +262,13 @@ def _save_checkpoint(path: Path, task: Task, history: History) -> None:
     partial.replace(path)
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _load_checkpoint(path: Path, task: Task) -> History:
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=_device_of(task.model))
         task.model.load_state_dict(state["model"])
         task.optimiser.load_state_dict(state["optimiser"])
         if task.schedule is not None:

@@ -34,6 +34,7 @@ _TRAINING_OPTIONS = (
     click.option(
         "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, order, augmentation."
     ),
+    click.option("--device", default="cpu", show_default=True, help="What trains, as torch names it: cpu, cuda."),
     click.option("--out", type=common.PATH, help="The ONNX file to write (default: in the cache directory)."),
     _data_option,
 )
@@ -109,6 +110,7 @@ def _train(
     size: str | None,
     epochs: int | None,
     seed: int,
+    device: str,
     out: Path | None,
     data_dir: Path | None,
 ) -> None:
@@ -119,7 +121,7 @@ def _train(
     out.parent.mkdir(parents=True, exist_ok=True)
     common.check_writable(out)
     weights = out.with_suffix(family.training(name).WEIGHTS)
-    options = family.TrainOptions(size or sizes[0], quick, seed, epochs, data_dir, progress=True)
+    options = family.TrainOptions(size or sizes[0], quick, seed, epochs, device, data_dir, progress=True)
     try:
         work(options, weights, click.echo)
     except KeyboardInterrupt:

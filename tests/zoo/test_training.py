@@ -114,10 +114,23 @@ def test_weights_come_back_with_their_notes(tmp_path: Path) -> None:
     notes = training.read_notes(path)
     assert notes == {
         "seed": 3, "epochs": 3, "threads": 1, "seconds": 12.3, "loss": 0.5, "held_out": 0.25,
-        "torch": str(torch.__version__),
+        "torch": str(torch.__version__), "device": "cpu",
     }  # fmt: skip
     with pytest.raises(DlcError, match="does not hold weights of this network"):
         training.load_weights(nn.Linear(2, 2), path)
     (tmp_path / "bad").write_bytes(b"x")
     with pytest.raises(DlcError, match="does not hold weights with notes on their training"):
         training.read_notes(tmp_path / "bad")
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DlcError, match="torch has no device 'cuda' here: "):
+        training.seed_everything(training.Config(device="cuda"))
+
+
+def test_a_batch_goes_where_the_network_is() -> None:
+    network = torch.nn.Linear(2, 2, device="meta")
+    batch = training.to_device_of(network, (torch.zeros(2), (torch.ones(1), None), 3))
+    assert batch[0].device.type == batch[1][0].device.type == "meta" and batch[1][1:] == (None,) and batch[2] == 3

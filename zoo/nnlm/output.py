@@ -142,7 +142,7 @@ class ClassSoftmax(OutputLayer):
         """log P(class) + log P(word | class)."""
         chosen = self.of[word]
         of_class = torch.log_softmax(torch.addmm(self.class_bias, features, self.class_rows.T), 1)
-        place = torch.arange(self.widest)
+        place = torch.arange(self.widest, device=word.device)
         row = (self.start[chosen][:, None] + place).clamp_max(len(self.rows) - 1)
         scores = (embedding(row, self.rows) * features[:, None]).sum(2)
         scores = scores + embedding(row, self.bias[:, None])[:, :, 0]

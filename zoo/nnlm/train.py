@@ -71,7 +71,7 @@ class TrainConfig(training.Config):
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = TrainConfig(seed=options.seed, size=options.size)
+    config = TrainConfig(seed=options.seed, size=options.size, device=options.device)
     config = config.quick() if options.quick else config
     return replace(config, epochs=options.epochs or config.epochs)
 
@@ -171,13 +171,13 @@ def score_stream(model: LanguageModel, ids: NDArray[np.int32], batch: int = 512)
     parts = []
     with torch.no_grad():
         for features, word in stream_features(model, ids, batch):
-            parts.append(model.output.log_prob(features, word).numpy())
+            parts.append(model.output.log_prob(features, word).cpu().numpy())
     return np.concatenate(parts).astype(np.float64)
 
 
 def stream_features(model: LanguageModel, ids: NDArray[np.int32], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The features before each word of a stream behind its first `CONTEXT`, and the words, in parts."""
-    rows = torch.from_numpy(data.windows(ids))
+    rows = training.to_device_of(model, torch.from_numpy(data.windows(ids)))
     if isinstance(model.body, Recurrent):
         model.body.reset()
         model.body(rows[:1, : data.CONTEXT - 1])

@@ -108,7 +108,7 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     parameters, work = count_work(path)
     values = {
         "full": full, "embedded": embedded, "parameters": parameters, "work": work / 1e6, "notes": notes,
-        "minutes": notes["seconds"] / 60, "machine": platform.machine(), "size": path.stat().st_size / 1e3,
+        "minutes": notes["seconds"] / 60, "machine": platform.machine(), "trained_on": cards.trained_on(notes), "size": path.stat().st_size / 1e3,
     }  # fmt: skip
     published = 0.876
     claim = cards.Claim(
@@ -164,7 +164,7 @@ For comparison, the table in Fashion-MNIST's own README reports (not measured he
         """
 {notes[epochs]} epochs over {notes[images]} images, SGD with Nesterov momentum, one-cycle learning rate with peak
 {notes[peak_rate]}, weight decay {notes[weight_decay]}, batches of {notes[batch]}, mirrored and shifted by up to one
-pixel, seed {notes[seed]}. It took {minutes:.1f} minutes with {notes[threads]} threads ({machine}, torch {notes[torch]},
+pixel, seed {notes[seed]}. It took {minutes:.1f} minutes on {trained_on} ({machine}, torch {notes[torch]},
 a machine shared with other work).
 """,
     ),

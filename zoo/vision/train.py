@@ -55,7 +55,7 @@ class TrainConfig(training.Config):
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = replace(TrainConfig(), seed=options.seed)
+    config = replace(TrainConfig(), seed=options.seed, device=options.device)
     config = config.quick() if options.quick else config
     return replace(config, epochs=options.epochs or config.epochs)
 
@@ -164,6 +164,6 @@ def _accuracy(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> 
     """Share of images (0..1) whose largest logit is the target's; NaN without images."""
     hits = [
         (model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum().item()
-        for x, y in zip(inputs.split(500), targets.split(500), strict=True)
+        for x, y in training.to_device_of(model, tuple(zip(inputs.split(500), targets.split(500), strict=True)))
     ]
     return sum(hits) / len(targets) if len(targets) else float("nan")

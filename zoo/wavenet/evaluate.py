@@ -215,7 +215,7 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         "table": table, "prompts": len(rows["wavenet"]), "samples": int(rows["wavenet"][:, 1].sum()),
         "fp32": ratio(packages["none"]), "int8": ratio(packages["int8"]), "onnx": ratio(packages["onnx"]),
         "loss": loss, "alone": speeds["wavenet"], "mel": speeds["mel"], "pictured": _PICTURED,
-        "notes": notes["wavenet"], "there": there,
+        "notes": notes["wavenet"], "trained_on": cards.trained_on(notes["wavenet"]), "there": there,
         "size": zoo.model_path("wavenet").stat().st_size / 1e3, "seen": _seen(notes["wavenet"]),
     }  # fmt: skip
     figures = {
@@ -302,7 +302,7 @@ speaks it from its mel frames; below what the unconditioned model says by itself
         """
 {notes[epochs]} epochs of {notes[steps]} steps of {notes[batch]} segments of {notes[length]} samples, Adam with a
 one-cycle learning rate (peak {notes[peak_rate]}), gradients of norm 1 at most, seed
-{notes[seed]}. It took {notes[seconds]:.0f} s with {notes[threads]} thread at low priority (torch {notes[torch]},
+{notes[seed]}. It took {notes[seconds]:.0f} s on {trained_on} (torch {notes[torch]},
 a machine shared with other work). The segments of the validation part that were watched were at {notes[held_out]:.3f}
 bits a sample in the end.
 """,

@@ -55,7 +55,7 @@ class TrainConfig(training.Config):
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = replace(TrainConfig(), seed=options.seed, size=options.size)
+    config = replace(TrainConfig(), seed=options.seed, size=options.size, device=options.device)
     config = config.quick() if options.quick else config
     return replace(config, epochs=options.epochs or config.epochs)
 
@@ -114,7 +114,7 @@ def fit(
         config.steps,
         batches,
         loss,
-        lambda: float(loss(held_out)) / math.log(2),
+        lambda: float(loss(training.to_device_of(model, held_out))) / math.log(2),
         torch.optim.lr_scheduler.OneCycleLR(optimiser, config.peak_rate, config.epochs * config.steps, pct_start=0.15),
         clip=1.0,
     )
