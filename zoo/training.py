@@ -223,7 +223,8 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The notes that `save_weights` wrote: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch``, ``device``.
+    """The notes that `save_weights` wrote: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch`` and
+    ``device``.
 
     Raises:
         DlcError: the file is not safetensors, or has no notes.

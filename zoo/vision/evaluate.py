@@ -108,7 +108,8 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     parameters, work = count_work(path)
     values = {
         "full": full, "embedded": embedded, "parameters": parameters, "work": work / 1e6, "notes": notes,
-        "minutes": notes["seconds"] / 60, "machine": platform.machine(), "trained_on": cards.trained_on(notes), "size": path.stat().st_size / 1e3,
+        "minutes": notes["seconds"] / 60, "machine": platform.machine(), "trained_on": cards.trained_on(notes),
+        "size": path.stat().st_size / 1e3,
     }  # fmt: skip
     published = 0.876
     claim = cards.Claim(
