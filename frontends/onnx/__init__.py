@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from dlc.errors import DlcError
@@ -44,7 +45,7 @@ from dlc.frontends.onnx.importer import import_graph
 from dlc.frontends.onnx.load import check, parse, read_external
 from dlc.frontends.onnx.registry import converter, supported
 
-__all__ = ["FUNCTION_MATCHERS", "converter", "import_model", "supported"]
+__all__ = ["FUNCTION_MATCHERS", "converter", "import_model", "import_node", "supported"]
 
 
 def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Any:
@@ -79,3 +80,23 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         # No input may end in a traceback; what lands here deserves a better message where it comes from.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DlcError(f"{loaded.name}: cannot be imported: {reason}") from error
+
+
+def import_node(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], known: Mapping[str, np.ndarray]) -> Any:
+    """Import a model of one node, which has been checked, for the inputs of one run.
+
+    Args:
+        model: see `dlc.frontends.onnx.host`; changed.
+        shapes: of the inputs.
+        known: the inputs that are constants this time.
+
+    Raises:
+        DlcError: the node cannot take them.
+    """
+    kept = [value for value in model.graph.input if value.name not in known]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    try:
+        return import_graph(parse(model), known, shapes)
+    except DlcError as error:
+        raise DlcError(str(error).removeprefix("model: ")) from error

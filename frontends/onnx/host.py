@@ -1,4 +1,4 @@
-"""Nodes that the host runs by onnx's reference implementation: as a model of one node, inside the package.
+"""Nodes that the host runs: as a model of one node, inside the package (see `dlc.ir.ops.host_import`).
 
 They are standard operators on what the IR has no values for (strings, sequences, optional values), or whose parameters
 are known only when running, or that nobody needs fast. Their result types come from ONNX's own inference.
@@ -28,17 +28,17 @@ _LOADERS: dict[str, Callable[..., Any]] = {
     "ai.onnx.preview.training": aionnx_preview_training.load_op,
 }
 _SMALL = 1024  # constants up to this size help the inference; larger ones are never shapes
-_WRONG_THERE = {"LSTM", "GRU", "RNN"}  # onnx's reference implementation ignores the sequences' lengths
 Find = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a one-node model takes over from the model around it."""
+    """What a one-node model takes over from the model around it; and whether the importer can take such nodes."""
 
     opsets: Mapping[str, int]
     functions: Sequence[onnx.FunctionProto]
     ir_version: int
+    imported: bool
 
 
 def runs_on_host(op_type: str, domain: str, version: int) -> bool:
@@ -59,9 +59,10 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
         ConversionError: the reference implementation does not know the operator, or its types do not fit.
     """
     node = c.node.proto
-    if node.op_type in _WRONG_THERE and not c.node.domain:
-        raise ConversionError(f"{reason}; give the inputs' shapes")
-    if not runs_on_host(node.op_type, c.node.domain, around.opsets.get(c.node.domain, 1)) and not around.functions:
+    version = around.opsets.get(c.node.domain, 1)
+    # What can be imported at times will be when it runs; onnx's inference needs to know it all the same.
+    imported = around.imported and onnx.defs.has(node.op_type, version, c.node.domain)
+    if not imported and not runs_on_host(node.op_type, c.node.domain, version) and not around.functions:
         raise ConversionError(reason)
     operands = {n: t for n, t in zip(node.input, inputs, strict=True) if n and t is not None}
     operands |= {name: find(name) for name in _free_names(node) if name not in operands}
@@ -72,7 +73,8 @@ def host_call(c: Context, inputs: Sequence[Tensor | None], find: Find, around: S
             model.graph.initializer.add().CopyFrom(tensor.literal)
             model.graph.initializer[-1].name = name
     types = _infer(model, passed, c.symbols)
-    ReferenceEvaluator(model)  # says now that it lacks something, not when running
+    if not imported:
+        ReferenceEvaluator(model)  # says now that it lacks something, not when running
     data = base64.b64encode(model.SerializeToString(deterministic=True)).decode()
     label = c.onnx_node or c.node.name or next((name for name in node.output if name), "")
     attrs = {"model": data, "op_type": node.op_type, "node": label, "reason": reason}

@@ -157,8 +157,11 @@ class Importer:
         self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope, reason: str
     ) -> Sequence[Tensor | None]:
         opsets = {**scope.opsets, "": scope.opsets.get("", onnx.defs.onnx_opset_version())}
-        around = Surroundings(opsets, tuple(self.proto.functions), self.proto.ir_version)
-        context = self._context(view, opsets.get(view.domain, 1), scope)
+        version = opsets.get(view.domain, 1)
+        imported = lookup(view.domain, view.op_type, version) is not None
+        imported = imported or has_body(view.op_type, version, view.domain)
+        around = Surroundings(opsets, tuple(self.proto.functions), self.proto.ir_version, imported)
+        context = self._context(view, version, scope)
         return host_call(context, inputs, scope.find, around, reason)
 
     def apply(self, view: NodeView, inputs: Sequence[Tensor | None], scope: Scope) -> Sequence[Tensor | None]:

@@ -69,7 +69,7 @@ class _ControlLowering:
         if index not in self.items:
             return self.workspace(f"result{index}", size)
         place = self.outer.place(self.items[index])
-        if place.kind == "workspace":
+        if place.kind == "workspace" and not place.steps:  # a slice lies in what another loop has given its size
             self.outer.program.buffers[place.name] = size
         return place
 

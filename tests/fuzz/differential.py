@@ -35,6 +35,12 @@ def _runs(case: Case) -> int:
     return 8 if steps else 3
 
 
+def _batched(case: Case) -> bool:
+    """Whether a GatherND has batches, which onnxruntime does not hold to be as many in both operands."""
+    nodes = (node for node in case.model.graph.node if node.op_type == "GatherND")
+    return any(a.name == "batch_dims" and a.i for node in nodes for a in node.attribute)
+
+
 def _failure(target: str, stage: str, error: Exception) -> Finding:
     what = "refused" if isinstance(error, DlcError) else type(error).__name__
     return Finding(
@@ -67,7 +73,7 @@ def check(case: Case, others: Sequence[Case] = (), targets: Sequence[str] = TARG
         except OracleError:
             return None, ""
         also = []
-        for other in others:
+        for other in () if _batched(case) else others:
             try:
                 wanted = expectations(other.model, other.inputs, _runs(other), oracle)[1]
             except OracleError:  # a constant in the graph belongs to the first sizes

@@ -14,8 +14,8 @@ that begins with ``object``.
 - ``dlc.steps(trips)``: max(trips, 0) times true. A loop that scans it stacks that many results, whatever data say.
 - ``dlc.first(x, count)``: the first `count` slices of x: what a loop that ended early has stacked.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
-  there is no kernel). onnx's reference implementation runs it, and so defines it, but for those operators that it
-  gets wrong (`dlc.ir.ops.host_operators`).
+  there is no kernel). It is imported when it runs (`dlc.ir.ops.host_import`); what no importer has a meaning for is
+  run, and so defined, by onnx's reference implementation.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import DlcError
+from dlc.ir.ops.host_import import run_imported
 from dlc.ir.ops.registry import OpSpec, register
 
 ITEM, LOOP, IF, ONNX = "dlc.item", "dlc.loop", "dlc.if", "dlc.onnx"
@@ -46,16 +47,17 @@ def _evaluator(model: str) -> Any:
     try:
         import onnx
         from onnx.reference import ReferenceEvaluator
-
-        from dlc.ir.ops.host_operators import OPERATORS
     except ImportError as error:
         raise DlcError(
             f"the package has nodes that run on the host by onnx, which is not installed: {error}"
         ) from error
-    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)), new_ops=OPERATORS)
+    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)))
 
 
 def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    imported = run_imported(attrs["model"], inputs)
+    if imported is not None:
+        return tuple(imported)
     evaluator = _evaluator(attrs["model"])
     label = f"node '{attrs['node']}' ({attrs['op_type']})"
     try:

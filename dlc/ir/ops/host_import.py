@@ -1,0 +1,83 @@
+"""ONNX nodes that the host runs by the importer's definitions: imported when they run, since then all is known.
+
+What kept a node from being imported when compiling, an extent or a parameter that only running tells, is told then.
+The node is imported for the shapes that came, once for each, and where that does not suffice for the content of small
+tensors too. What stays (strings, sequences, optional values) is left to onnx's reference implementation.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlc.ir.graph import Graph, Node
+
+# Elements of a tensor that may be a parameter: shapes, axes, paddings; scales and bounds are floats.
+_MOST_INTEGERS, _MOST_FLOATS = 1024, 16
+_Key = tuple[tuple[int, ...], str, bytes | None]  # shape, dtype, content
+
+
+def run_imported(model: str, inputs: Sequence[Any]) -> list[Any] | None:
+    """The outputs of a model of one node; None where the importer leaves the node to the host even so.
+
+    Args:
+        model: the node as a model with typed inputs, base64.
+        inputs: what came for them, in order.
+
+    Raises:
+        DlcError: what came does not fit the node.
+    """
+    if not all(isinstance(x, np.ndarray | np.generic) and x.dtype != object for x in inputs):
+        return None
+    from dlc.ir.interpret import interpret  # runs the host's operators by this module
+
+    arrays = [np.asarray(x) for x in inputs]
+    for parameters in (False, True):
+        graph = _imported(model, tuple(_key(x, parameters) for x in arrays))
+        if graph is not None:
+            given = dict(zip(_names(model), arrays, strict=True))
+            return interpret(graph, {v.name: given[v.name] for v in graph.inputs})
+    return None
+
+
+def _key(x: np.ndarray, parameters: bool) -> _Key:
+    known = parameters and x.size <= (_MOST_INTEGERS if x.dtype.kind in "iub" else _MOST_FLOATS)
+    return x.shape, x.dtype.name, x.tobytes() if known else None
+
+
+@functools.lru_cache(maxsize=256)
+def _names(model: str) -> list[str]:
+    return [value.name for value in _proto(model).graph.input]
+
+
+@functools.lru_cache(maxsize=256)
+def _imported(model: str, inputs: tuple[_Key, ...]) -> Graph | None:
+    from dlc.frontends.onnx import import_node
+    from dlc.ir.reader import view
+
+    named = dict(zip(_names(model), inputs, strict=True))
+    shapes = {name: shape for name, (shape, _, content) in named.items() if content is None}
+    known = {
+        name: np.frombuffer(content, dtype).reshape(shape)
+        for name, (shape, dtype, content) in named.items()
+        if content is not None
+    }
+    graph = view(import_node(_proto(model), shapes, known))
+    return None if any(node.op == "dlc.onnx" for node in _nodes(graph)) else graph
+
+
+def _proto(model: str) -> Any:
+    import onnx
+
+    return onnx.ModelProto.FromString(base64.b64decode(model))
+
+
+def _nodes(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        yield node
+        for block in node.blocks:
+            yield from _nodes(block)
