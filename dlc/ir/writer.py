@@ -11,11 +11,12 @@ import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Op
+from tvm.relax.expr import _update_type
 
 from dlc.ir.graph import Origin, Value, free_name, is_tensor
 from dlc.ir.ops import OPS
 from dlc.ir.reader import inner_functions
-from dlc.ir.spelling import BUILD, extent, int64, plain, read_from, relax_function, span, type_of
+from dlc.ir.spelling import BUILD, extent, int64, plain, read_from, relax_function, shape_of, span, type_of
 
 #: numpy holds these one a byte, TVM packs them: `FunctionBuilder.constant` takes none of them.
 PACKED = ("int4", "uint4", "int2", "uint2")
@@ -112,6 +113,10 @@ class FunctionBuilder:
         origin = origin or Origin()
         try:
             expr = _expression(op, list(inputs), dict(attrs or {}), origin)
+            if op == "relax.strided_slice" and min((attrs or {})["strides"]) < 0:
+                # Relax does not see that extents with negative divisors are equal: write them as we do.
+                typed = self.builder.normalize(_expression(op, list(inputs), dict(attrs or {}), origin))
+                _update_type(expr, relax.TensorType([int64(d) for d in shape_of(typed)], typed.ty.dtype))
             return self.builder.emit(expr, name_hint=self._unique(name or origin.value or op.rsplit(".", 1)[-1]))
         except Exception as error:
             raise IrTypeError(_reason(error)) from error

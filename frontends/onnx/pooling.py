@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dlc.frontends.onnx.activation import widened
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.indexing import count_up
 from dlc.frontends.onnx.registry import converter
@@ -125,6 +126,7 @@ def global_lp_pool(c: Context, x: Tensor) -> Tensor:
 
 
 @converter("LRN")
+@widened
 def lrn(c: Context, x: Tensor) -> Tensor:
     """Each element divided by a power of the energy of its neighbours in the channel dimension."""
     size, bias = c.require("size"), c.attr("bias", 1.0)

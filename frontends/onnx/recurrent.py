@@ -36,7 +36,10 @@ _ACTIVATIONS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
 
 
 def _activations(c: Context, defaults: Sequence[str], directions: int) -> Iterator[list[Activate]]:
-    """The activation functions of each direction, clipped where the node says so."""
+    """The activation functions of each direction; what goes into gates is clipped where the node says so.
+
+    The cell's state, which goes into the last function of an LSTM, is not, as in onnxruntime.
+    """
     names = [n.lower() for n in c.attr("activations") or list(defaults) * directions]
     if len(names) != len(defaults) * directions:
         raise ConversionError(f"{len(names)} activations, expected {len(defaults) * directions}")
@@ -46,19 +49,19 @@ def _activations(c: Context, defaults: Sequence[str], directions: int) -> Iterat
     given = [list(c.attr("activation_alpha") or []), list(c.attr("activation_beta") or [])]
     limit = c.attr("clip")
 
-    def one(name: str) -> Activate:
+    def one(name: str, clips: bool) -> Activate:
         fallback, function = _ACTIVATIONS[name]
         # Each list holds values only for the activations that take such a parameter, in their order.
         values = [given[i].pop(0) if given[i] else default for i, default in enumerate(fallback)]
 
         def activate(c: Context, x: Tensor) -> Tensor:
-            if limit:
+            if limit and clips:
                 x = c.emit("minimum", c.emit("maximum", x, -float(limit)), float(limit))
             return function(c, x, *values)
 
         return activate
 
-    chosen = [one(name) for name in names]
+    chosen = [one(name, i % len(defaults) < 2) for i, name in enumerate(names)]
     for start in range(0, len(chosen), len(defaults)):
         yield chosen[start : start + len(defaults)]
 

@@ -69,7 +69,7 @@ def _window(g: Graph, x: Value, dilated: bool = True) -> dict[str, object]:
         attrs["strides"] = [g.between(1, 3) for _ in range(spatial)]
     if dilated and g.chance(0.25):
         attrs["dilations"] = [g.between(1, 2) for _ in range(spatial)]
-    if g.chance(0.2):
+    if g.chance(0.2) and "dilations" not in attrs:  # with which onnxruntime's pools take other extents than ONNX's
         attrs["auto_pad"] = g.one_of(["SAME_UPPER", "SAME_LOWER", "VALID"])
     elif g.chance(0.7):
         attrs["pads"] = [g.between(0, max(0, k - 1)) for k in (*kernel, *kernel)]
@@ -148,7 +148,9 @@ def reduce(g: Graph) -> None:
         ("float32", "float64", "float16", "int32", "int64") if mode in ("Sum", "Max", "Min", "Mean", "Prod") else FLOATS
     )
     x = g.pick(lambda v: v.dtype in kinds)
-    if mode.startswith("Log") and not x.array.size:  # onnxruntime gives the input back
+    if (mode.startswith("Log") or mode == "Mean") and not x.array.size:  # onnxruntime gives the input back
+        raise RejectedError
+    if mode == "Prod" and x.dtype == "int32" and abs(np.prod(x.array.astype(float))) > 2**31:  # overflow is open
         raise RejectedError
     if mode == "LogSum":
         x = g.add("Abs", [x])[0]
@@ -171,6 +173,8 @@ def _ordered(g: Graph) -> Value:
 
 def arg(g: Graph) -> None:
     x = _ordered(g)
+    if not x.array.size:  # which of none is the largest is open
+        raise RejectedError
     last = g.one_of([None, 0, 1]) if g.opset >= 12 else None
     axis = g.between(-x.rank if g.opset >= 11 else 0, x.rank - 1)
     g.add(g.one_of(["ArgMax", "ArgMin"]), [x], axis=axis, keepdims=g.one_of([None, 0, 1]), select_last_index=last)
@@ -203,6 +207,8 @@ def cumulate(g: Graph) -> None:
 def softmax(g: Graph) -> None:
     x = g.floats(1)
     axis = g.between(-x.rank if g.opset >= 11 else 0, x.rank - 1) if g.chance(0.8) else None
+    if not x.array.size:  # Hardmax of no elements is open
+        raise RejectedError
     g.add(g.one_of(["Softmax", "Softmax", "LogSoftmax", "Hardmax"]), [x], axis=axis)
 
 

@@ -35,6 +35,10 @@ def _runs(case: Case) -> int:
     return 8 if steps else 3
 
 
+#: Whether a pool whose window is larger than its image has a result is open.
+_NO_WINDOW = "does not fit extent"
+
+
 def _batched(case: Case) -> bool:
     """Whether a GatherND has batches, which onnxruntime does not hold to be as many in both operands."""
     nodes = (node for node in case.model.graph.node if node.op_type == "GatherND")
@@ -87,6 +91,6 @@ def check(case: Case, others: Sequence[Case] = (), targets: Sequence[str] = TARG
                 return _failure(target, "compile", error), oracle
             for each, wanted in [(case, expected), *also]:
                 found = compare(session, target, each, wanted)
-                if found is not None:
+                if found is not None and not (each is not case and _NO_WINDOW in found.text):
                     return found, oracle
     return None, oracle

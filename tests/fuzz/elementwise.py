@@ -58,7 +58,7 @@ def activation(g: Graph) -> None:
     """An activation with parameters."""
     x = g.floats()
     kind = g.one_of([*_WITH_ALPHA, "Selu", "HardSigmoid", "Gelu", "Shrink", "PRelu", "Swish"])
-    if kind == "Shrink" and x.dtype == "float64":  # onnxruntime computes it in float32
+    if kind in ("Shrink", "Gelu") and x.dtype == "float64":  # onnxruntime computes them in float32
         raise RejectedError
     if kind in _WITH_ALPHA:
         low, high = _WITH_ALPHA[kind]
@@ -116,7 +116,9 @@ def binary(g: Graph) -> None:
         inputs = [x, g.constant(np.asarray(g.one_of([2.0, 3.0, 0.5, -1.0, 1.5, 0.0]), x.dtype))]
         if g.chance(0.3):
             inputs = [g.add("Abs", [x])[0], y]
-    if op in ("Max", "Min") and g.chance(0.3):
+    if op in ("Max", "Min") and g.opset < 8 and x.shape != y.shape:  # before it, they do not broadcast
+        raise RejectedError
+    if op in ("Max", "Min") and g.opset >= 8 and g.chance(0.3):
         inputs.append(_partner(g, x))
     g.add(op, inputs, **attrs)
 
@@ -125,6 +127,8 @@ def variadic(g: Graph) -> None:
     """Sum or Mean of one to four values."""
     x = g.floats()
     inputs = [x, *(_partner(g, x) for _ in range(g.between(0, 3)))]
+    if g.opset < 8 and any(v.shape != x.shape for v in inputs):  # before it, they do not broadcast
+        raise RejectedError
     g.add(g.one_of(["Sum", "Mean", "Max", "Min"]), inputs)
 
 
@@ -171,6 +175,8 @@ def cast(g: Graph) -> None:
 def clip(g: Graph) -> None:
     """Clip in both of its forms, with one bound, both or none."""
     x = g.pick(lambda v: v.dtype in FLOATS or (v.dtype in INTS and g.opset >= 12))
+    if not np.isfinite(x.array).all():  # onnxruntime bounds an open side by the largest finite number
+        raise RejectedError
     low, high = -g.between(0, 2), g.between(0, 6)
     low = max(low, 0) if x.dtype.startswith("uint") else low
     if g.opset < 11:

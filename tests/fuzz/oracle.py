@@ -27,7 +27,7 @@ _OF_LARGEST = {"float64": 1e-14, "float32": 4e-6, "float16": 1e-3}  # small elem
 _AMPLIFIED = 16.0  # times the largest change that was seen
 _ROUGH = {"InstanceNormalization": 64.0}  # onnxruntime subtracts nearly equal numbers inside these
 _ABSOLUTE = dict.fromkeys(
-    ("Sigmoid", "HardSwish", "Mish", "Gelu", "LSTM", "GRU", "Softsign", "Swish"), 0.1
+    ("Sigmoid", "HardSwish", "Mish", "Gelu", "LSTM", "GRU", "RNN", "Softsign", "Swish"), 0.1
 )  # of order 1
 _TINY = {"float64": 1e-300, "float32": 1e-37, "float16": 6e-7}  # below that, subnormal numbers count steps
 
@@ -110,6 +110,10 @@ _MISTRUSTED = set(
         "GRU",
         "RNN",
         "Scan",
+        "Loop",
+        "CumSum",
+        "GlobalMaxPool",
+        "GlobalAveragePool",
     ]
 )
 
@@ -267,6 +271,8 @@ def _bound(nominal: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
             return np.where(spread > 0, np.fmax(1, 2 * spread), 0)
         finite = np.where(np.isfinite(wide), np.abs(wide), 0)
         floor = _OF_LARGEST[dtype] * finite.max(initial=0.0) + _TINY[dtype]
+        # A disturbance may round to nothing at an element: then its neighbours tell.
+        floor += np.where(np.isfinite(spread), spread, 0).max(initial=0.0)
         return _AMPLIFIED * spread + _RELATIVE[dtype] * finite + floor
 
 
