@@ -54,6 +54,7 @@ bench: setup
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/contract_kernels.py
 	@$(BIN)/python bench/symbolic.py
+	@$(BIN)/python bench/threads.py
 
 docs: setup
 	@$(BIN)/python scripts/make_docs.py

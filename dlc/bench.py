@@ -117,7 +117,7 @@ def _iterations(run: Run) -> int:
     return int(min(max(_SECONDS / max(one, 1e-9), _LEAST), _MOST))
 
 
-def _interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+def interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """The median ratio of blocks and its 95 % bootstrap interval, with a fixed seed: a function of the times."""
     ratios = theirs / ours
     picks = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
@@ -132,7 +132,7 @@ def _timing(engine: str, blocks: Sequence[np.ndarray], first: Sequence[np.ndarra
     if first is None:
         return Timing(engine, times.size, *numbers)
     medians = [np.array([np.median(block) for block in each]) for each in (first, blocks)]
-    return Timing(engine, times.size, *numbers, *_interval(*medians))
+    return Timing(engine, times.size, *numbers, *interval(*medians))
 
 
 def bench(

@@ -24,6 +24,7 @@ _COLUMNS = {
     "registers": "registers",
     "shared_bytes": "shared bytes",
     "spill_bytes": "spill bytes",
+    "threads": "threads",
     "predicted_us": "predicted us",
     "predicted_for": "for",
     "predicted_stage_us": "stage us",

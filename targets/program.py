@@ -41,7 +41,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call; `layout` is that of its output."""
+    """One kernel call; `layout` is that of its output, `shared` says whether threads compute a part each."""
 
     symbol: str
     inputs: tuple[Ref, ...]
@@ -51,6 +51,7 @@ class Call:
     layout: Layout
     origin: Origin
     row: dict[str, Any]
+    shared: bool = False
 
     def refs(self) -> list[Ref]:
         """All places that the kernel reads or writes."""

@@ -29,6 +29,8 @@ from dlc.targets.layout import Layout, simplify
 
 Constants = Mapping[str, np.ndarray]
 
+_SHARED_MICROSECONDS = 10.0  # predicted time from which on a kernel is shared out
+
 
 def anchor_of(body: Graph) -> Node:
     """The contraction of a region."""
@@ -275,9 +277,13 @@ class ContractionRegion:
                 layout, dtype = self.layouts[label], self.values[label].dtype
             params.append((f"x{position}", dtype, layout))
         params.append(("y", self.values[out].dtype, layouts[out]))
-        with kernel(name, params, dims) as k:
+        with kernel(name, params, dims, shared=self._is_shared(schedule)) as k:
             self._fill(k, body, epilogue, schedule, halo_fill)
         return k.func
+
+    @staticmethod
+    def _is_shared(schedule: Mapping[str, Any]) -> bool:
+        return schedule.get("unit") != "amx" and schedule.get("predicted_us", 0.0) >= _SHARED_MICROSECONDS
 
     def _fill(
         self, k: Any, body: Graph, epilogue: Sequence[str], schedule: Mapping[str, Any], halo_fill: float | None
@@ -297,9 +303,9 @@ class ContractionRegion:
 
         chosen, a, w = _schedule(schedule), k.operands[0], k.operands[1]
         if isinstance(self.problem, Depthwise):
-            depthwise.emit_depthwise(self.problem, chosen, self.isa, a, w, init, store)
+            depthwise.emit_depthwise(self.problem, chosen, self.isa, a, w, init, store, k.share)
         else:
-            contract.emit(self.problem, chosen, self.isa, a, w, init, store)
+            contract.emit(self.problem, chosen, self.isa, a, w, init, store, k.share)
 
     def _index(self, outer: Sequence[Expr], row: Expr, channel: Expr) -> tuple[Expr, ...]:
         """The output's logical index from the contraction's loops."""

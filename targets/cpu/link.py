@@ -3,7 +3,8 @@
 Two entries, both called through tvm-ffi with one pointer to a table of 64-bit words:
 
 - ``dlc_main``: pointers of the inputs, pointers of the outputs, base of the constants, base of the workspace, the first
-  call to run, the one to stop before, the symbols' sizes. Running a range of calls is what tracing and profiling use.
+  call to run, the one to stop before, the symbols' sizes, the thread team or 0. Running a range of calls is what
+  tracing and profiling use.
 - ``dlc_sizes``: (in) the symbols' sizes, (out) bytes of workspace, the outputs' extents, the offset of every call's
   output in the workspace (or -1).
 """
@@ -11,13 +12,15 @@ Two entries, both called through tvm-ffi with one pointer to a table of 64-bit w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -25,7 +28,8 @@ from dlc.hardware import this_machine
 from dlc.ir.dims import substitute
 from dlc.targets.cpu.codegen import compile_functions
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import stack
+from dlc.targets.cpu.kernels.builder import C_ABI, stack
+from dlc.targets.cpu.team import BARRIER, BODY, RUN, team_functions
 from dlc.targets.plan import ALIGNMENT, Plan
 from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref, Step
 
@@ -53,25 +57,62 @@ def size_expressions(program: Program, plan: Plan) -> list[Any]:
 
 
 class _Entry:
-    """Emits ``dlc_main``."""
+    """Emits the program: ``dlc_main``, and with threads `BODY`, which every member of the team runs (see `team`).
+
+    There, shared kernels compute a part each; all else is done by member 0. A barrier stands before a shared kernel
+    that follows something of member 0's alone, and behind every shared kernel.
+    """
 
     def __init__(self, program: Program, plan: Plan, offsets: list[int]) -> None:
         self.program, self.plan, self.offsets = program, plan, offsets
         self.fixed = len(program.inputs) + len(program.outputs)
         self.iterations: dict[str, Any] = {}  # of the loops that are open
+        self.team: Any = None
+        self.behind = False  # whether member 0 has done something that the others have not waited for
 
-    def emit(self) -> Any:
-        program = self.program
+    def emit(self) -> dict[str, Any]:
+        """The functions, by name."""
+        if not is_shared(self.program):
+            return {MAIN: self._function(MAIN, None)}
+        return {MAIN: self._main(), BODY: self._function(BODY, {"calling_conv": C_ABI})}
+
+    @property
+    def words_count(self) -> int:
+        """Words of the table."""
+        return self.fixed + 5 + len(self.program.symbols)
+
+    def _main(self) -> Any:
+        """Give the work to the team, or do it alone."""
         with IRBuilder() as builder:
             with T.prim_func():
                 T.func_name(MAIN)
                 T.func_attr({"global_symbol": MAIN, "tirx.noalias": True})
-                words = self.fixed + 4 + len(program.symbols)
-                table = T.decl_buffer((words,), "uint64", data=T.arg("args", T.handle("uint64")))
-                self.words = [T.bind(table[i]) for i in range(words)]
+                pointer = T.arg("args", T.handle("uint64"))
+                table = T.decl_buffer((self.words_count,), "uint64", data=pointer)
+                team = T.bind(table[self.words_count - 1])
+                handle = T.reinterpret("handle", team)
+                with T.If(team == T.uint64(0)):
+                    with T.Then():
+                        T.evaluate(T.call_extern("void", BODY, pointer, T.int64(0), T.int64(1), handle))
+                    with T.Else():
+                        T.evaluate(T.call_extern("void", RUN, handle, pointer))
+            return builder.get()
+
+    def _function(self, name: str, attrs: dict[str, Any] | None) -> Any:
+        program = self.program
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(name)
+                T.func_attr({"global_symbol": name, "tirx.noalias": True, **(attrs or {})})
+                pointer = T.arg("args", T.handle("uint64"))
+                if attrs is not None:
+                    self.member, self.members = (T.arg(n, tirx.Var(n, "int64")) for n in ("member", "members"))
+                    self.team = T.arg("team", T.handle("int64"))
+                table = T.decl_buffer((self.words_count,), "uint64", data=pointer)
+                self.words = [T.bind(table[i]) for i in range(self.words_count)]
                 begin = T.bind(T.cast(self.words[self.fixed + 2], "int64"))
                 end = T.bind(T.cast(self.words[self.fixed + 3], "int64"))
-                sizes = [T.bind(T.cast(w, "int64")) for w in self.words[self.fixed + 4 :]]
+                sizes = [T.bind(T.cast(w, "int64")) for w in self.words[self.fixed + 4 : -1]]
                 self.sizes = {str(v.name): s for v, s in zip(program.symbols, sizes, strict=True)}
                 for number, call in enumerate(program.calls):
                     wanted = T.And(begin <= T.int64(number), T.int64(number) < end)
@@ -79,30 +120,75 @@ class _Entry:
                         self._call(call)
             return builder.get()
 
+    # --- who does what ---
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """What member 0 does."""
+        if self.team is None:
+            yield
+            return
+        self.behind = True
+        with T.If(self.member == T.int64(0)), T.Then():
+            yield
+
+    def _meet(self) -> None:
+        """A barrier."""
+        self.behind = False
+        if self.team is not None:
+            with T.If(self.members > T.int64(1)), T.Then():
+                T.evaluate(T.call_extern("void", BARRIER, self.team))
+
+    def _catch_up(self) -> None:
+        """A barrier, where member 0 is ahead."""
+        if self.behind:
+            self._meet()
+
+    # --- calls ---
+
     def _call(self, call: Item) -> None:
-        if isinstance(call, Loop):
+        if not _is_shared(call) and self.team is not None:
+            team = self.team
+            with self._alone():
+                self.team = None
+                self._call(call)
+            self.team = team
+        elif isinstance(call, Loop):
             self._loop(call)
-            return
-        if isinstance(call, Copy):
+        elif isinstance(call, Copy):
             self._copy([call])
-            return
-        if isinstance(call, Branch):
+        elif isinstance(call, Branch):
             self._branch(call)
-            return
+        else:
+            self._kernel(call)
+
+    def _kernel(self, call: Call) -> None:
         arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
         arguments += [self.sizes[str(d.name)] for d in call.dims]
+        if call.shared:
+            self._catch_up()
+            arguments += [self.member, self.members]
         T.evaluate(T.call_extern("void", call.symbol, *arguments))
+        if call.shared:
+            self._meet()
 
     def _branch(self, branch: Branch) -> None:
-        with T.If(self._scalar(branch.condition, "uint8")[0] != T.uint8(0)):
+        self._catch_up()
+        chosen = T.bind(self._scalar(branch.condition, "uint8")[0])
+        if self.team is not None:
+            self._meet()  # before anybody writes where the condition lies
+        with T.If(chosen != T.uint8(0)):
             for context, arm in zip((T.Then, T.Else), branch.arms, strict=True):
                 with context():
                     T.evaluate(T.int32(0))  # an arm may be empty
                     for call in arm:
                         self._call(call)
+                    self._catch_up()
 
     def _loop(self, loop: Loop) -> None:
-        self._copy(loop.before)
+        with self._alone():
+            self._copy(loop.before)
+        self._catch_up()
         most = T.int64(_FOREVER) if loop.rows is None else self._size(loop.rows)
         if loop.trips is not None:
             most = T.bind(T.min(most, self._scalar(loop.trips, "int64")[0]))
@@ -113,6 +199,8 @@ class _Entry:
         going, counter = self._scalar(loop.going, "uint8"), stack("int64", 1)
         T.buffer_store(counter, T.int64(0), [0])
         with T.While(T.And(counter[0] < most, going[0] != T.uint8(0))):
+            if self.team is not None:
+                self._meet()  # before anybody writes where the condition lies
             iteration = T.bind(counter[0])
             self._iteration(loop, iteration)
             T.buffer_store(counter, iteration + T.int64(1), [0])
@@ -120,10 +208,14 @@ class _Entry:
     def _iteration(self, loop: Loop, iteration: Any) -> None:
         self.iterations[loop.variable] = iteration
         if loop.counter is not None:
-            T.buffer_store(self._scalar(loop.counter, "int64"), iteration, [0])
+            with self._alone():
+                T.buffer_store(self._scalar(loop.counter, "int64"), iteration, [0])
         for call in loop.calls:
             self._call(call)
-        self._copy(loop.after)
+        if loop.after:
+            with self._alone():
+                self._copy(loop.after)
+        self._catch_up()
 
     def _copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:
@@ -162,6 +254,19 @@ class _Entry:
         return number if step.period is None else T.truncmod(number, T.int64(step.period))
 
 
+def _is_shared(call: Item) -> bool:
+    """Whether a call, or one inside it, is computed in parts."""
+    if isinstance(call, Loop | Branch):
+        inner = call.calls if isinstance(call, Loop) else [each for arm in call.arms for each in arm]
+        return any(map(_is_shared, inner))
+    return isinstance(call, Call) and call.shared
+
+
+def is_shared(program: Program) -> bool:
+    """Whether threads have something to share out."""
+    return any(map(_is_shared, program.calls))
+
+
 def _sizes_entry(program: Program, plan: Plan) -> Any:
     expressions = size_expressions(program, plan)
     with IRBuilder() as builder:
@@ -188,7 +293,10 @@ def compile_program(program: Program, plan: Plan, isa: Isa) -> dict[str, bytes]:
     there are depends on the program alone, so that the same program gives the same bytes on any machine.
     """
     offsets, _ = constant_offsets(program.constants)
-    objects = {"entry.o": {MAIN: _Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}}
+    entry = {**_Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}
+    if is_shared(program):
+        entry |= team_functions(isa)
+    objects = {"entry.o": entry}
     count = min(_MOST_OBJECTS, -(-len(program.kernels) // _KERNELS))
     kernels = list(program.kernels.items())
     objects |= {f"kernels{number}.o": dict(kernels[number::count]) for number in range(count)}

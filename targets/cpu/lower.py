@@ -32,6 +32,7 @@ from dlc.targets.cpu.kernels import (
     scatter,
     sources,
 )
+from dlc.targets.cpu.kernels.builder import SHARED
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.layout import Layout, simplify
 from dlc.targets.lowering import Lowering, canonical, region_constants
@@ -119,7 +120,10 @@ class CpuLowering(Lowering):
         if len(refs) < len(node.inputs) and kind == "opaque":
             row["kernel"] += ", in place"
         dims = self._dims(renamed, layouts)
-        self.program.calls.append(Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row))
+        shared = SHARED in self.program.kernels[symbol].attrs
+        row["threads"] = "all" if shared else "one"
+        made = Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row, shared)
+        self.program.calls.append(made)
 
     def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
         """The symbols that a kernel takes: those of its operands, and what its operators' attributes say of others."""

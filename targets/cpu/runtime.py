@@ -14,6 +14,7 @@ from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
 from dlc.targets.cpu.amx_permission import request_amx
+from dlc.targets.cpu.members import Team
 
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
@@ -39,9 +40,12 @@ class _State:
 
 
 class CpuExecutable:
-    """A loaded model. Safe to call from several threads: each call in flight has its own workspace."""
+    """A loaded model. Safe to call from several threads: each call in flight has its own workspace.
 
-    def __init__(self, package: Package) -> None:
+    With more than one thread, a team of them computes the kernels that are long enough; see `members`.
+    """
+
+    def __init__(self, package: Package, threads: int = 1) -> None:
         import_tvm_ffi()
         import tvm_ffi_orcjit
 
@@ -65,6 +69,7 @@ class CpuExecutable:
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
         self._fixed = self._inputs + len(self._output_ranks)
         self._free: list[_State] = []
+        self._team = Team(self._module, threads) if threads > 1 and build["shared"] else None
         self._known: set[tuple[int, ...]] = set()  # sizes of the symbols that were checked
 
     def clone(self) -> CpuExecutable:
@@ -116,7 +121,7 @@ class CpuExecutable:
         try:
             state = self._free.pop()  # atomic under the GIL
         except IndexError:
-            state = _State(self._fixed + 4 + len(self._symbols))
+            state = _State(self._fixed + 5 + len(self._symbols))
             state.table[self._fixed] = self._constants.ctypes.data
             state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
         if self._static is None or state.size < 0:
@@ -127,14 +132,24 @@ class CpuExecutable:
                 except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
                     raise DlcError(f"{self._package.name}: no memory for a workspace of {need} bytes") from error
                 state.table[self._fixed + 1] = state.workspace.ctypes.data
-            state.table[self._fixed + 4 :] = [sizes[name] for name in self._symbols]
+            state.table[self._fixed + 4 : -1] = [sizes[name] for name in self._symbols]
         return state
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
         """Compute all outputs; see `dlc.targets.base.Executable`."""
         state = self._state(sizes)
         state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
-        self._main(state.argument)
+        team = self._team
+        if team is None or not team.free.acquire(blocking=False):  # a call that finds it busy runs on its own thread
+            self._main(state.argument)
+        else:
+            try:
+                team.check()
+                state.table[-1] = team.address
+                self._main(state.argument)
+            finally:
+                state.table[-1] = 0
+                team.free.release()
         self._free.append(state)
 
     def native_call(
@@ -143,6 +158,7 @@ class CpuExecutable:
         """The native entry and its argument for these arrays, which must outlive it: for measuring."""
         state = self._state(sizes)
         state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        state.table[-1] = self._team.address if self._team is not None else 0
         self._reserved = state
         return self._main, state.argument
 
@@ -185,7 +201,5 @@ def _logical(place: np.ndarray, call: dict[str, Any], sizes: Mapping[str, int], 
 
 
 def load(package: Package, threads: int) -> CpuExecutable:
-    """Load a package for this machine; DlcError for more threads than this target can use."""
-    if threads != 1:
-        raise DlcError(f"target cpu runs a session on one thread, not {threads}; run several sessions in parallel")
-    return CpuExecutable(package)
+    """Load a package for this machine; see `CpuExecutable`."""
+    return CpuExecutable(package, threads)

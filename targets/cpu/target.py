@@ -87,7 +87,7 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
-        from dlc.targets.cpu.link import compile_program, constant_offsets, size_expressions
+        from dlc.targets.cpu.link import compile_program, constant_offsets, is_shared, size_expressions
         from dlc.targets.cpu.lower import lower
         from dlc.targets.plan import plan
 
@@ -111,6 +111,7 @@ class CpuTarget(Target):
             "symbols": [str(v.name) for v in program.symbols],
             "sizes": [int(s) for s in sizes] if not program.symbols else None,
             "calls": _calls_json(program),
+            "shared": is_shared(program),
         }
         members = {**objects, "constants.safetensors": safetensors_bytes({"constants": blob})}
         variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))

@@ -17,7 +17,18 @@ from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel, let, positions, splat, stack, tail_mask
+from dlc.targets.cpu.kernels.builder import (
+    Expr,
+    Operand,
+    Share,
+    is_long,
+    kernel,
+    let,
+    positions,
+    splat,
+    stack,
+    tail_mask,
+)
 from dlc.targets.cpu.kernels.contract_loops import loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
@@ -55,6 +66,7 @@ class Region:
     inputs: Mapping[str, Operand]
     outputs: Mapping[str, Operand]
     isa: Isa
+    share: Share | None = None
 
     @property
     def shape(self) -> tuple[Expr, ...]:
@@ -87,26 +99,30 @@ class Region:
 
 @contextmanager
 def region_kernel(
-    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo_fill: Mapping[str, float]
-) -> Iterator[tuple[Any, Region]]:
+    name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any],
+    halo_fill: Mapping[str, float], shared: bool = False,
+) -> Iterator[tuple[Any, Region]]:  # fmt: skip
     """Open the kernel of `body`, halos of its outputs filled; yields (kernel, region)."""
     values = body.values()
     names = [*(v.name for v in body.inputs), *body.outputs]
-    with kernel(name, [(n, values[n].dtype, layouts[n]) for n in names], dims) as opened:
+    with kernel(name, [(n, values[n].dtype, layouts[n]) for n in names], dims, shared=shared) as opened:
         anchor, count = anchor_of(body), len(body.inputs)
         assert anchor is not None
         inputs = dict(zip(names[:count], opened.operands, strict=False))
         outputs = dict(zip(names[count:], opened.operands[count:], strict=True))
         for output, value in halo_fill.items():
             fill_halo(outputs[output], value)
-        yield opened, Region(body, anchor, inputs, outputs, isa)
+        yield opened, Region(body, anchor, inputs, outputs, isa, opened.share)
 
 
 Emit = Callable[[str, Graph, Mapping[str, Layout], Isa, Sequence[Any], Mapping[str, float]], Any]
 
 
-def emitter(write: Callable[[Region], None]) -> Emit:
+def emitter(write: Callable[[Region], None], rows: Callable[[Graph], Sequence[Expr]] = lambda _: ()) -> Emit:
     """A family's ``emit``, from what writes the code of a region into its open kernel.
+
+    `rows` are the extents of the loops around all else, of which `write` shares out one (see `loops`) where the region
+    is long; without any, the kernel is never shared out.
 
     The kernel's parameters are the body's inputs in order, then its outputs, then `dims`.
     """
@@ -114,7 +130,11 @@ def emitter(write: Callable[[Region], None]) -> Emit:
     def emit(
         name: str, body: Graph, layouts: Mapping[str, Layout], isa: Isa, dims: Sequence[Any], halo: Mapping[str, float]
     ) -> Any:
-        with region_kernel(name, body, layouts, isa, dims, halo) as (kernel, region):
+        anchor = anchor_of(body)
+        assert anchor is not None
+        outer = rows(body)
+        long = is_long(body.values()[anchor.inputs[0]].shape) and any(not isinstance(e, int) or e > 1 for e in outer)
+        with region_kernel(name, body, layouts, isa, dims, halo, long) as (kernel, region):
             write(region)
         return kernel.func
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import tvm
@@ -19,6 +20,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.layout import Expr, Layout
 
+SHARED = "dlc.shared"  # attribute of a kernel that takes a part of its work
 C_ABI = 3  # tvm::CallingConv: plain C arguments, no packed-call wrapper
 
 # Types that lie in memory as another one: bool as numpy's bytes, short floats as their bits, short integers in a byte.
@@ -180,12 +182,46 @@ def stack(dtype: str, count: int) -> Any:
     return T.decl_buffer((count,), dtype, data=data)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of a kernel's work a call does: number `part` of `parts`, both int64 and known only when running."""
+
+    part: Expr
+    parts: Expr
+
+    def bounds(self, count: Expr) -> tuple[Expr, Expr]:
+        """The first and the end of this part's steps of `count`."""
+        whole = T.int64(count) if isinstance(count, int) else count
+        low, high = (let(T.truncdiv(whole * i, self.parts)) for i in (self.part, self.part + T.int64(1)))
+        return low, high
+
+    @staticmethod
+    def best(counts: Sequence[Expr]) -> int:
+        """Which of nested loops, outermost first, parts are most nearly equal of; symbolic extents count as long."""
+
+        def evenness(count: Expr) -> float:
+            return count / (4 * -(-count // 4)) if isinstance(count, int) and count else 1.0
+
+        return max(range(len(counts)), key=lambda i: (evenness(counts[i]), -i))
+
+
+#: Elements from which on a kernel without multiplications is shared out: some ten microseconds of work.
+SHARED_ELEMENTS = 1 << 15
+
+
+def is_long(shape: Sequence[Expr]) -> bool:
+    """Whether a kernel over a tensor of this shape is shared out; a symbolic extent stands for a long one."""
+    known = prod(d for d in shape if isinstance(d, int))
+    return known >= SHARED_ELEMENTS or (known > 0 and not all(isinstance(d, int) for d in shape))
+
+
 @dataclass
 class Kernel:
-    """A kernel under construction; `func` is the finished PrimFunc."""
+    """A kernel under construction; `func` is the finished PrimFunc, `share` what one that is shared out computes."""
 
     name: str
     operands: tuple[Operand, ...] = ()
+    share: Share | None = None
     func: Any = None
 
 
@@ -195,20 +231,27 @@ def kernel(
     operands: Sequence[tuple[str, str, Layout]],
     dims: Sequence[Any] = (),
     attrs: dict[str, Any] | None = None,
+    shared: bool = False,
 ) -> Iterator[Kernel]:
     """Open a kernel called `name` over `operands` (name, dtype, layout) and symbolic `dims` (tirx int64 Vars).
 
     The body of the ``with`` statement emits TIR through `kernel.operands`; `kernel.func` is set when it closes.
+    One that is `shared` takes two int64 more, the part that it computes and how many there are; its emitter must ask
+    `kernel.share` in every loop that stores.
     """
     result = Kernel(name)
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": C_ABI, **(attrs or {})})
+            if shared:
+                T.func_attr({SHARED: True})
             stored = [STORAGE.get(dtype, dtype) for _, dtype, _ in operands]
             pointers = [T.arg(f"p_{o[0]}", T.handle(kind)) for o, kind in zip(operands, stored, strict=True)]
             for var in dims:
                 T.arg(var.name, var)
+            if shared:
+                result.share = Share(*(T.arg(name, symbolic(name)) for name in ("part", "parts")))
             result.operands = tuple(
                 Operand(label, dtype, layout, T.decl_buffer((layout.size,), kind, data=pointer))
                 for pointer, kind, (label, dtype, layout) in zip(pointers, stored, operands, strict=True)

@@ -24,7 +24,7 @@ from dlc.targets.cpu.kernels import (
     contract_wide,
     contract_winograd,
 )
-from dlc.targets.cpu.kernels.builder import Operand
+from dlc.targets.cpu.kernels.builder import Operand, Share
 from dlc.targets.cpu.kernels.contract_emit import Store, Task
 from dlc.targets.cpu.kernels.contract_problem import (
     Axis,
@@ -114,8 +114,9 @@ def emit(
     w: Operand,
     init: Operand | None,
     store: Store,
+    share: Share | None = None,
 ) -> None:
-    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.Task`."""
+    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.Task`. Tiles take no `share`."""
     emitters = {"amx": contract_amx.emit_tiles, "vector": contract_emit.emit}
     emitters |= {name: unit.emit for name, unit in _IN_SCRATCH.items()}
-    emitters[schedule.unit](Task(problem, schedule, isa, a, w, init, store))
+    emitters[schedule.unit](Task(problem, schedule, isa, a, w, init, store, share))

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, stack, tail_mask, vector_type
-from dlc.targets.cpu.kernels.contract_loops import Nest, Segment, cut, cut_channels, each, loop, nests, whole_index
+from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, load, splat, stack, tail_mask, vector_type
+from dlc.targets.cpu.kernels.contract_loops import (
+    Nest,
+    Segment,
+    cut,
+    cut_channels,
+    each,
+    loop,
+    nests,
+    shared,
+    whole_index,
+)
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import dot_for, load_bytes, load_group
 from dlc.targets.layout import simplify
@@ -45,6 +56,7 @@ class Task:
         init: groups * n start values of the accumulators in `problem.acc_dtype`, or None for zero.
         store: ``store(outer_index, row, channel, vector, lanes, mask)`` is called for every accumulator vector, as
             scalar int64 indices of its first output; `mask` is None or true in the lanes that exist.
+        share: which part of the work is done; None for all.
     """
 
     problem: Contraction
@@ -54,6 +66,7 @@ class Task:
     w: Operand
     init: Operand | None
     store: Store
+    share: Share | None = None
 
 
 def emit(task: Task) -> None:
@@ -63,6 +76,7 @@ def emit(task: Task) -> None:
 
 class _Emitter:
     def __init__(self, task: Task) -> None:
+        self.task = task
         self.problem, self.schedule, self.isa = task.problem, task.schedule, task.isa
         self.a, self.w, self.init, self.store = task.a, task.w, task.init, task.store
         problem, isa = self.problem, self.isa
@@ -84,6 +98,13 @@ class _Emitter:
         self.row_parts = cut(rows.extent, rows.extent if schedule.mo > 1 else schedule.mr)
         self.last_parts = cut(problem.outer[-1].extent, schedule.mo) if problem.outer else []
         channel_parts = cut_channels(problem.n, schedule.nr, self.lanes)
+        self.mine = self._shared_axis(channel_parts)
+        if self.mine == "rows":
+            self.row_parts = shared(self.row_parts, self.task.share)
+        if self.mine == "last":
+            self.last_parts = shared(self.last_parts, self.task.share)
+        if self.mine == "channels":
+            channel_parts = shared(channel_parts, self.task.share)
         batched = [i for i, axis in enumerate(problem.outer) if not _is_zero(axis.w_stride)]
         others = [i for i in range(len(problem.outer)) if i not in batched]
         if schedule.mo > 1:
@@ -94,8 +115,37 @@ class _Emitter:
                 with each(part) as vector:
                     then(part, vector)
 
-        with loop(problem.groups) as group:
+        with self._loop("groups", problem.groups) as group:
             self._outer(batched, {}, lambda fixed: self._ordered(fixed, others, group, channels))
+
+    def _shared_axis(self, channel_parts: Sequence[Segment]) -> Any:
+        """Which axis is shared out: ``groups``, the number of an outer one, ``last``, ``rows`` or ``channels``."""
+        if self.task.share is None:
+            return None
+        counts: dict[Any, Expr] = {"groups": self.problem.groups}
+        tiled = len(self.problem.outer) - 1 if self.schedule.mo > 1 else -1
+        counts |= {i: axis.extent for i, axis in enumerate(self.problem.outer) if i != tiled}
+        rows, channels = (_tiles(parts) for parts in (self.last_parts if tiled >= 0 else self.row_parts, channel_parts))
+        counts |= {"channels": channels, "last" if tiled >= 0 else "rows": rows}
+        # Where parts are as even, the larger operand is the one to be divided.
+        last = counts.pop("channels")
+        if self._reads_weights_most():
+            counts = {"channels": last, **counts}
+        else:
+            counts["channels"] = last
+        return list(counts)[Share.best(list(counts.values()))]
+
+    def _reads_weights_most(self) -> bool:
+        axes = [*(axis.extent for axis in self.problem.outer), self.problem.rows.extent]
+        steps = prod(extent for extent in axes if isinstance(extent, int))
+        return all(isinstance(e, int) for e in (*axes, self.problem.n)) and steps < self.problem.n
+
+    @contextmanager
+    def _loop(self, axis: Any, extent: Expr) -> Iterator[Expr]:
+        """The loop over an axis that has no tiles."""
+        (segment,) = shared([Segment(extent, 0, 1)], self.task.share if axis == self.mine else None)
+        with each(segment) as index:
+            yield index
 
     def _ordered(self, fixed: dict[int, Expr], others: list[int], group: Expr, channels: Callable[..., None]) -> None:
         if self.schedule.hot == "w":
@@ -125,7 +175,7 @@ class _Emitter:
         if not axes or (self.schedule.mo > 1 and axes == [len(self.problem.outer) - 1]):
             then(index)
             return
-        with loop(self.problem.outer[axes[0]].extent) as i:
+        with self._loop(axes[0], self.problem.outer[axes[0]].extent) as i:
             self._outer(axes[1:], {**index, axes[0]: i}, then)
 
     def _rows(self, index: dict[int, Expr], then: Callable[..., None]) -> None:
@@ -314,6 +364,10 @@ class _Emitter:
         low = problem.a_offset + min(nest.offsets)
         high = problem.a_offset + max(nest.offsets) + sum((axis.extent - 1) * axis.a_stride for axis in axes)
         return simplify(low), simplify(high)
+
+
+def _tiles(parts: Sequence[Segment]) -> Expr:
+    return simplify(sum(part.count for part in parts))
 
 
 def _is_zero(value: Expr) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.kernels.builder import Expr, let
+from dlc.targets.cpu.kernels.builder import Expr, Share, let
 from dlc.targets.cpu.kernels.contract_problem import Run
 from dlc.targets.layout import simplify
 
@@ -22,6 +22,7 @@ class Segment:
     size: int
     ragged: Expr = 0  # steps of the last unit that exist (channels only); 0 when all do
     when: Expr = None
+    part: tuple[Expr, Expr] | None = None  # the tiles that this call computes, where the axis is shared out
 
     def __post_init__(self) -> None:
         assert self.size > 0
@@ -71,6 +72,20 @@ def cut_channels(n: Expr, nr: int, lanes: int) -> list[Segment]:
     return [*parts, Segment(1, done, 1, ragged, ragged > T.int64(0))]
 
 
+def shared(segments: Sequence[Segment], share: Share | None) -> list[Segment]:
+    """The segments of an axis, of whose tiles only a part is computed."""
+    if share is None:
+        return list(segments)
+    low, high = share.bounds(simplify(sum(segment.count for segment in segments)))
+    first: Expr = 0
+    found = []
+    for segment in segments:
+        begin = let(T.max(low - first, T.int64(0)))
+        found.append(replace(segment, part=(begin, let(T.min(high - first, whole_index(segment.count))))))
+        first = simplify(first + segment.count)
+    return found
+
+
 @contextmanager
 def loop(extent: Expr) -> Iterator[Expr]:
     """A serial loop; none at all for one step."""
@@ -82,19 +97,31 @@ def loop(extent: Expr) -> Iterator[Expr]:
 
 
 @contextmanager
-def loops(extents: Sequence[Expr]) -> Iterator[tuple[Expr, ...]]:
-    """Nested loops; yields the index."""
+def loops(extents: Sequence[Expr], share: Share | None = None) -> Iterator[tuple[Expr, ...]]:
+    """Nested loops; yields the index. With `share` one of them is shared out."""
     if not extents:
+        assert share is None, "nothing to share out"
         yield ()
         return
-    with loop(extents[0]) as first, loops(extents[1:]) as others:
+    mine = share is not None and Share.best(extents) == 0
+    (segment,) = shared([Segment(extents[0], 0, 1)], share if mine else None)
+    with each(segment) as first, loops(extents[1:], None if mine else share) as others:
         yield (first, *others)
 
 
 @contextmanager
 def each(segment: Segment) -> Iterator[Expr]:
     """The start of every tile of a segment."""
-    if segment.when is not None:
+    single = isinstance(segment.count, int) and segment.count == 1
+    if segment.part is not None and single:
+        begin, end = segment.part
+        wanted = begin < end if segment.when is None else T.And(segment.when, begin < end)
+        with T.If(wanted), T.Then():
+            yield segment.start
+    elif segment.part is not None:
+        with T.serial(*segment.part) as index:
+            yield simplify(index * segment.size + segment.start)
+    elif segment.when is not None:
         with T.If(segment.when), T.Then():
             yield segment.start
     else:

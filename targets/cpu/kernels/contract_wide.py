@@ -19,12 +19,13 @@ from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_probl
 from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.builder import Expr, Operand, let, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Task
-from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, whole_index
+from dlc.targets.cpu.kernels.contract_loops import Segment, cut, each, loop, loops, shared, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Schedule
 from dlc.targets.layout import Layout, simplify
 
 MOST_SCRATCH = 512 << 10  # bytes: it lies on the stack
 _COPY = 3  # instructions to load, widen and store one vector
+_FEW_BLOCKS = 4
 
 
 def block_sizes(extent: Expr, each_bytes: int, machine: Machine) -> list[int]:
@@ -143,16 +144,22 @@ def emit(task: Task) -> None:
             else:
                 store((), whole_index(simplify(first + row)), channel, value, lanes, mask)
 
-        contract_emit.emit(replace(task, problem=_inner(problem, size), schedule=vector, a=wide, store=move))
+        inner = replace(task, problem=_inner(problem, size), schedule=vector, a=wide, store=move, share=inside)
+        contract_emit.emit(inner)
 
+    parts = cut(axis.extent, schedule.block) if isinstance(axis.extent, int) else []
+    # Blocks are shared out; where there are few, each part copies them all and multiplies by its own channels.
+    few = parts and sum(part.count for part in parts) < _FEW_BLOCKS
+    inside, share = (task.share, None) if few else (None, task.share)
     with loops([outer.extent for outer in problem.outer[:-1]]) as index:
-        if isinstance(axis.extent, int):
-            for part in cut(axis.extent, schedule.block):
+        if parts:
+            for part in shared(parts, share):
                 with each(part) as first:
                     block(index, first, part.size)
             return
         # One code for blocks of any size: their rows are symbolic.
         count = let(T.truncdiv(axis.extent + (schedule.block - 1), T.int64(schedule.block)))
-        with loop(count) as number:
+        (segment,) = shared([Segment(count, 0, 1)], share)
+        with each(segment) as number:
             first = let(number * schedule.block)
             block(index, first, let(T.min(T.int64(schedule.block), axis.extent - first)))

@@ -30,7 +30,7 @@ from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_problem
 from dlc.targets.cpu.kernels.builder import Expr, let, load, splat, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Task
-from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, loops, whole_index
+from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, loops, shared, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule
 from dlc.targets.cpu.kernels.contract_wide import block_sizes, scratch
 from dlc.targets.layout import simplify
@@ -229,7 +229,7 @@ class _Emitter:
         problem, isa, image = task.problem, task.isa, _image(task.problem)
         assert image is not None
         self.problem, self.schedule, self.isa, self.image = problem, task.schedule, isa, image
-        self.a, self.w, self.init, self.store = task.a, task.w, task.init, task.store
+        self.a, self.w, self.init, self.store, self.share = task.a, task.w, task.init, task.store, task.share
         self.lanes = isa.lanes()
         self.v_stride, self.m_stride = _v_stride(image), _m_stride(problem, isa)
 
@@ -239,7 +239,7 @@ class _Emitter:
         self.v = scratch("v", "int16", most * self.v_stride)
         self.m = scratch("m", "int32", most * self.m_stride)
         self._weights()
-        parts = cut(lines, self.schedule.block)
+        parts = shared(cut(lines, self.schedule.block), self.share)
 
         with loops([axis.extent for axis in self.problem.outer[:-1]]) as index:
             for part in parts:

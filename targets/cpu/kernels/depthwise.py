@@ -19,9 +19,9 @@ from tvm.script.ir_builder import tirx as T
 from dlc.errors import DlcError
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Operand, let, load, splat, stack, tail_mask, vector_type
+from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, load, splat, stack, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
-from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import Segment, cut, cut_channels, each, shared, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Schedule
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 from dlc.targets.layout import Layout, simplify
@@ -142,9 +142,10 @@ def choose_depthwise(problem: Depthwise, isa: Isa, machine: Machine) -> Schedule
 
 
 def emit_depthwise(
-    problem: Depthwise, schedule: Schedule, isa: Isa, a: Operand, w: Operand, init: Operand | None, store: Store
-) -> None:
-    """Emit the convolution inside an open `kernel(...)`; `init` and `store` as for `contract.emit`."""
+    problem: Depthwise, schedule: Schedule, isa: Isa, a: Operand, w: Operand, init: Operand | None, store: Store,
+    share: Share | None = None,
+) -> None:  # fmt: skip
+    """Emit the convolution inside an open `kernel(...)`; `init`, `store` and `share` as for `contract.emit`."""
     lanes = isa.lanes()
     dot = dot_for(isa, problem.a_dtype, problem.w_dtype)
     accumulators = stack(dot.acc_dtype, schedule.mr * lanes)
@@ -160,9 +161,19 @@ def emit_depthwise(
             place = tuple(whole_index(i) for i in outer)
             store(place, whole_index(simplify(row + r)), whole_index(simplify(vector * lanes)), value, lanes, mask)
 
+    counts = [axis.extent for axis in problem.outer]
+    counts += [simplify(sum(part.count for part in parts)) for parts in (row_parts, channel_parts)]
+    mine = None if share is None else Share.best(counts)
+    if mine == len(counts) - 2:
+        row_parts = shared(row_parts, share)
+    if mine == len(counts) - 1:
+        channel_parts = shared(channel_parts, share)
+
     def outer_loops(index: tuple[Expr, ...]) -> None:
-        if len(index) < len(problem.outer):
-            with loop(problem.outer[len(index)].extent) as i:
+        axis = len(index)
+        if axis < len(problem.outer):
+            (segment,) = shared([Segment(problem.outer[axis].extent, 0, 1)], share if axis == mine else None)
+            with each(segment) as i:
                 outer_loops((*index, i))
             return
         for rows in row_parts:

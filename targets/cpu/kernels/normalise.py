@@ -111,7 +111,7 @@ class _Rows:
 
     def run(self) -> None:
         """Emit all rows."""
-        with loops([self.shape[a] for a in self.kept_axes]) as kept:
+        with loops([self.shape[a] for a in self.kept_axes], self.region.share) as kept:
             self.kept = kept
             if self.folds:
                 self.rows()
@@ -298,4 +298,13 @@ class _LayerNorm(_Rows):
 
 _KINDS = {_SOFTMAX: _Softmax, _LOG_SOFTMAX: _LogSoftmax, _LAYER_NORM: _LayerNorm}
 
-emit = emitter(lambda region: _KINDS[region.anchor.op](region, _axes(region.body)).run())
+
+def _kept(body: Graph) -> list[Expr]:
+    """The extents of the loops over rows."""
+    anchor = anchor_of(body)
+    assert anchor is not None
+    shape, axes = anchor.output.shape, _axes(body)
+    return [extent for axis, extent in enumerate(shape[:-1]) if axis not in axes]
+
+
+emit = emitter(lambda region: _KINDS[region.anchor.op](region, _axes(region.body)).run(), _kept)

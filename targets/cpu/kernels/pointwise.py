@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tvm.script.ir_builder import tirx as T
+
 from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel
+from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, is_long, kernel, let
 from dlc.targets.cpu.kernels.collapse import collapse
+from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
-from dlc.targets.cpu.kernels.loops import has_masks, nest, vectors
+from dlc.targets.cpu.kernels.loops import Body, has_masks, int64, nest, vectors
 from dlc.targets.cpu.kernels.transpose import fill, join, turned
 from dlc.targets.cpu.kernels.vector import width
-from dlc.targets.layout import Layout
+from dlc.targets.layout import Layout, simplify
 
 UNROLL = 4
 
@@ -63,18 +66,20 @@ def emit(
     values = body.values()
     names = [v.name for v in body.inputs] + list(body.outputs)
     params = [(f"a{i}", values[n].dtype, layouts[n]) for i, n in enumerate(names)]
-    with kernel(name, params, dims) as k:
+    small, small_layouts = join(*collapse(body, layouts))
+    shared = turned(small) is None and len({str(small.values()[n].shape) for n in small.outputs}) == 1
+    shared = shared and is_long(small.values()[small.outputs[0]].shape)
+    with kernel(name, params, dims, shared=shared) as k:
         count = len(body.inputs)
         outputs = dict(zip(body.outputs, k.operands[count:], strict=True))
         for output, number in (halo_fill or {}).items():
             fill_halo(outputs[output], number)
-        small, small_layouts = join(*collapse(body, layouts))
         inputs = {
             v.name: _relaid(operand, small_layouts[v.name])
             for v, operand in zip(body.inputs, k.operands[:count], strict=True)
         }
         outs = {n: _relaid(o, small_layouts[n]) for n, o in outputs.items()}
-        _fill(small, inputs, outs, isa)
+        _fill(small, inputs, outs, isa, k.share)
     return k.func
 
 
@@ -82,7 +87,9 @@ def _relaid(operand: Operand, layout: Layout) -> Operand:
     return Operand(operand.name, operand.dtype, layout, operand.buffer)
 
 
-def _fill(body: Graph, inputs: Mapping[str, Operand], outputs: Mapping[str, Operand], isa: Isa) -> None:
+def _fill(
+    body: Graph, inputs: Mapping[str, Operand], outputs: Mapping[str, Operand], isa: Isa, share: Share | None
+) -> None:
     masked = has_masks(isa, memory_bits([*inputs.values(), *outputs.values()]))
     transpose = turned(body)
     if transpose is not None:
@@ -101,13 +108,29 @@ def _fill(body: Graph, inputs: Mapping[str, Operand], outputs: Mapping[str, Oper
                 outputs[name].store((), evaluator.value(name, ()), 1)
             continue
 
-        def row(index: tuple[Expr, ...], names: Sequence[str] = names, extent: Expr = shape[-1]) -> None:
+        def row(index: tuple[Expr, ...], names: Sequence[str] = names, shape: Sequence[Expr] = shape) -> None:
             def step(position: Expr, width: int, mask: Expr) -> None:
                 place = (*index, position)
                 found = [evaluator.value(name, place, width, mask) for name in names]
                 for name, value in zip(names, found, strict=True):
                     outputs[name].store(place, value, width, mask)
 
-            vectors(extent, lanes, step, masked, UNROLL)
+            if share is None or len(shape) > 1:
+                vectors(shape[-1], lanes, step, masked, UNROLL)
+            else:
+                _part(shape[-1], lanes, step, masked, share)
 
-        nest(shape[:-1], row)
+        if share is None or len(shape) < 2:
+            nest(shape[:-1], row)
+        else:
+            with loops(shape[:-1], share) as index:
+                row(index)
+
+
+def _part(extent: Expr, lanes: int, step: Body, masked: bool, share: Share) -> None:
+    """One part of a vector. Parts begin at whole groups of vectors."""
+    group = lanes * UNROLL
+    low, high = share.bounds(simplify((extent + group - 1) // group))
+    low, high = let(low * group), let(T.min(high * group, int64(extent)))
+    count = let(T.max(high - low, T.int64(0)))
+    vectors(count, lanes, lambda at, width, mask: step(low + at, width, mask), masked, UNROLL)

@@ -83,7 +83,7 @@ class _Pool:
 
     def run(self) -> None:
         """Emit everything."""
-        with loops([self.batch, *self.outs]) as (n, *position):
+        with loops([self.batch, *self.outs], self.region.share) as (n, *position):
             starts = [
                 let(simplify(o * s - p)) if not isinstance(o, int) else o * s - p
                 for o, s, p in zip(position, self.strides, self.begins, strict=True)
@@ -226,4 +226,11 @@ class _Pool:
         self.region.finish((*out, piece.base), total, self.lanes, piece.mask)
 
 
-emit = emitter(lambda region: _Pool(region).run())
+def _outputs(body: Graph) -> list[Expr]:
+    """The extents of the loops over windows."""
+    anchor = anchor_of(body)
+    assert anchor is not None
+    return list(anchor.output.shape[:-1])
+
+
+emit = emitter(lambda region: _Pool(region).run(), _outputs)

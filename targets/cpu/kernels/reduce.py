@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from dlc.ir.graph import Graph
+from dlc.ir.graph import Graph, Node
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.anchored import (
     Accumulator,
@@ -82,10 +82,9 @@ def _rule(op: str, dtype: str) -> _Rule:
     return _Rule(kind, low, v.maximum) if op == "relax.max" else _Rule(kind, high, v.minimum)
 
 
-def _axes(region: Region) -> list[int]:
+def _axes(anchor: Node, rank: int) -> list[int]:
     """The reduced axes in order."""
-    rank, attrs = len(region.shape), region.anchor.attrs
-    axes = [attrs["axis"]] if region.anchor.op in _ARG else attrs["axes"]
+    axes = [anchor.attrs["axis"]] if anchor.op in _ARG else anchor.attrs["axes"]
     return sorted(a % rank for a in axes)
 
 
@@ -135,7 +134,7 @@ class _Reduction:
 
     def __init__(self, region: Region) -> None:
         self.region, self.shape = region, region.shape
-        self.axes = _axes(region)
+        self.axes = _axes(region.anchor, len(self.shape))
         self.op, self.keepdims = region.anchor.op, bool(region.anchor.attrs["keepdims"])
         self.last = len(self.shape) - 1
         self.is_arg = self.op in _ARG
@@ -145,7 +144,7 @@ class _Reduction:
 
     def run(self) -> None:
         """Emit everything."""
-        with loops([self.shape[a] for a in self.outer]) as kept:
+        with loops([self.shape[a] for a in self.outer], self.region.share) as kept:
             where = dict(zip(self.outer, kept, strict=True))
             if self.last not in self.axes:
                 overlap = self.region.isa.vector_bits < 512
@@ -305,4 +304,13 @@ class _Best:
     index: Accumulator
 
 
-emit = emitter(lambda region: _Reduction(region).run())
+def _kept(body: Graph) -> list[Expr]:
+    """The extents of the loops over what is kept, but for the last axis."""
+    anchor = anchor_of(body)
+    assert anchor is not None
+    shape = body.values()[anchor.inputs[0]].shape
+    axes = _axes(anchor, len(shape))
+    return [extent for axis, extent in enumerate(shape[:-1]) if axis not in axes]
+
+
+emit = emitter(lambda region: _Reduction(region).run(), _kept)
