@@ -51,6 +51,11 @@ class Value:
         """The number of dimensions."""
         return self.array.ndim
 
+    @property
+    def given(self) -> bool:
+        """Whether it is an input or a constant, which nothing rounds."""
+        return self.constant or (self.name[0] == "x" and self.name[1:].isdigit())
+
 
 def info(name: str, array: np.ndarray, dims: Sequence[Any] | None = None) -> onnx.ValueInfoProto:
     """The declaration of a value."""

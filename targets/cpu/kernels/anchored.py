@@ -132,8 +132,8 @@ def emitter(write: Callable[[Region], None], rows: Callable[[Graph], Sequence[Ex
     ) -> Any:
         anchor = anchor_of(body)
         assert anchor is not None
-        outer = rows(body)
-        long = is_long(body.values()[anchor.inputs[0]].shape) and any(not isinstance(e, int) or e > 1 for e in outer)
+        several = any(not isinstance(extent, int) or extent > 1 for extent in rows(body))
+        long = several and is_long(body.values()[anchor.inputs[0]].shape)
         with region_kernel(name, body, layouts, isa, dims, halo, long) as (kernel, region):
             write(region)
         return kernel.func
