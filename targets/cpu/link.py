@@ -152,7 +152,7 @@ class _Entry:
             with self._alone():
                 self.team = None
                 self._call(call)
-            self.team = team
+            self.team, self.behind = team, True
         elif isinstance(call, Loop):
             self._loop(call)
         elif isinstance(call, Copy):

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from onnx import helper
 
 import dlc
+from dlc.explain import read
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.kernels import builder
 from dlc.targets.cpu.kernels.builder import Share
@@ -72,6 +73,26 @@ def test_loops(everything_is_shared: None, name: str) -> None:
     if "start" in feed:
         feed["start"] = np.array(True)
     same_on_threads(dlc.compile(model, target="cpu"), feed)
+
+
+def test_a_loop_of_one_thread_between_shared_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The body's product is short, those around it are long: the others must wait for the loop's end.
+    monkeypatch.setattr(contraction_region, "_SHARED_MICROSECONDS", 1.0)
+    rng, steps, width = np.random.default_rng(0), 2000, 16
+    weights = {
+        "w": rng.standard_normal((1, 4 * width, width)).astype(np.float32),
+        "r": rng.standard_normal((1, 4 * width, width)).astype(np.float32),
+        "axes": np.array([1], np.int64), "v": rng.standard_normal((width, 64)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["h"], "lstm", hidden_size=width),
+        helper.make_node("Squeeze", ["h", "axes"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    package = dlc.compile(model_of(*nodes, inputs={"x": [steps, 1, width]}, constants=weights), target="cpu")
+    rows = {"inside" in row: row["threads"] for row in read(package).nodes if row["kernel"][:4] == "GEMM"}
+    assert rows == {False: "all", True: "one"}
+    same_on_threads(package, {"x": rng.standard_normal((steps, 1, width)).astype(np.float32)})
 
 
 @pytest.mark.parametrize(
