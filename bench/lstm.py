@@ -105,6 +105,8 @@ def _times(runs: list[Run], blocks: int, clock: Callable[[], float]) -> np.ndarr
     found = np.empty((len(runs), blocks))
     for block in range(blocks):
         for number, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            time.sleep(0.03)  # the other's threads spin on for a while, on our cores
+            run()
             start = clock()
             for _ in range(count):
                 run()
