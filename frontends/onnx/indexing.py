@@ -16,7 +16,7 @@ _LONGEST_RANGE = 1 << 24  # of a constant range
 
 def count_up(c: Context, extent: Dim, dtype: str = "int64") -> Tensor:
     """0, 1, ... extent - 1."""
-    if isinstance(extent, int):
+    if isinstance(extent, int) and extent <= _LONGEST_RANGE:
         return c.constant(np.arange(extent).astype(dtype))
     return c.emit("dlc.positions", shape=(extent,), dtype=dtype)
 
@@ -138,6 +138,8 @@ def one_hot(c: Context, indices: Tensor, depth: Tensor, values: Tensor) -> Tenso
         (extent,) = c.dims(depth, "the input 'depth'")
     else:
         extent = int(c.number(depth, "the input 'depth'"))
+    if isinstance(extent, int) and extent < 1:
+        raise ConversionError(f"a depth of {extent}")
     places = _from_front(c, c.cast(indices, "int64"), [extent])
     places = c.reshape(places, (*indices.shape[:axis], 1, *indices.shape[axis:]))
     counting = c.reshape(count_up(c, extent), [extent if i == axis else 1 for i in range(rank)])

@@ -1,0 +1,169 @@
+"""Holding a node to its operator's signature before a converter sees it: how many inputs, which types, which ranks.
+
+ONNX's own schemas say the first two, `_RANKS` the third; the operators of other domains have no schema, so theirs is
+what their converters take. A converter may rely on all of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dlc.frontends.onnx.context import NodeView
+from dlc.frontends.onnx.tensor import ConversionError, Tensor
+
+_Option = onnx.defs.OpSchema.FormalParameterOption
+
+_RECURRENT = (3, 3, 3, 2, 1, 3, 3, 2)
+# By operator, the rank of each input; None where it is free, and for those that are not listed.
+_RANKS: dict[str, tuple[int | None, ...]] = {
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT[:6],
+    "RNN": _RECURRENT[:6],
+    "Conv": (None, None, 1),
+    "ConvTranspose": (None, None, 1),
+    "QLinearConv": (None, None, None, None, None, None, None, None, 1),
+    "BatchNormalization": (None, 1, 1, 1, 1),
+    "InstanceNormalization": (None, 1, 1),
+    "Gemm": (2, 2),
+    "OneHot": (None, None, 1),
+}
+# By operator, inputs of one element, which come with rank 0 or 1.
+_SINGLE: dict[str, tuple[int, ...]] = {"Range": (0, 1, 2), "OneHot": (1,), "TopK": (1,), "Trilu": (1,)}
+
+
+@functools.cache
+def schema_of(op_type: str, version: int, domain: str) -> Any:
+    """ONNX's definition of an operator at an opset version; None where there is none."""
+    try:
+        return onnx.defs.get_schema(op_type, version, domain)
+    except Exception:  # SchemaError, which onnx does not export in all versions
+        return None
+
+
+def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
+    """Raise ConversionError where the inputs of a node are not such as its operator takes."""
+    schema = schema_of(node.op_type, version, node.domain)
+    if schema is None or schema.deprecated:
+        return
+    _check_count(schema, inputs)
+    wrong = _wrong_type(schema, inputs)
+    if wrong:
+        # Exporters use the types of a later version before they say so: what an operator means does not change.
+        newest = schema_of(node.op_type, onnx.defs.onnx_opset_version(), node.domain) if not node.domain else None
+        if newest is None or newest.deprecated or _wrong_type(newest, inputs):
+            raise ConversionError(wrong)
+    if not node.domain:
+        _check_ranks(node.op_type, schema, inputs)
+
+
+def check_parameters(convert: Callable[..., Any], inputs: Sequence[Tensor | None]) -> None:
+    """Raise ConversionError for inputs that a converter has no parameter for, or that it cannot do without."""
+    needed, most, names = _parameters(convert)
+    if most is not None and len(inputs) > most:
+        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(len(needed), most)}")
+    for index in needed:
+        if index >= len(inputs):
+            raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(len(needed), most)}")
+        if inputs[index] is None:
+            raise ConversionError(f"its input {index} ('{names[index]}') is left out")
+
+
+@functools.cache
+def _parameters(convert: Callable[..., Any]) -> tuple[list[int], int | None, list[str]]:
+    """(Positions of the inputs that must be there, how many there may be, names)."""
+    parameters = list(inspect.signature(convert).parameters.values())[1:]
+    single = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    needed = [i for i, p in enumerate(single) if p.default is p.empty and str(p.annotation) == "Tensor"]
+    return needed, len(single) if len(single) == len(parameters) else None, [p.name for p in single]
+
+
+def _between(least: int, most: int | None) -> str:
+    return f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+
+
+def _check_count(schema: Any, inputs: Sequence[Tensor | None]) -> None:
+    most = schema.max_input if schema.max_input < 2**31 - 1 else None
+    if len(inputs) < schema.min_input or (most is not None and len(inputs) > most):
+        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(schema.min_input, most)}")
+    for index, tensor in enumerate(inputs):
+        formal = _formal(schema, index)
+        if tensor is None and formal.option != _Option.Optional:
+            raise ConversionError(f"its input {index} ('{formal.name}') is left out")
+
+
+def _formal(schema: Any, index: int) -> Any:
+    return schema.inputs[min(index, len(schema.inputs) - 1)]
+
+
+def _wrong_type(schema: Any, inputs: Sequence[Tensor | None]) -> str:
+    """What is wrong with the inputs' types; empty where nothing is."""
+    bound: dict[str, int] = {}  # by type variable, the first input of it
+    for index, tensor in enumerate(inputs):
+        kind = None if tensor is None else _kind(tensor)
+        if tensor is None or kind is None:
+            continue
+        if index >= len(schema.inputs) and schema.inputs[-1].option != _Option.Variadic:
+            return f"its input {index} is one too many"
+        formal = _formal(schema, index)
+        if kind not in formal.types:
+            return f"its input {index} ('{formal.name}') is {tensor}, it takes {_listed(formal.types)}"
+        if formal.option == _Option.Variadic and not formal.is_homogeneous:
+            continue
+        other = bound.setdefault(formal.type_str, index)
+        first = inputs[other]
+        if first is not None and _kind(first) != kind:
+            return f"its inputs {other} and {index} are {first} and {tensor}: they must be of the same type"
+    return ""
+
+
+def _listed(types: Iterable[str]) -> str:
+    """Type constraints as messages show types."""
+    codes = {f"tensor({name.lower()})": code for name, code in onnx.TensorProto.DataType.items()}
+    codes = {name: code for name, code in codes.items() if name not in ("tensor(undefined)", "tensor(string)")}
+    texts = [str(onnx.helper.tensor_dtype_to_np_dtype(codes[t])) if t in codes else t for t in types]
+    return ", ".join(sorted(texts))
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """The type as schemas spell it; None for one that is not known exactly."""
+    return _proto_kind(tensor.type) if tensor.type is not None else _tensor_kind(tensor.dtype)
+
+
+@functools.cache
+def _tensor_kind(dtype: str) -> str:
+    return _element_kind(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def _element_kind(elem_type: int) -> str:
+    return f"tensor({onnx.TensorProto.DataType.Name(elem_type).lower()})"
+
+
+def _proto_kind(proto: onnx.TypeProto) -> str | None:
+    form = proto.WhichOneof("value")
+    if form == "tensor_type":
+        return _element_kind(proto.tensor_type.elem_type) if proto.tensor_type.elem_type else None
+    if form == "sequence_type":
+        inner = _proto_kind(proto.sequence_type.elem_type)
+        return inner and f"seq({inner})"
+    if form == "optional_type":
+        inner = _proto_kind(proto.optional_type.elem_type)
+        return inner and f"optional({inner})"
+    return None
+
+
+def _check_ranks(op_type: str, schema: Any, inputs: Sequence[Tensor | None]) -> None:
+    for index, (tensor, rank) in enumerate(zip(inputs, _RANKS.get(op_type, ()), strict=False)):
+        if tensor is not None and not tensor.is_object and rank is not None and tensor.rank != rank:
+            name = _formal(schema, index).name
+            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have {rank} dimensions")
+    for index in _SINGLE.get(op_type, ()):
+        tensor = inputs[index] if index < len(inputs) else None
+        if tensor is not None and not tensor.is_object and any(isinstance(d, int) and d != 1 for d in tensor.shape):
+            name = _formal(schema, index).name
+            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have one element")
