@@ -64,23 +64,21 @@ def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None
 
 def check_parameters(convert: Callable[..., Any], inputs: Sequence[Tensor | None]) -> None:
     """Raise ConversionError for inputs that a converter has no parameter for, or that it cannot do without."""
-    needed, most, names = _parameters(convert)
-    if most is not None and len(inputs) > most:
-        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(len(needed), most)}")
-    for index in needed:
-        if index >= len(inputs):
-            raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(len(needed), most)}")
-        if inputs[index] is None:
-            raise ConversionError(f"its input {index} ('{names[index]}') is left out")
+    parameters = _parameters(convert)
+    variadic = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
+    least = sum(p.default is p.empty for p in parameters) - variadic
+    most = None if variadic else len(parameters)
+    if len(inputs) < least or (most is not None and len(inputs) > most):
+        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(least, most)}")
+    for index, tensor in enumerate(inputs):
+        parameter = parameters[min(index, len(parameters) - 1)]
+        if tensor is None and parameter.annotation == "Tensor":
+            raise ConversionError(f"its input {index} ('{parameter.name}') is left out")
 
 
 @functools.cache
-def _parameters(convert: Callable[..., Any]) -> tuple[list[int], int | None, list[str]]:
-    """(Positions of the inputs that must be there, how many there may be, names)."""
-    parameters = list(inspect.signature(convert).parameters.values())[1:]
-    single = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
-    needed = [i for i, p in enumerate(single) if p.default is p.empty and str(p.annotation) == "Tensor"]
-    return needed, len(single) if len(single) == len(parameters) else None, [p.name for p in single]
+def _parameters(convert: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(convert).parameters.values())[1:]
 
 
 def _between(least: int, most: int | None) -> str:
