@@ -30,11 +30,31 @@ _RANKS: dict[str, tuple[int | None, ...]] = {
     "QLinearConv": (None, None, None, None, None, None, None, None, 1),
     "BatchNormalization": (None, 1, 1, 1, 1),
     "InstanceNormalization": (None, 1, 1),
+    "GroupNormalization": (None, 1, 1),
+    "DeformConv": (None, None, None, 1),
     "Gemm": (2, 2),
     "OneHot": (None, None, 1),
 }
+# By operator, the least rank of each input.
+_LEAST_RANKS = {
+    "GroupNormalization": (2,),
+    "LRN": (2,),
+    "DeformConv": (3, 3, 3),
+    "GatherND": (1, 1),
+    "ScatterND": (1, 1),
+}
 # By operator, inputs of one element, which come with rank 0 or 1.
-_SINGLE: dict[str, tuple[int, ...]] = {"Range": (0, 1, 2), "OneHot": (1,), "TopK": (1,), "Trilu": (1,)}
+_SINGLE: dict[str, tuple[int, ...]] = {
+    "Range": (0, 1, 2),
+    "OneHot": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "If": (0,),
+    "Loop": (0, 1),
+}
+# Attributes whose values are sizes and counts, whatever the operator.
+_POSITIVE = {"strides", "dilations", "kernel_shape", "group", "num_groups", "offset_group", "blocksize", "size", "p"}
+_POSITIVE |= {"num_scan_inputs", "output_height", "output_width"}
 
 
 @functools.cache
@@ -47,7 +67,12 @@ def schema_of(op_type: str, version: int, domain: str) -> Any:
 
 
 def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
-    """Raise ConversionError where the inputs of a node are not such as its operator takes."""
+    """Raise ConversionError where the inputs of a node, or sizes in its attributes, are not such as its operator takes."""
+    for name in _POSITIVE & node.attrs.keys():
+        value = node.attrs[name]
+        sizes = value if isinstance(value, list) else [value]
+        if any(isinstance(v, int | float) and not v > 0 for v in sizes):
+            raise ConversionError(f"attribute '{name}' is {value}, it must be positive")
     schema = schema_of(node.op_type, version, node.domain)
     if schema is None or schema.deprecated:
         return
@@ -156,12 +181,17 @@ def _proto_kind(proto: onnx.TypeProto) -> str | None:
 
 
 def _check_ranks(op_type: str, schema: Any, inputs: Sequence[Tensor | None]) -> None:
-    for index, (tensor, rank) in enumerate(zip(inputs, _RANKS.get(op_type, ()), strict=False)):
-        if tensor is not None and not tensor.is_object and rank is not None and tensor.rank != rank:
+    exact, least, single = (table.get(op_type, ()) for table in (_RANKS, _LEAST_RANKS, _SINGLE))
+    for index, tensor in enumerate(inputs):
+        if tensor is None or tensor.is_object:
+            continue
+        wanted = ""
+        if index < len(exact) and exact[index] not in (None, tensor.rank):
+            wanted = f"rank {exact[index]}"
+        elif index < len(least) and tensor.rank < least[index]:
+            wanted = f"rank {least[index]} or more"
+        elif index in single and any(isinstance(d, int) and d != 1 for d in tensor.shape):
+            wanted = "one element"
+        if wanted:
             name = _formal(schema, index).name
-            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have {rank} dimensions")
-    for index in _SINGLE.get(op_type, ()):
-        tensor = inputs[index] if index < len(inputs) else None
-        if tensor is not None and not tensor.is_object and any(isinstance(d, int) and d != 1 for d in tensor.shape):
-            name = _formal(schema, index).name
-            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have one element")
+            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have {wanted}")
