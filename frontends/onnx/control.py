@@ -231,12 +231,12 @@ def _one_each(c: Context, name: str, count: int) -> list[int]:
 @converter("Scan", since=8)
 def scan_of_batch(c: Context, lengths: Tensor | None, *inputs: Tensor) -> Sequence[Tensor]:
     """Opset 8's form: axis 0 is a batch, of which each element is scanned along its next axis."""
+    if not inputs or any(x.rank < 1 for x in inputs):
+        raise ConversionError("a Scan of opset 8 needs inputs with a batch as their first dimension")
     batch = inputs[0].shape[0]
     if lengths is not None or not isinstance(batch, int):
         raise HostError("the batch of a Scan of opset 8, or the lengths of its sequences, are known only when running")
     count = _carried(c, inputs)
-    if any(x.rank < 1 for x in inputs):
-        raise ConversionError("an input of a Scan of opset 8 is a scalar: it has no batch")
     backwards = _one_each(c, "directions", len(inputs) - count)
     runs = []
     for element in range(batch):

@@ -36,7 +36,7 @@ _RANKS: dict[str, tuple[int | None, ...]] = {
     "OneHot": (None, None, 1),
 }
 # By operator, the least rank of each input.
-_LEAST_RANKS = {
+_LEAST_RANKS: dict[str, tuple[int, ...]] = {
     "GroupNormalization": (2,),
     "LRN": (2,),
     "DeformConv": (3, 3, 3),
@@ -67,8 +67,8 @@ def schema_of(op_type: str, version: int, domain: str) -> Any:
 
 
 def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
-    """Raise ConversionError where the inputs of a node, or sizes in its attributes, are not such as its operator takes."""
-    for name in _POSITIVE & node.attrs.keys():
+    """Raise ConversionError for inputs of a node, or sizes in its attributes, that its operator does not take."""
+    for name in sorted(_POSITIVE & node.attrs.keys()):
         value = node.attrs[name]
         sizes = value if isinstance(value, list) else [value]
         if any(isinstance(v, int | float) and not v > 0 for v in sizes):
@@ -181,7 +181,7 @@ def _proto_kind(proto: onnx.TypeProto) -> str | None:
 
 
 def _check_ranks(op_type: str, schema: Any, inputs: Sequence[Tensor | None]) -> None:
-    exact, least, single = (table.get(op_type, ()) for table in (_RANKS, _LEAST_RANKS, _SINGLE))
+    exact, least, single = _RANKS.get(op_type, ()), _LEAST_RANKS.get(op_type, ()), _SINGLE.get(op_type, ())
     for index, tensor in enumerate(inputs):
         if tensor is None or tensor.is_object:
             continue

@@ -17,7 +17,13 @@ from tests.frontends.build import graph_of, model, node, ops, run
 from tests.frontends.test_onnx_errors import message, save
 
 _INPUTS = {"x": [2, 3], "s": [], "i": (TensorProto.INT64, [2, 3]), "b": (TensorProto.BOOL, [2, 3])}
-_CONSTANTS = {"one": np.float32([1]), "small": np.int8([2, 3]), "two": np.array([1, 2]), "w": np.zeros((4, 3, 1), "f4")}
+_CONSTANTS = {
+    "one": np.float32([1]),
+    "small": np.int8([2, 3]),
+    "two": np.array([1, 2]),
+    "w": np.zeros((4, 3, 1), "f4"),
+    "k0": np.array(0),
+}
 
 
 def _view(operator: str, domain: str = "") -> NodeView:
@@ -38,6 +44,10 @@ def _view(operator: str, domain: str = "") -> NodeView:
         ("LSTM", ["x", "w", "w"], {}, "its input 0 ('X') is float32[2, 3], it must have rank 3"),
         ("Conv", ["w", "w", "x"], {}, "its input 2 ('B') is float32[2, 3], it must have rank 1"),
         ("Range", ["two", "two", "two"], {}, "its input 0 ('start') is int64[2], it must have one element"),
+        ("GatherND", ["x", "k0"], {}, "its input 1 ('indices') is int64[], it must have rank 1 or more"),
+        ("MaxPool", ["w"], {"kernel_shape": [1], "strides": [0]}, "attribute 'strides' is [0], it must be positive"),
+        ("GatherND", ["x", "i"], {"batch_dims": -1}, "indices int64[2, 3] with batch_dims -1 do not fit float32[2, 3]"),
+        ("Celu", ["x"], {"alpha": 0.0}, "attribute 'alpha' is 0, by which the operator divides"),
         ("Split", ["s"], {"num_outputs": 1}, "axis 0 of a tensor with 0 dimensions"),
         ("Concat", ["s", "s"], {"axis": 0}, "axis 0 of a tensor with 0 dimensions"),
         ("Sum", ["x", ""], {}, "its input 1 ('data_0') is left out"),
@@ -140,3 +150,37 @@ def test_depths_of_one_hot(tmp_path: Path) -> None:
 
     assert "dlc.positions" in ops(graph_of(one_hot(10**9)))
     assert message(save(tmp_path, one_hot(-3))) == "node 'n' (OneHot): a depth of -3"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ngram_counts", [1, 2], "attribute 'ngram_counts' is [1, 2], it must begin with 0"),
+        ("ngram_counts", [0, 1], "attribute 'ngram_counts' [0, 1] does not divide a pool of 4"),
+        ("ngram_indexes", [0, 1], "attribute 'ngram_indexes' [0, 1] does not place 3 n-grams"),
+        ("weights", [1.0], "1 weights for 3 n-grams"),
+    ],
+)
+def test_pools_of_n_grams(tmp_path: Path, name: str, value: list[Any], text: str) -> None:
+    attributes = {"ngram_counts": [0, 2], "ngram_indexes": [0, 1, 2], "weights": [1.0, 1.0, 1.0], name: value}
+    one = node("TfIdfVectorizer", ["x"], ["y"], "n", pool_int64s=[1, 2, 3, 4], mode="TFIDF", min_gram_length=1,
+               max_gram_length=2, max_skip_count=0, **attributes)  # fmt: skip
+    proto = model([one], {"x": (TensorProto.INT64, [4])}, ["y"])
+    assert message(save(tmp_path, proto)) == f"node 'n' (TfIdfVectorizer): {text}"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"num_scan_inputs": 3}, "attribute 'num_scan_inputs' is 3, but there are 2 inputs"),
+        (
+            {"num_scan_inputs": 1, "scan_input_axes": [0, 0]},
+            "attribute 'scan_input_axes' is [0, 0], it must have 1 values",
+        ),
+    ],
+)
+def test_scans(tmp_path: Path, attributes: dict[str, Any], text: str) -> None:
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in ("a", "b", "c")]
+    body = helper.make_graph([node("Add", ["a", "b"], ["c"])], "body", infos[:2], infos[2:])
+    proto = model([node("Scan", ["s", "x"], ["y"], "n", body=body, **attributes)], {"s": [], "x": [3]}, ["y"])
+    assert message(save(tmp_path, proto)) == f"node 'n' (Scan): {text}"
