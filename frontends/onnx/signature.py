@@ -34,6 +34,15 @@ _RANKS: dict[str, tuple[int | None, ...]] = {
     "DeformConv": (None, None, None, 1),
     "Gemm": (2, 2),
     "OneHot": (None, None, 1),
+    "STFT": (None, None, 1),
+    "com.microsoft.FusedConv": (None, None, 1),
+    "com.microsoft.DynamicQuantizeLSTM": _RECURRENT,
+    "com.microsoft.MoE": (None, 2, 3, 2, 3, 2, 3, 2),
+    "com.microsoft.QMoE": (None, 2, 3, None, 2, 3, None, 2, 3, None, 2),
+    "com.microsoft.MultiHeadAttention": (None, None, None, 1),
+    "com.microsoft.Attention": (3, 2, 1),
+    "com.microsoft.RotaryEmbedding": (None, None, 2, 2),
+    "com.microsoft.EmbedLayerNormalization": (2, 2, 2, 2, 2, 1, 1, 2, 2),
 }
 # By operator, the least rank of each input.
 _LEAST_RANKS: dict[str, tuple[int, ...]] = {
@@ -42,6 +51,11 @@ _LEAST_RANKS: dict[str, tuple[int, ...]] = {
     "DeformConv": (3, 3, 3),
     "GatherND": (1, 1),
     "ScatterND": (1, 1),
+    "com.microsoft.DynamicQuantizeLSTM": (3, 3, 3, 2, 1, 3, 3, 2, 1, 1, 1, 1),
+    "com.microsoft.MoE": (2,),
+    "com.microsoft.QMoE": (2,),
+    "com.microsoft.MultiHeadAttention": (3, 3, 3),
+    "com.microsoft.RotaryEmbedding": (3,),
 }
 # By operator, inputs of one element, which come with rank 0 or 1.
 _SINGLE: dict[str, tuple[int, ...]] = {
@@ -74,8 +88,12 @@ def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None
         if any(isinstance(v, int | float) and not v > 0 for v in sizes):
             raise ConversionError(f"attribute '{name}' is {value}, it must be positive")
     schema = schema_of(node.op_type, version, node.domain)
-    if schema is None or schema.deprecated:
-        return
+    if schema is not None and not schema.deprecated:
+        _check_schema(node, schema, inputs)
+    _check_ranks(f"{node.domain}.{node.op_type}".lstrip("."), schema, inputs)
+
+
+def _check_schema(node: NodeView, schema: Any, inputs: Sequence[Tensor | None]) -> None:
     _check_count(schema, inputs)
     wrong = _wrong_type(schema, inputs)
     if wrong:
@@ -83,8 +101,6 @@ def check_signature(node: NodeView, version: int, inputs: Sequence[Tensor | None
         newest = schema_of(node.op_type, onnx.defs.onnx_opset_version(), node.domain) if not node.domain else None
         if newest is None or newest.deprecated or _wrong_type(newest, inputs):
             raise ConversionError(wrong)
-    if not node.domain:
-        _check_ranks(node.op_type, schema, inputs)
 
 
 def check_parameters(convert: Callable[..., Any], inputs: Sequence[Tensor | None]) -> None:
@@ -180,8 +196,8 @@ def _proto_kind(proto: onnx.TypeProto) -> str | None:
     return None
 
 
-def _check_ranks(op_type: str, schema: Any, inputs: Sequence[Tensor | None]) -> None:
-    exact, least, single = _RANKS.get(op_type, ()), _LEAST_RANKS.get(op_type, ()), _SINGLE.get(op_type, ())
+def _check_ranks(operator: str, schema: Any, inputs: Sequence[Tensor | None]) -> None:
+    exact, least, single = _RANKS.get(operator, ()), _LEAST_RANKS.get(operator, ()), _SINGLE.get(operator, ())
     for index, tensor in enumerate(inputs):
         if tensor is None or tensor.is_object:
             continue
@@ -193,5 +209,5 @@ def _check_ranks(op_type: str, schema: Any, inputs: Sequence[Tensor | None]) -> 
         elif index in single and any(isinstance(d, int) and d != 1 for d in tensor.shape):
             wanted = "one element"
         if wanted:
-            name = _formal(schema, index).name
-            raise ConversionError(f"its input {index} ('{name}') is {tensor}, it must have {wanted}")
+            name = f" ('{_formal(schema, index).name}')" if schema is not None and schema.inputs else ""
+            raise ConversionError(f"its input {index}{name} is {tensor}, it must have {wanted}")

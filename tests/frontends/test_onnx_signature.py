@@ -70,19 +70,30 @@ def test_numbers_of_inputs() -> None:
         check_signature(_view("Concat"), 13, [])
 
 
+_BITS = {"K": 32, "N": 2, "bits": 4, "block_size": 16}
+
+
 @pytest.mark.parametrize(
-    ("inputs", "text"),
+    ("operator", "inputs", "attributes", "text"),
     [
-        (["x", "x", "x"], "it has 3 inputs, the operator takes 1 to 2"),
-        (["", "x"], "its input 0 ('x') is left out"),
+        ("FastGelu", ["x", "x", "x"], {}, "it has 3 inputs, the operator takes 1 to 2"),
+        ("FastGelu", ["", "x"], {}, "its input 0 ('x') is left out"),
+        ("Attention", ["x", "x"], {"num_heads": 1}, "its input 0 is float32[2, 3], it must have rank 3"),
+        ("QLinearConcat", ["one", "small", "small"], {"axis": 0}, "1 inputs behind the output's, they come in threes"),
+        ("MatMulNBits", ["x", "small", "one"], _BITS, "a weight of shape [2] cannot be [2, 2, -1]"),
+        ("MatMulNBits", ["x", "codes", "one"], _BITS, "rows of 16 numbers of 4 bits must be packed in uint8, got "
+         "uint8[2, 2, 2]"),
+        ("MatMulNBits", ["x", "codes", "one"], {**_BITS, "block_size": 0}, "K = 32, N = 2 and block_size = 0 must be "
+         "positive"),
     ],
-)
-def test_an_operator_without_a_schema_takes_what_its_converter_does(
-    tmp_path: Path, inputs: list[str], text: str
+)  # fmt: skip
+def test_an_operator_without_a_schema(
+    tmp_path: Path, operator: str, inputs: list[str], attributes: dict[str, Any], text: str
 ) -> None:
-    gelu = node("FastGelu", inputs, ["y"], "n", domain="com.microsoft")
-    proto = model([gelu], {"x": [3]}, ["y"], imports=[helper.make_opsetid("com.microsoft", 1)])
-    assert message(save(tmp_path, proto)) == f"node 'n' (com.microsoft.FastGelu): {text}"
+    constants = {**_CONSTANTS, "codes": np.zeros((2, 2, 2), np.uint8)}
+    one = node(operator, inputs, ["y"], "n", domain="com.microsoft", **attributes)
+    proto = model([one], _INPUTS, ["y"], constants, imports=[helper.make_opsetid("com.microsoft", 1)])
+    assert message(save(tmp_path, proto)) == f"node 'n' (com.microsoft.{operator}): {text}"
 
 
 def test_a_call_with_more_than_a_function_takes(tmp_path: Path) -> None:
