@@ -11,7 +11,7 @@ import numpy as np
 
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
-from dlc.frontends.onnx.tensor import Tensor
+from dlc.frontends.onnx.tensor import ConversionError, Tensor
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 
@@ -79,6 +79,8 @@ def elu(c: Context, x: Tensor) -> Tensor:
 def celu(c: Context, x: Tensor) -> Tensor:
     """alpha * (exp(x / alpha) - 1) below zero."""
     alpha = c.attr("alpha", 1.0)
+    if alpha == 0:
+        raise ConversionError("attribute 'alpha' is 0, by which the operator divides")
     return exponential(c, x, alpha, alpha)
 
 

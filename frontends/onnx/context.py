@@ -134,9 +134,9 @@ class Context:
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from the front; ConversionError when there is no such axis."""
-        if not -rank <= axis < max(rank, 1):
+        if not -rank <= axis < rank:
             raise ConversionError(f"axis {axis} of a tensor with {rank} dimensions")
-        return axis % max(rank, 1)
+        return axis % rank
 
     # --- operators ---------------------------------------------------------------------------------------------------
 

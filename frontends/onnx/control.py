@@ -213,15 +213,31 @@ def _scan(
     return results[: len(states)], results[len(states) :]
 
 
+def _carried(c: Context, inputs: Sequence[Tensor]) -> int:
+    """How many of the inputs are states; the others are scanned."""
+    scans = int(c.require("num_scan_inputs"))
+    if scans > len(inputs):
+        raise ConversionError(f"attribute 'num_scan_inputs' is {scans}, but there are {len(inputs)} inputs")
+    return len(inputs) - scans
+
+
+def _one_each(c: Context, name: str, count: int) -> list[int]:
+    values = list(c.attr(name) or [0] * count)
+    if len(values) != count:
+        raise ConversionError(f"attribute '{name}' is {values}, it must have {count} values")
+    return values
+
+
 @converter("Scan", since=8)
 def scan_of_batch(c: Context, lengths: Tensor | None, *inputs: Tensor) -> Sequence[Tensor]:
     """Opset 8's form: axis 0 is a batch, of which each element is scanned along its next axis."""
+    if not inputs or any(x.rank < 1 for x in inputs):
+        raise ConversionError("a Scan of opset 8 needs inputs with a batch as their first dimension")
     batch = inputs[0].shape[0]
     if lengths is not None or not isinstance(batch, int):
         raise HostError("the batch of a Scan of opset 8, or the lengths of its sequences, are known only when running")
-    scans = int(c.require("num_scan_inputs"))
-    backwards = c.attr("directions") or [0] * scans
-    count = len(inputs) - scans
+    count = _carried(c, inputs)
+    backwards = _one_each(c, "directions", len(inputs) - count)
     runs = []
     for element in range(batch):
         own = [c.emit("take", x, c.constant(element), axis=0) for x in inputs]
@@ -235,13 +251,13 @@ def scan_of_batch(c: Context, lengths: Tensor | None, *inputs: Tensor) -> Sequen
 @converter("Scan", since=9)
 def scan(c: Context, *inputs: Tensor) -> Sequence[Tensor]:
     """A loop over slices of its last inputs."""
-    scans = int(c.require("num_scan_inputs"))
-    states, sequences = list(inputs[: len(inputs) - scans]), list(inputs[len(inputs) - scans :])
-    axes = c.attr("scan_input_axes") or [0] * scans
+    count = _carried(c, inputs)
+    states, sequences = list(inputs[:count]), list(inputs[count:])
+    axes = _one_each(c, "scan_input_axes", len(sequences))
     moved = [_to_front(c, x, c.axis(axis, x.rank)) for x, axis in zip(sequences, axes, strict=True)]
-    finals, stacks = _scan(c, states, moved, c.attr("scan_input_directions") or [0] * scans)
-    axes = c.attr("scan_output_axes") or [0] * len(stacks)
-    backwards = c.attr("scan_output_directions") or [0] * len(stacks)
+    finals, stacks = _scan(c, states, moved, _one_each(c, "scan_input_directions", len(sequences)))
+    axes = _one_each(c, "scan_output_axes", len(stacks))
+    backwards = _one_each(c, "scan_output_directions", len(stacks))
     turned = []
     for x, axis, back in zip(stacks, axes, backwards, strict=True):
         forward = c.flip(x, 0) if back else x

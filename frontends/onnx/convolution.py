@@ -117,7 +117,9 @@ def _transposed_pads(
 ) -> tuple[list[int], list[int]]:
     """Padding at the begins and ends, from pads, auto_pad or output_shape."""
     rank = len(strides)
-    wanted, mode = c.attr("output_shape"), c.attr("auto_pad", "NOTSET")
+    wanted, mode = c.attr("output_shape") or None, c.attr("auto_pad", "NOTSET")
+    if wanted is not None and len(wanted) < rank:
+        raise ConversionError(f"attribute 'output_shape' {wanted} must have {rank} values")
     if wanted is None and mode in ("NOTSET", "VALID"):
         pads = list(c.attr("pads") or [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
         if len(pads) != 2 * rank:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx
 
@@ -13,7 +12,8 @@ from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.host import runs_on_host
 from dlc.frontends.onnx.nodes import domain_of, opsets_of, subgraphs
 from dlc.frontends.onnx.registry import lookup
-from dlc.frontends.onnx.tensor import ConversionError, Tensor, type_proto
+from dlc.frontends.onnx.signature import schema_of
+from dlc.frontends.onnx.tensor import Tensor, type_proto
 
 Matcher = Callable[[Context, onnx.FunctionProto, Sequence["Tensor | None"]], "Sequence[Tensor | None] | None"]
 
@@ -29,33 +29,15 @@ def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionPr
     return {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
 
 
-def _schema(op_type: str, version: int, domain: str) -> Any:
-    try:
-        return onnx.defs.get_schema(op_type, version, domain)
-    except Exception:
-        return None
-
-
-def check_inputs(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> None:
-    """Raise ConversionError where an input is left out that the operator needs."""
-    schema = _schema(node.op_type, version, node.domain)
-    if schema is None or not schema.inputs:
-        return
-    for index, tensor in enumerate(inputs):
-        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        if tensor is None and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
-            raise ConversionError(f"its input {index} ('{formal.name}') is left out")
-
-
 def has_body(op_type: str, version: int, domain: str) -> bool:
     """Whether ONNX defines the operator by a function body."""
-    schema = _schema(op_type, version, domain)
+    schema = schema_of(op_type, version, domain)
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 
 def schema_body(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -> onnx.FunctionProto | None:
     """The body by which ONNX defines an operator, for a call with these inputs; None where there is none."""
-    schema = _schema(node.op_type, version, node.domain)
+    schema = schema_of(node.op_type, version, node.domain)
     if schema is None:
         return None
     plain = [v for v in schema.function_opset_versions if v <= version]
@@ -78,7 +60,7 @@ def schema_body(node: NodeView, version: int, inputs: Sequence[Tensor | None]) -
 
 def schema_defaults(op_type: str, version: int, domain: str) -> dict[str, onnx.AttributeProto]:
     """The default values of an operator's attributes: a body refers to attributes that the node leaves out."""
-    schema = _schema(op_type, version, domain)
+    schema = schema_of(op_type, version, domain)
     return {} if schema is None else {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
 
 

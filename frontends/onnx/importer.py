@@ -13,7 +13,6 @@ from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context, NodeView
 from dlc.frontends.onnx.functions import (
     FUNCTION_MATCHERS,
-    check_inputs,
     has_body,
     local_functions,
     schema_body,
@@ -24,6 +23,7 @@ from dlc.frontends.onnx.inputs import GraphInputs, Shapes
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
+from dlc.frontends.onnx.signature import check_parameters, check_signature
 from dlc.frontends.onnx.symbols import Fact, FactFoundError, Symbols
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, HostError, Tensor, constant, string_constant
 from dlc.frontends.onnx.write import write
@@ -173,14 +173,14 @@ class Importer:
             matcher = FUNCTION_MATCHERS.get((view.domain, view.op_type))
             matched = matcher(context, function, inputs) if matcher else None
             return matched if matched is not None else self._local_call(view, function, inputs, scope)
-        if any(t is None for t in inputs):
-            check_inputs(view, version, inputs)
+        check_signature(view, version, inputs)
         convert = lookup(view.domain, view.op_type, version)
         objects = [t for t in inputs if t is not None and t.is_object]
         expanded = convert is None and has_body(view.op_type, version, view.domain)
         if objects and view.op_type not in _TAKE_OBJECTS and not expanded:
             raise HostError(f"no kernel handles {objects[0]}")
         if convert is not None:
+            check_parameters(convert, inputs)
             result = convert(context, *inputs)
             return result if isinstance(result, tuple | list) else (result,)
         return self._expand(view, version, inputs, scope)
@@ -204,6 +204,8 @@ class Importer:
     def _local_call(
         self, view: NodeView, body: onnx.FunctionProto, inputs: Sequence[Tensor | None], scope: Scope
     ) -> Sequence[Tensor | None]:
+        if len(inputs) > len(body.input):
+            raise ConversionError(f"it has {len(inputs)} inputs, the function takes {len(body.input)}")
         bound = {a.name: a for a in body.attribute_proto} | {a.name: a for a in view.proto.attribute}
         label = view.name or next((o for o in view.outputs if o), view.op_type)
         inner = Scope(

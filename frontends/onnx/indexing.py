@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ _LONGEST_RANGE = 1 << 24  # of a constant range
 
 def count_up(c: Context, extent: Dim, dtype: str = "int64") -> Tensor:
     """0, 1, ... extent - 1."""
-    if isinstance(extent, int):
+    if isinstance(extent, int) and extent <= _LONGEST_RANGE:
         return c.constant(np.arange(extent).astype(dtype))
     return c.emit("dlc.positions", shape=(extent,), dtype=dtype)
 
@@ -70,7 +71,8 @@ def _linear(c: Context, indices: Tensor, extents: Sequence[Dim]) -> Tensor:
 def gather_nd(c: Context, x: Tensor, indices: Tensor) -> Tensor:
     """Coordinates in the last dimension of indices: flattened, then one take."""
     batch, depth = c.attr("batch_dims", 0), indices.shape[-1]
-    if not isinstance(depth, int) or not 1 <= depth <= x.rank - batch or batch >= min(x.rank, indices.rank):
+    fits = 0 <= batch < min(x.rank, indices.rank) and isinstance(depth, int) and 1 <= depth <= x.rank - batch
+    if not fits:
         raise ConversionError(f"indices {indices} with batch_dims {batch} do not fit {x}")
     lead, rest = x.shape[batch : batch + depth], x.shape[batch + depth :]
     places = _linear(c, indices, lead)
@@ -137,7 +139,10 @@ def one_hot(c: Context, indices: Tensor, depth: Tensor, values: Tensor) -> Tenso
     if depth.elements is not None:
         (extent,) = c.dims(depth, "the input 'depth'")
     else:
-        extent = int(c.number(depth, "the input 'depth'"))
+        extent = c.number(depth, "the input 'depth'")
+        if not 1 <= extent < math.inf:
+            raise ConversionError(f"a depth of {extent}")
+        extent = int(extent)
     places = _from_front(c, c.cast(indices, "int64"), [extent])
     places = c.reshape(places, (*indices.shape[:axis], 1, *indices.shape[axis:]))
     counting = c.reshape(count_up(c, extent), [extent if i == axis else 1 for i in range(rank)])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
 import numpy as np
@@ -14,6 +15,7 @@ import onnx.checker
 import onnx.external_data_helper
 
 from dlc.errors import DlcError
+from dlc.frontends.onnx.nodes import domain_of
 
 OLDEST_OPSET = 1  # an operator may start later: the table of converters decides
 _OLDEST_IR = 3
@@ -59,30 +61,38 @@ def _check_versions(loaded: Loaded) -> None:
         raise DlcError(f"{name}: not an ONNX model: it has no graph or no IR version")
     if not _OLDEST_IR <= proto.ir_version <= onnx.IR_VERSION:
         raise DlcError(f"{name}: IR version {proto.ir_version} is not in [{_OLDEST_IR}, {onnx.IR_VERSION}]")
-    newest = onnx.defs.onnx_opset_version()
-    for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx") and not OLDEST_OPSET <= entry.version <= newest:
-            raise DlcError(f"{name}: opset {entry.version} is not in [{OLDEST_OPSET}, {newest}]")
+    if not all(isinstance(text, str) for text in _texts(proto)):
+        raise DlcError(f"{name}: not a valid ONNX model: a name or another text is not UTF-8")
+    for imports in (proto.opset_import, *(f.opset_import for f in proto.functions)):
+        _check_opsets(imports, name)
     if not proto.opset_import:
         raise DlcError(f"{name}: not a valid ONNX model: it imports no operator set")
-    if not all(isinstance(text, str) for text in _texts(proto)):
-        raise DlcError(f"{name}: not a valid ONNX model: a name is not UTF-8")
 
 
-def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
-    """The names in a model. Protobuf returns a string field that is not UTF-8 as bytes, which would fail anywhere."""
-    graph = proto.graph
-    yield from (e.domain for e in proto.opset_import)
-    for function in proto.functions:
-        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
-        yield from (e.domain for e in function.opset_import)
-    yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
-    yield from (
-        dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_param")
-    )
-    for node in [*graph.node, *(n for f in proto.functions for n in f.node)]:
-        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
-        yield from (text for a in node.attribute for text in (a.name, a.ref_attr_name))
+def _check_opsets(imports: Iterable[onnx.OperatorSetIdProto], name: str) -> None:
+    newest, versions = onnx.defs.onnx_opset_version(), dict[str, int]()
+    for entry in imports:
+        domain = domain_of(entry.domain)
+        if not domain and not OLDEST_OPSET <= entry.version <= newest:
+            raise DlcError(f"{name}: opset {entry.version} is not in [{OLDEST_OPSET}, {newest}]")
+        if versions.setdefault(domain, entry.version) != entry.version:
+            text = f"{versions[domain]} and {entry.version}"
+            raise DlcError(f"{name}: it imports two versions of the operators of '{domain or 'ai.onnx'}': {text}")
+
+
+_UNREAD = {"doc_string", "producer_name", "producer_version", "metadata_props"}  # free text that nothing depends on
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """The strings in a message. Protobuf returns one that is not UTF-8 as bytes, which would fail anywhere."""
+    for field, value in message.ListFields():
+        if field.name in _UNREAD:
+            continue
+        if field.type == field.TYPE_STRING:
+            yield from (value if field.is_repeated else [value])
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in value if field.is_repeated else [value]:
+                yield from _texts(inner)
 
 
 def check(loaded: Loaded) -> None:

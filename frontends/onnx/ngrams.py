@@ -8,15 +8,23 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, HostError, Tensor
 
+_MOST_OUTPUTS = 1 << 24
+
 
 def _pools(c: Context) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each length n: the n-grams (count, n), and where their counts go in the output."""
     pool, starts = np.asarray(c.require("pool_int64s"), np.int64), [*c.require("ngram_counts")]
     indexes, result, seen = np.asarray(c.require("ngram_indexes"), np.int64), [], 0
+    if not starts or starts[0] != 0:
+        raise ConversionError(f"attribute 'ngram_counts' is {starts}, it must begin with 0")
     for length, (begin, end) in enumerate(zip(starts, [*starts[1:], len(pool)], strict=True), start=1):
+        if not begin <= end <= len(pool) or (end - begin) % length:
+            raise ConversionError(f"attribute 'ngram_counts' {starts} does not divide a pool of {len(pool)}")
         grams = pool[begin:end].reshape(-1, length)
         result.append((grams, indexes[seen : seen + len(grams)]))
         seen += len(grams)
+    if len(indexes) != seen or not seen or min(indexes) < 0 or max(indexes) >= _MOST_OUTPUTS:
+        raise ConversionError(f"attribute 'ngram_indexes' {indexes.tolist()} does not place {seen} n-grams")
     return result
 
 
@@ -44,9 +52,10 @@ def tf_idf_vectorizer(c: Context, x: Tensor) -> Tensor:
         raise ConversionError(f"n-grams of {x}: needs one or two dimensions, the last known when compiling")
     rows = c.reshape(c.cast(x, "int64"), (*(lead or (1,)), x.shape[-1]))
     shortest, longest, skips = c.require("min_gram_length"), c.require("max_gram_length"), c.require("max_skip_count")
+    pools = _pools(c)
     size = max(c.require("ngram_indexes")) + 1
     total = c.broadcast(c.constant(np.zeros((), np.float32)), (rows.shape[0], size))
-    for length, (grams, targets) in enumerate(_pools(c), start=1):
+    for length, (grams, targets) in enumerate(pools, start=1):
         if not shortest <= length <= longest or not len(grams):
             continue
         placed = np.zeros((len(grams), size), np.float32)
@@ -59,6 +68,8 @@ def tf_idf_vectorizer(c: Context, x: Tensor) -> Tensor:
     if mode == "IDF":
         total = c.emit("minimum", total, 1)
     if mode != "TF" and weights:
+        if len(weights) != len(c.require("ngram_indexes")):
+            raise ConversionError(f"{len(weights)} weights for {len(c.require('ngram_indexes'))} n-grams")
         by_output = np.zeros(size, np.float32)
         by_output[np.asarray(c.require("ngram_indexes"))] = weights
         total = c.emit("multiply", total, c.constant(by_output))

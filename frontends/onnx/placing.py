@@ -30,7 +30,12 @@ def col2im(c: Context, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
     rank, taps = len(kernel), int(np.prod(kernel))
     strides, dilations = one_each(c, "strides", rank), one_each(c, "dilations", rank)
     pads = one_each(c, "pads", 2 * rank, 0)
-    outs = output_extents(extents, kernel, {"strides": strides, "pads": pads, "dilations": dilations})
+    if len(extents) != rank or min(extents, default=0) < 1 or min(kernel, default=0) < 1:
+        raise ConversionError(f"an image {extents} and windows {kernel}")
+    try:
+        outs = output_extents(extents, kernel, {"strides": strides, "pads": pads, "dilations": dilations})
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     windows = int(np.prod(outs))
     if x.rank != 3 or not isinstance(x.shape[1], int) or x.shape[1] % taps or x.shape[2] != windows:
         raise ConversionError(f"columns {x} do not fit an image {extents} and windows {kernel}")

@@ -76,8 +76,6 @@ def dequantize_linear(c: Context, x: Tensor, scale: Tensor, zero: Tensor | None 
     scale, zero, axis = _parameters(c, x, scale, zero, x.dtype)
     if x.dtype.startswith("float"):
         return c.cast(c.emit("multiply", c.cast(x, "float32"), _along(c, c.cast(scale, "float32"), x, axis)), dtype)
-    if x.dtype == "bool":
-        raise ConversionError(f"codes must be integers or floats, got {x}")
     if x.dtype not in (*_CODES, "int32"):  # narrower than a byte: widened, the values are the same
         wide = "uint8" if x.dtype.startswith("uint") else "int8"
         x, zero = c.cast(x, wide), c.cast(zero, wide)

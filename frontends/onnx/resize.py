@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -38,9 +39,13 @@ def _emit(c: Context, x: Tensor, shape: Sequence[Dim], scales: Sequence[float], 
     return c.emit("dlc.resize", x, shape=tuple(shape), scales=tuple(scales), **{**defaults, **attrs})
 
 
+def _positive(scales: Sequence[float]) -> bool:
+    return all(0 < s < math.inf for s in scales)
+
+
 def _simple(c: Context, x: Tensor, scales: Sequence[float]) -> Tensor:
     """Upsample, and Resize of opset 10: positions divided by the scale."""
-    if len(scales) != x.rank or any(s <= 0 for s in scales):
+    if len(scales) != x.rank or not _positive(scales):
         raise ConversionError(f"scales {list(scales)} for {x}")
     shape = [_scaled(c, d, s) for d, s in zip(x.shape, scales, strict=True)]
     return _emit(c, x, shape, scales, coordinates="asymmetric")
@@ -67,6 +72,8 @@ def _by_sizes(c: Context, x: Tensor, axes: Sequence[int], sizes: Sequence[Dim]) 
         raise HostError("sizes and extents must be known when compiling, because their ratio is the scale")
     if not known:
         return shape, scales
+    if any(x.shape[a] == 0 for a in axes):
+        raise ConversionError(f"cannot resize {x}, which has no elements")
     ratios = [size / x.shape[axis] for axis, size in zip(axes, sizes, strict=True)]
     if policy != "stretch":
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
@@ -85,7 +92,7 @@ def resize(
     axes = [c.axis(a, x.rank) for a in c.attr("axes") or range(x.rank)]
     given = [] if scales is None else [float(s) for s in c.known(scales, "the input 'scales'").reshape(-1)]
     if given:
-        if len(given) != len(axes) or any(s <= 0 for s in given):
+        if len(given) != len(axes) or not _positive(given):
             raise ConversionError(f"scales {given} for {len(axes)} axes of {x}")
         ratios = [1.0] * x.rank
         for axis, scale in zip(axes, given, strict=True):

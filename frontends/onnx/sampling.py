@@ -13,6 +13,7 @@ from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 from dlc.frontends.onnx.windows import one_each
 
+_MOST_POSITIONS = 1 << 24  # along one side of a region
 _MODES = {"nearest": "nearest", "bilinear": "linear", "linear": "linear", "bicubic": "cubic", "cubic": "cubic"}
 
 
@@ -103,6 +104,8 @@ def roi_align(c: Context, x: Tensor, rois: Tensor, batch: Tensor) -> Tensor:
         raise HostError("sampling_ratio 0: the number of positions depends on the regions")
     if x.rank != 4 or rois.rank != 2 or mode not in ("avg", "max"):
         raise ConversionError(f"mode '{mode}' for {x} and regions {rois}")
+    if max(height, width) * ratio > _MOST_POSITIONS:
+        raise ConversionError(f"{height} x {width} bins of {ratio} x {ratio} positions")
     count = rois.shape[0]
     scaled = c.emit("multiply", _wide(c, rois), c.attr("spatial_scale", 1.0))
     if _half_pixel(c):

@@ -19,7 +19,7 @@ from dlc.frontends.onnx.recurrent import at
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Tensor
 from dlc.frontends.onnx.vendor_fused import DOMAIN
-from dlc.frontends.onnx.vendor_quantised import block_weight, unpacked
+from dlc.frontends.onnx.vendor_quantised import block_weight, in_shape, unpacked
 
 
 def _tanh_gelu(c: Context, x: Tensor) -> Tensor:
@@ -171,14 +171,14 @@ def qmoe(
     def each(w: Tensor, scales: Tensor, zeros: Tensor | None, shape: tuple[int, int]) -> list[Tensor]:
         rows, depth = shape
         size = block if block > 0 else depth
-        codes = unpacked(c.known(w, "a weight").reshape(sizes.experts, rows, -1), bits, depth)
-        steps = c.known(scales, "the scales").reshape(sizes.experts, rows, -1)
+        codes = unpacked(in_shape(c.known(w, "a weight"), (sizes.experts, rows, -1), "a weight"), bits, depth)
+        steps = in_shape(c.known(scales, "the scales"), (sizes.experts, rows, -1), "scales")
         shift = np.full(steps.shape, 1 << (bits - 1))
         if zeros is not None:
             packed = c.known(zeros, "the zero points")
             own = unpacked(packed, bits, steps.shape[2]) if block > 0 else unpacked(packed, bits, rows)
-            shift = own.astype(np.int64).reshape(steps.shape)
-        blocks = codes.reshape(sizes.experts, rows, depth // size, size)
+            shift = in_shape(own.astype(np.int64), steps.shape, "zero points")
+        blocks = in_shape(codes, (sizes.experts, rows, depth // size, size), "a weight")
         return [block_weight(c, blocks[e], steps[e], shift[e]) for e in range(sizes.experts)]
 
     given = zip((w1, w2, w3), (s1, s2, s3), (z1, z2, z3), sizes.layers(), strict=True)

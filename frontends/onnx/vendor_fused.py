@@ -35,6 +35,8 @@ def fused_matmul(c: Context, a: Tensor, b: Tensor) -> Tensor:
 def _activated(c: Context, x: Tensor, name: str, parameters: list[float]) -> Tensor:
     if name == "LeakyRelu":
         return leaky(c, x, parameters[0] if parameters else 0.01)
+    if name in ("Clip", "HardSigmoid") and len(parameters) < 2:
+        raise ConversionError(f"activation '{name}' needs two 'activation_params', got {parameters}")
     if name == "Clip":
         return c.emit("minimum", c.emit("maximum", x, parameters[0]), parameters[1])
     if name == "HardSigmoid":
@@ -171,6 +173,8 @@ def rotary_embedding(c: Context, x: Tensor, positions: Tensor, cosines: Tensor, 
     """Pairs of features turned by angles that grow with the position; x (B, S, heads * size) or (B, heads, S, size)."""
     if c.attr("scale", 1.0) != 1.0 or c.attr("is_packed_batching", 0):
         raise ConversionError("attributes 'scale' and 'is_packed_batching' are not supported")
+    if x.rank not in (3, 4):
+        raise ConversionError(f"needs 3 or 4 dimensions, got {x}")
     turned = c.attr("rotary_embedding_dim", 0) or 2 * cosines.shape[-1]
     heads = c.attr("num_heads", 0)
     if x.rank == 3:
@@ -291,6 +295,8 @@ def attention(
         raise ConversionError("the past, and rotary embeddings, are not supported")
     whole = weights.shape[1]
     sizes = c.attr("qkv_hidden_sizes") or [whole // 3] * 3
+    if len(sizes) != 3:
+        raise ConversionError(f"attribute 'qkv_hidden_sizes' is {sizes}, it must have 3 values")
     projected = product(c, x, weights)
     if bias is not None:
         projected = c.emit("add", projected, bias)

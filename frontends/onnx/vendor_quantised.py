@@ -6,6 +6,7 @@ results may be one step apart where a sum is near a tie; integer products with o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ def _requantized(
     c: Context, terms: Sequence[Tensor], zeros: Sequence[int], multipliers: Sequence[Any], y_zero: Tensor
 ) -> Tensor:
     """The sum of codes or accumulators, each less its zero point times its multiplier, as codes."""
+    if not y_zero.dtype.startswith(("int", "uint")):
+        raise ConversionError(f"a zero point must be an integer, got {y_zero}")
     info = np.iinfo(y_zero.dtype)
     return c.emit(
         "dlc.requantize",
@@ -121,6 +124,8 @@ def qlinear_average_pool(
 @converter("QLinearConcat", domain=DOMAIN)
 def qlinear_concat(c: Context, y_scale: Tensor, y_zero: Tensor, *parts: Tensor) -> Tensor:
     """Codes of several scales, joined in one."""
+    if not parts or len(parts) % 3:
+        raise ConversionError(f"{len(parts)} inputs behind the output's, they come in threes")
     scale, made = _number(c, y_scale, "the scale"), []
     for x, x_scale, x_zero in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         own, zero = _number(c, x_scale, "a scale"), c.number(x_zero, "a zero point")
@@ -191,8 +196,19 @@ def qgemm(
 def unpacked(array: np.ndarray, bits: int, count: int) -> np.ndarray:
     """Numbers of 2, 4 or 8 bits in bytes, the lowest bits first; `count` of them in each row."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    if array.dtype != np.uint8 or not array.ndim or array.shape[-1] * len(shifts) < count:
+        text = f"{array.dtype}{list(array.shape)}"
+        raise ConversionError(f"rows of {count} numbers of {bits} bits must be packed in uint8, got {text}")
     apart = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    return apart.reshape(*array.shape[:-1], -1)[..., :count]
+    return apart.reshape(*array.shape[:-1], array.shape[-1] * len(shifts))[..., :count]
+
+
+def in_shape(array: np.ndarray, shape: Sequence[int], what: str) -> np.ndarray:
+    """A constant in the shape that the attributes say; a -1 stands for what is left."""
+    known = math.prod(d for d in shape if d != -1)
+    if known < 1 or array.size % known or (-1 not in shape and array.size != known):
+        raise ConversionError(f"{what} of shape {list(array.shape)} cannot be {list(shape)}")
+    return array.reshape(shape)
 
 
 def block_weight(c: Context, codes: np.ndarray, step: np.ndarray, shift: np.ndarray) -> Tensor:
@@ -201,6 +217,10 @@ def block_weight(c: Context, codes: np.ndarray, step: np.ndarray, shift: np.ndar
     `step` and `shift` are (width, blocks). Small codes stay what the package holds.
     """
     width, blocks, block = codes.shape
+    if step.shape != (width, blocks) or shift.shape != (width, blocks):
+        raise ConversionError(
+            f"scales {list(step.shape)} and zero points {list(shift.shape)} for {width} x {blocks} blocks"
+        )
     codes = codes.astype(np.int16)
     if np.all(shift == np.rint(shift)):
         # Codes less their zero points in a byte where they fit: the product can stay with small weights.
@@ -229,15 +249,19 @@ def matmul_nbits(
     depth, width, bits, block = (c.require(name) for name in ("K", "N", "bits", "block_size"))
     if bits not in (4, 8) or groups is not None:
         raise ConversionError(f"weights of {bits} bits, {'with' if groups is not None else 'without'} group indices")
+    if min(depth, width, block) < 1:
+        raise ConversionError(f"K = {depth}, N = {width} and block_size = {block} must be positive")
     blocks = -(-depth // block)
-    codes = unpacked(c.known(b, "the weight").reshape(width, blocks, -1), bits, block)
+    codes = unpacked(in_shape(c.known(b, "the weight"), (width, blocks, -1), "a weight"), bits, block)
     if zeros is None:
         shift = np.full((width, blocks), 1 << (bits - 1), np.float64)
     elif zeros.dtype == "uint8":
-        shift = unpacked(c.known(zeros, "the zero points").reshape(width, -1), bits, blocks).astype(np.float64)
+        shift = unpacked(in_shape(c.known(zeros, "the zero points"), (width, -1), "zero points"), bits, blocks).astype(
+            np.float64
+        )
     else:
-        shift = c.known(zeros, "the zero points").reshape(width, blocks).astype(np.float64)
-    step = c.known(scales, "the scales").reshape(width, blocks)
+        shift = in_shape(c.known(zeros, "the zero points"), (width, blocks), "zero points").astype(np.float64)
+    step = in_shape(c.known(scales, "the scales"), (width, blocks), "scales")
     weight = c.slice(block_weight(c, codes, step, shift), 1, 0, depth)
     result = product(c, a, c.cast(c.transpose(weight, (1, 0)), a.dtype))
     return result if bias is None else c.emit("add", result, bias)

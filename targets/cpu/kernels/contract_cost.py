@@ -237,7 +237,7 @@ def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedul
                 shapes.append((mr, nr, 1))
         joinable = problem.outer and isinstance(problem.rows.extent, int) and problem.outer[-1].w_stride is not None
         if joinable and isinstance(problem.outer[-1].w_stride, int) and problem.outer[-1].w_stride == 0:
-            for mo in range(2, sizes.outer[-1] + 1):
+            for mo in range(2, min(sizes.outer[-1], isa.registers // sizes.rows) + 1):
                 if registers_needed(sizes.dot, mo * sizes.rows, nr) <= isa.registers:
                     shapes.append((mo * sizes.rows, nr, mo))
     result = []
