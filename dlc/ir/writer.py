@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import Op
 from tvm.relax.expr import _update_type
 
+from dlc.ir.dims import substitute, symbols
 from dlc.ir.graph import Origin, Value, free_name, is_tensor
 from dlc.ir.ops import OPS
 from dlc.ir.reader import inner_functions
@@ -68,6 +69,7 @@ class FunctionBuilder:
         self.name = name
         self.builder = relax.BlockBuilder()
         self._regions: dict[str, Any] = {}
+        self._result_shapes: dict[str, tuple[Any, ...]] = {}
         self.params: list[Any] = []
         self._frames: list[Any] = []
         self._used: set[str] = set()
@@ -124,6 +126,9 @@ class FunctionBuilder:
     def add_region(self, name: str, function: Any) -> None:
         """Add a function that nodes may `call` or run as a block; before the first `emit`."""
         self._regions[name] = self.builder.add_func(function, name)
+        result = function.body.body
+        if isinstance(result.ty, relax.TensorType):
+            self._result_shapes[name] = shape_of(result)
 
     def add_functions(self, module: Any) -> None:
         """Add every function of `module` but its ``main``."""
@@ -151,6 +156,14 @@ class FunctionBuilder:
         """Call a function that `add_region` added."""
         self._open()
         call = relax.Call(self._regions[region], list(inputs), span=span(origin))
+        extents = self._result_shapes.get(region, ())
+        if not all(isinstance(d, int) for d in extents):
+            # Relax forgets extents over symbols that no parameter has by themselves; ours are one a name.
+            typed = self.builder.normalize(relax.Call(self._regions[region], list(inputs))).ty
+            if typed.shape is None:
+                given = {str(v.name): v for v in symbols(d for x in inputs for d in shape_of(x))}
+                shape = [int64(substitute(d, given)) for d in extents]
+                _update_type(call, relax.TensorType(shape, typed.dtype))
         return self.builder.emit(call, name_hint=self._unique(name))
 
     def _unique(self, name: str) -> str:
