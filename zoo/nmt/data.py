@@ -97,7 +97,7 @@ class _Paragraphs(HTMLParser):
 
 def clean(text: str) -> str:
     """The text as the model reads and writes it: NFC, single spaces, straight apostrophes."""
-    return " ".join(unicodedata.normalize("NFC", text).replace("’", "'").split())
+    return " ".join(unicodedata.normalize("NFC", text).replace("\u2019", "'").split())
 
 
 def read_page(text: str) -> dict[str, str]:
@@ -195,10 +195,20 @@ def encode(text: str) -> NDArray[np.int64]:
     return np.array([*subwords().encode(clean(text)), EOS], np.int64)
 
 
-def decode(pieces: Sequence[int] | NDArray[np.integer]) -> str:
+def decode(tokens: Sequence[int] | NDArray[np.integer]) -> str:
     """The text of pieces up to the first EOS."""
-    known = [int(piece) for piece in pieces]
+    known = [int(token) for token in tokens]
     return str(subwords().decode(known[: known.index(EOS)] if EOS in known else known))
+
+
+def length_of(tokens: NDArray[np.integer]) -> int:
+    """The pieces of a translation (T,), with its EOS where it has one."""
+    return min(int((tokens != EOS).sum()) + 1, len(tokens))
+
+
+def pieces(tokens: NDArray[np.integer]) -> list[str]:
+    """Pieces to read, a space shown as ▁."""
+    return [str(subwords().id_to_piece(int(token))) for token in tokens]
 
 
 # --- the excerpts

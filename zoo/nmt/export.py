@@ -53,7 +53,7 @@ def _difference(model: Translator, proto: ModelProto) -> float:
     found = [0.0]
     for source in data.samples("calibration")[data.INPUT][:_COMPARED, None]:
         tokens, score, *alignment = session.run(None, {data.INPUT: source})
-        length = _length(tokens[0])
+        length = data.length_of(tokens[0])
         with torch.no_grad():
             before = np.append(data.BOS, tokens[0, : length - 1])[None]
             logits, looks = model(torch.from_numpy(source), torch.from_numpy(before))
@@ -63,8 +63,3 @@ def _difference(model: Translator, proto: ModelProto) -> float:
         if looks is not None:
             found.append(float(np.abs(looks[0].numpy() - alignment[0][0, :length]).max()))
     return max(found)
-
-
-def _length(tokens: np.ndarray) -> int:
-    """The pieces of a translation, with its EOS where it has one."""
-    return min(int((tokens != data.EOS).sum()) + 1, len(tokens))

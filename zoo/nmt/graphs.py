@@ -22,6 +22,8 @@ BEAM = 4  # hypotheses of the committed model
 TOKENS, ALIGNMENT, SCORE = "tokens", "alignment", "score"
 #: The exponent of the length penalty ((5 + length) / 6) ** ALPHA (Wu et al. 2016, arXiv:1609.08144, equation 14).
 ALPHA = 0.6
+#: The value that a state begins with, its element type and its extents.
+State = tuple[str, int, list[int | str]]
 _FLOAT, _INT64, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 _NEVER = np.float32(-1e9)  # the log probability of what must not be chosen
 
@@ -29,9 +31,9 @@ _NEVER = np.float32(-1e9)  # the log probability of what must not be chosen
 def translator(weights: Weights, beam: int) -> ModelProto:
     """The graph that translates.
 
-    Input ``source``, int64 (1, S): the pieces of a sentence and EOS. Outputs ``tokens``, int64 (1, LIMIT): the pieces of
-    the best translation, EOS behind them and in all places left; ``score``, float32 (1,): its log probability over the
-    length penalty; with attention ``alignment``, float32 (1, LIMIT, S): the share of each source piece in each.
+    Input ``source``, int64 (1, S): the pieces of a sentence and EOS. Outputs: ``tokens``, int64 (1, LIMIT), the pieces
+    of the best translation, EOS behind them and in all places left; ``score``, float32 (1,), its log probability over
+    the length penalty; with attention ``alignment``, float32 (1, LIMIT, S), the share of each source piece in each.
 
     Args:
         weights: by their names from training; without attention where ``keys.weight`` is missing.
@@ -39,42 +41,52 @@ def translator(weights: Weights, beam: int) -> ModelProto:
     """
     main = Graph(weights)
     annotations = _encode(main)
-    attends = "keys.weight" in weights
-    size = weights["cell.weight_hh"].shape[1]
     summary = _ends(main, annotations)
-    start = {
+    attends = "keys.weight" in weights
+    states = _begin(main, summary, beam)
+    if attends:
+        main.op("Identity", [annotations], ["annotations"])
+        _dense(main, annotations, "keys", output="projected")
+        extents = main.op("Concat", [main.integers(LIMIT, beam), _extent(main, annotations)], axis=0)
+        zero = main.constant("zero", np.zeros((1, 1, 1), np.float32))
+        states["looks"] = main.op("Expand", [zero, extents]), _FLOAT, [LIMIT, beam, "S"]
+    else:
+        main.op("Expand", [summary, main.integers(beam, 1)], ["summary"])
+    body = Graph(weights, "step_")
+    _step(body, beam, attends)
+    block = helper.make_graph(
+        body.nodes,
+        "step",
+        [
+            info("i", _INT64, []),
+            info("going", _BOOL, []),
+            *(info(name, kind, shape) for name, (_, kind, shape) in states.items()),
+        ],
+        [info("goes", _BOOL, []), *(info(f"{name}_new", kind, shape) for name, (_, kind, shape) in states.items())],
+    )
+    inputs = [main.constant("limit", np.array(LIMIT, np.int64)), "", *(start for start, *_ in states.values())]
+    main.op("Loop", inputs, [f"{name}_end" for name in states], body=block)
+    outputs = _trace(main, beam, attends)
+    return main.model("nmt", [info(INPUT, _INT64, [1, "S"])], outputs, body.constants)
+
+
+def _begin(graph: Graph, summary: str, beam: int) -> dict[str, State]:
+    """The states of the search at its start: one hypothesis, and others that nothing will be chosen from."""
+    arrays: dict[str, np.ndarray] = {
         "history": np.full((LIMIT, beam), EOS, np.int64),
         "parents": np.tile(np.arange(beam), (LIMIT, 1)),
         "token": np.full(beam, BOS, np.int64),
         "total": np.array([0] + [_NEVER] * (beam - 1), np.float32),
         "length": np.zeros(beam, np.float32),
     }
-    given = {name: main.constant(f"{name}_start", array) for name, array in start.items()}
-    repeated = main.op("Tanh", [_dense(main, summary, "start")])
-    given["state"] = main.op("Expand", [repeated, main.integers(beam, size)])
-    shapes: dict[str, tuple[int, list[int | str]]] = {
-        name: (_FLOAT if array.dtype == np.float32 else _INT64, list(array.shape)) for name, array in start.items()
-    }
-    shapes["state"] = (_FLOAT, [beam, size])
-    if attends:
-        main.op("Identity", [annotations], ["annotations"])
-        _dense(main, annotations, "keys", output="projected")
-        extents = main.op("Concat", [main.integers(LIMIT, beam), _extent(main, annotations)], axis=0)
-        given["looks"] = main.op("Expand", [main.constant("zero", np.zeros((1, 1, 1), np.float32)), extents])
-        shapes["looks"] = (_FLOAT, [LIMIT, beam, "S"])
-    else:
-        main.op("Expand", [summary, main.integers(beam, 1)], ["summary"])
-    body = Graph(weights, "step_")
-    _step(body, beam, attends)
-    news = [info(f"{name}_new", *shapes[name]) for name in given]
-    block = helper.make_graph(
-        body.nodes, "step", [info("i", _INT64, []), info("going", _BOOL, []), *(info(n, *shapes[n]) for n in given)],
-        [info("goes", _BOOL, []), *news],
-    )  # fmt: skip
-    trips = main.constant("limit", np.array(LIMIT, np.int64))
-    main.op("Loop", [trips, "", *given.values()], [f"{name}_end" for name in given], body=block)
-    outputs = _trace(main, beam, attends)
-    return main.model("nmt", [info(INPUT, _INT64, [1, "S"])], outputs, body.constants)
+    found: dict[str, State] = {}
+    for name, array in arrays.items():
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        found[name] = graph.constant(f"{name}_start", array), kind, list(array.shape)
+    size = graph.weights["cell.weight_hh"].shape[1]
+    first = graph.op("Tanh", [_dense(graph, summary, "start")])
+    found["state"] = graph.op("Expand", [first, graph.integers(beam, size)]), _FLOAT, [beam, size]
+    return found
 
 
 def from_training(tensors: Weights) -> dict[str, np.ndarray]:
@@ -209,22 +221,19 @@ def _trace(main: Graph, beam: int, attends: bool) -> list[onnx.ValueInfoProto]:
     body.op("Gather", ["pieces_then", "hypothesis"], ["piece"])
     body.op("Gather", ["parents_then", "hypothesis"], ["parent"])
     body.op("Identity", ["parent"], ["parent_out"])
-    names = {"pieces_then": (_INT64, [beam]), "parents_then": (_INT64, [beam])}
-    made: dict[str, tuple[int, list[int | str]]] = {"piece": (_INT64, [1])}
+    read = [info("pieces_then", _INT64, [beam]), info("parents_then", _INT64, [beam])]
+    made = [info("piece", _INT64, [1])]
     rows = ["history_end", "parents_end"]
     if attends:
         body.op("Gather", ["looks_then", "parent"], ["look"])
-        names["looks_then"] = (_FLOAT, [beam, "S"])
-        made["look"] = (_FLOAT, [1, "S"])
+        read.append(info("looks_then", _FLOAT, [beam, "S"]))
+        made.append(info("look", _FLOAT, [1, "S"]))
         rows.append("looks_end")
-    block = helper.make_graph(
-        body.nodes, "back", [info("hypothesis", _INT64, [1]), *(info(n, *v) for n, v in names.items())],
-        [info("parent_out", _INT64, [1]), *(info(n, *v) for n, v in made.items())],
-    )  # fmt: skip
-    backwards = [1] * len(rows)
+    first = info("hypothesis", _INT64, [1])
+    block = helper.make_graph(body.nodes, "back", [first, *read], [info("parent_out", _INT64, [1]), *made])
     main.op(
-        "Scan", [best, *rows], ["first", *(f"{name}_all" for name in made)], body=block, num_scan_inputs=len(rows),
-        scan_input_directions=backwards, scan_output_directions=[1] * len(made),
+        "Scan", [best, *rows], ["first", *(f"{value.name}_all" for value in made)], body=block,
+        num_scan_inputs=len(rows), scan_input_directions=[1] * len(rows), scan_output_directions=[1] * len(made),
     )  # fmt: skip
     main.op("Transpose", ["piece_all"], [TOKENS], perm=[1, 0])
     outputs = [info(TOKENS, _INT64, [1, LIMIT]), info(SCORE, _FLOAT, [1])]
