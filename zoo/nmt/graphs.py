@@ -142,44 +142,55 @@ def _dense(graph: Graph, x: str, name: str, output: str = "") -> str:
 
 def _step(body: Graph, beam: int, attends: bool) -> None:
     """One iteration: a piece for each hypothesis."""
-    embedded = body.op("Gather", [body.weight("embedding.weight"), "token"])
-    context = _attend(body) if attends else "summary"
-    state = _cell(body, body.op("Concat", [embedded, context], axis=1))
-    features = body.op("Concat", [state, context, embedded], axis=1)
-    hidden = body.op("Tanh", [_dense(body, features, "readout")])
-    logits = body.op("Gemm", [hidden, body.weight("embedding.weight"), body.weight("bias")], transB=1)
-    # The best of all continuations are among the best of each hypothesis.
-    values, pieces = f"{body.prefix}values", f"{body.prefix}pieces"
-    body.op("TopK", [logits, body.integers(beam)], [values, pieces], axis=1)
-    gains = body.op("Sub", [values, body.op("ReduceLogSumExp", [logits], axes=[1], keepdims=1)])
-    # A hypothesis that has ended goes on with EOS alone, at no cost.
-    column = body.integers(beam, 1)
-    ended = body.op("Reshape", [body.op("Equal", ["token", body.integers(EOS)]), column])
-    stays = body.constant("stays", np.array([[0] + [_NEVER] * (beam - 1)], np.float32))
-    gains = body.op("Where", [ended, stays, gains])
-    pieces = body.op("Where", [ended, body.integers(EOS), pieces])
-    totals = body.op("Add", [body.op("Reshape", ["total", column]), gains])
-    one = body.constant("one", np.array(1, np.float32))
-    grown = body.op("Sub", [one, body.op("Cast", [ended], to=_FLOAT)])
-    lengths = body.op("Add", [body.op("Reshape", ["length", column]), grown])
-    flat = body.integers(-1)
-    ranks, chosen = f"{body.prefix}ranks", f"{body.prefix}chosen"
-    ranked = body.op("Reshape", [body.op("Div", [totals, _penalty(body, lengths)]), flat])
-    body.op("TopK", [ranked, body.integers(beam)], [ranks, chosen])
-    parent = body.op("Div", [chosen, body.constant("beam", np.array(beam, np.int64))])
-    body.op("Gather", [body.op("Reshape", [pieces, flat]), chosen], ["token_new"])
-    body.op("Gather", [body.op("Reshape", [totals, flat]), chosen], ["total_new"])
-    body.op("Gather", [body.op("Reshape", [lengths, flat]), parent], ["length_new"])
+    logits, state = _decode(body, attends)
+    totals, lengths, pieces = _continue(body, logits, beam)
+    parent = _choose(body, totals, lengths, pieces, beam)
     body.op("Gather", [state, parent], ["state_new"])
     place = body.op("Reshape", ["i", body.integers(1, 1)])
-    rows = {"history": "token_new", "parents": parent}
-    if attends:
-        rows["looks"] = "looking"
+    rows = {"history": "token_new", "parents": parent} | ({"looks": "looking"} if attends else {})
     for name, row in rows.items():
         body.op("ScatterND", [name, place, body.op("Unsqueeze", [row, body.integers(0)])], [f"{name}_new"])
     open_ = body.op("Not", [body.op("Equal", ["token_new", body.integers(EOS)])])
     some = body.op("ReduceMax", [body.op("Cast", [open_], to=_INT64)], axes=[0], keepdims=0)
     body.op("Cast", [some], ["goes"], to=_BOOL)
+
+
+def _decode(body: Graph, attends: bool) -> tuple[str, str]:
+    """The logits (K, vocabulary) of each hypothesis's next piece, and the states (K, D) that they come from."""
+    embedded = body.op("Gather", [body.weight("embedding.weight"), "token"])
+    context = _attend(body) if attends else "summary"
+    state = _cell(body, body.op("Concat", [embedded, context], axis=1))
+    hidden = body.op("Tanh", [_dense(body, body.op("Concat", [state, context, embedded], axis=1), "readout")])
+    return body.op("Gemm", [hidden, body.weight("embedding.weight"), body.weight("bias")], transB=1), state
+
+
+def _continue(body: Graph, logits: str, beam: int) -> tuple[str, str, str]:
+    """The best K continuations of each hypothesis, among which are the best of all: (K, K) log probabilities and
+    pieces, and their lengths (K, 1). One that has ended goes on with EOS alone, at no cost and no length."""
+    values, best = f"{body.prefix}values", f"{body.prefix}best"
+    body.op("TopK", [logits, body.integers(beam)], [values, best], axis=1)
+    gains = body.op("Sub", [values, body.op("ReduceLogSumExp", [logits], axes=[1], keepdims=1)])
+    column = body.integers(beam, 1)
+    ended = body.op("Reshape", [body.op("Equal", ["token", body.integers(EOS)]), column])
+    stays = body.constant("stays", np.array([[0] + [_NEVER] * (beam - 1)], np.float32))
+    totals = body.op("Add", [body.op("Reshape", ["total", column]), body.op("Where", [ended, stays, gains])])
+    one = body.constant("one", np.array(1, np.float32))
+    grown = body.op("Sub", [one, body.op("Cast", [ended], to=_FLOAT)])
+    lengths = body.op("Add", [body.op("Reshape", ["length", column]), grown])
+    return totals, lengths, body.op("Where", [ended, body.integers(EOS), best])
+
+
+def _choose(body: Graph, totals: str, lengths: str, pieces: str, beam: int) -> str:
+    """The best K of all continuations become the hypotheses; returns which they go on from, (K,)."""
+    flat = body.integers(-1)
+    ranked = body.op("Reshape", [body.op("Div", [totals, _penalty(body, lengths)]), flat])
+    ranks, chosen = f"{body.prefix}ranks", f"{body.prefix}chosen"
+    body.op("TopK", [ranked, body.integers(beam)], [ranks, chosen])
+    parent = body.op("Div", [chosen, body.constant("beam", np.array(beam, np.int64))])
+    body.op("Gather", [body.op("Reshape", [pieces, flat]), chosen], ["token_new"])
+    body.op("Gather", [body.op("Reshape", [totals, flat]), chosen], ["total_new"])
+    body.op("Gather", [body.op("Reshape", [lengths, flat]), parent], ["length_new"])
+    return parent
 
 
 def _attend(body: Graph) -> str:
