@@ -156,15 +156,15 @@ def _claims(found: _Findings) -> list[cards.Claim]:
     same = _equal(found.excerpt["none"], found.excerpt["onnx"])
     return [
         cards.Claim("Attention translates better than none", plain.low > 0, f"BLEU more by {plain}"),
-        cards.Claim(f"It does so on texts of {_LONG} words and more", far.low > 0, f"BLEU more by {far}"),
+        cards.Claim(f"So it does on {_LONG} words and more", far.low > 0, f"BLEU more by {far}"),
         cards.Claim(
-            "Its gain in BLEU is larger on those than on shorter ones",
+            "Its gain in BLEU is larger there than on fewer",
             far.low > near.high,
-            f"more by {far} there, by {near} on shorter ones",
+            f"more by {far} there, by {near} on fewer words",
         ),
         cards.Claim("A beam of 4 translates better than the greedy search", beam.low > 0, f"BLEU more by {beam}"),
         cards.Claim(
-            "The compiled beam search finds the translations that onnxruntime finds",
+            "The compiled beam search finds what onnxruntime finds",
             same >= 0.99 * len(found.embedded),
             f"{same} of {len(found.embedded)} texts are equal",
         ),
@@ -232,9 +232,9 @@ def _card(found: _Findings, pictured: str, training_pairs: int) -> cards.Card:
         "parameters": count_parameters(model_file("attention")),
     }  # fmt: skip
     return cards.Card(
-        "nmt", "nmt: English to French by attention", "help texts of LibreOffice, English to French",
+        "nmt", "nmt: English to French by attention", "help texts, English to French",
         f"BLEU, {len(found.pairs):,} test texts", bleu["attention"], f"{bleu['attention']:.2f}",
-        ("the same without attention", f"{bleu['plain']:.2f}"), _claims(found), notes["attention"],
+        ("no attention", f"{bleu['plain']:.2f}"), _claims(found), notes["attention"],
         {"embedded_value": bleu["onnx"], "bleu": bleu, "chrf": chrf, "training_plain": notes["plain"]},
         [(heading, text.format_map(values)) for heading, text in SECTIONS],
     )  # fmt: skip

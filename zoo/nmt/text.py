@@ -64,8 +64,8 @@ Evenly chosen from the embedded test texts of five words and more:
     (
         "What is missing",
         """
-- The training is short, {notes[epochs]} epochs; long translations repeat phrases. Both models had the same time on a shared GPU, in
-  which the one without attention made {plain[epochs]} epochs, so the comparison is of equal time, of one seed each.
+- The training is short, {notes[epochs]} epochs; long translations repeat phrases. Both models had the same time on a
+  shared GPU, in which the one without attention made {plain[epochs]} epochs: they compare by time, of one seed each.
 - It knows the help of an office suite and little else. Test texts are of the same help; many are built like texts of
   the training part, so the figures say nothing about other English.
 - One text a call. Texts of different lengths would need masks in the encoder and in the attention.
