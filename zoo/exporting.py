@@ -1,4 +1,4 @@
-"""Writing an exported model, once it has been compared with what it was made from, and reading what it carries."""
+"""Writing an exported model, once it has been compared with what it was made from, and reading its notes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def write_model(content: bytes, path: Path, difference: float, limit: float, uni
     return difference
 
 
-def read_notes(path: Path) -> dict[str, Any]:
-    """The notes on its training that an exported file carries among its metadata, under ``notes``.
+def read_notes(path: Path, name: str) -> dict[str, Any]:
+    """The notes on its training that an exported file of the family `name` carries, as JSON under ``notes``.
 
     Raises:
         DlcError: it has none.
@@ -47,7 +47,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     for entry in onnx.load(path).metadata_props:
         if entry.key == "notes":
             return dict(json.loads(entry.value))
-    raise DlcError(f"{path} has no notes on its training: write it by `dlc zoo export NAME --weights WEIGHTS`")
+    raise DlcError(f"{path} has no notes on its training: write it by `dlc zoo export {name} --weights`")
 
 
 def count_parameters(path: Path) -> int:

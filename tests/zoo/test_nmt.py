@@ -396,7 +396,7 @@ def test_committed_models_translate_and_carry_their_notes(name: str) -> None:
     onnx.checker.check_model(model, full_check=True)
     outputs = [value.name for value in model.graph.output]
     assert outputs == [graphs.TOKENS, graphs.SCORE] + ([graphs.ALIGNMENT] if name == "nmt" else [])
-    assert exporting.read_notes(path)["size"] == {"nmt": "attention"}.get(name, name)
+    assert exporting.read_notes(path, "nmt")["size"] == {"nmt": "attention"}.get(name, name)
 
 
 def test_committed_models_are_small_together() -> None:

@@ -212,7 +212,7 @@ def _shown(found: _Findings) -> str:
 
 
 def _card(found: _Findings, pictured: str, training_pairs: int) -> cards.Card:
-    notes = {size: read_notes(model_file(size)) for size in ("attention", "plain")}
+    notes = {size: read_notes(model_file(size), "nmt") for size in ("attention", "plain")}
     bleu = {name: found.counts("BLEU", name).score for name in (*found.systems, *found.excerpt)}
     chrf = {name: found.counts("chrF", name).score for name in (*found.systems, *found.excerpt)}
     packages = {

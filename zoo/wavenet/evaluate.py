@@ -173,7 +173,7 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         "mel": paired_bootstrap(rows["wavenet"], rows["mel"], ratio),
     }
     loss = paired_bootstrap(packages["int8"], packages["none"], ratio)
-    notes = {name: read_notes(model_file(name)) for name in _MODELS}
+    notes = {name: read_notes(model_file(name), "wavenet") for name in _MODELS}
     bits = {name: ratio(found) for name, found in rows.items()}
     sizes = {name: count_parameters(model_file(name)) for name in _MODELS}
     names = {"linear": f"linear prediction of order {linear.ORDER}", **_MODELS}
