@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from dlc.errors import DlcError
 
+#: How `compiled` can quantise.
+QUANTIZED: tuple[Literal["none", "int8"], ...] = ("none", "int8")
 #: Samples a call where the model leaves the batch open.
 BATCH = 100
 
@@ -69,6 +72,17 @@ class PackageModel:
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name."""
         return dict(self._session.run(dict(feed)))
+
+
+def compiled(name: str, quantize: Literal["none", "int8"]) -> PackageModel:
+    """The committed model of the family `name` as a package for this machine, calibrated with the family's samples."""
+    import dlc
+
+    calibration = f"zoo:{name}" if quantize == "int8" else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.dlc"
+        dlc.compile(f"zoo:{name}", quantize=quantize, calibration=calibration).save(path)
+        return PackageModel(path)
 
 
 def run_in_batches(model: Model, feed: Mapping[str, np.ndarray], batch: int = BATCH) -> dict[str, np.ndarray]:

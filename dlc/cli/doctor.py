@@ -19,6 +19,8 @@ _EXTRA = {
     "onnxruntime": "`dlc check` by a second implementation, `dlc bench --against`: pip install 'dlc[bench]'",
     "openvino": "`dlc bench --against openvino`: pip install openvino",
     "torch": "training and exporting zoo models: pip install 'dlc[zoo]'",
+    "sentencepiece": "the zoo's translation: pip install 'dlc[zoo]'",
+    "sacrebleu": "the zoo's translation, its scores: pip install 'dlc[zoo]'",
 }
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from dlc import zoo
-from dlc.errors import DlcError
 from dlc.zoo import cards
+from dlc.zoo.exporting import count_parameters, read_notes
 from dlc.zoo.family import Report, Score
-from dlc.zoo.models import Model, OnnxModel, PackageModel
+from dlc.zoo.models import QUANTIZED, Model, OnnxModel, compiled
 from dlc.zoo.statistics import Interval, paired_bootstrap, ratio
 from dlc.zoo.wavenet import data, graphs, linear, pictures, sample
 
@@ -101,9 +98,10 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
         report(f"{title} on the full test part")
         rows[name] = score_rows(OnnxModel(model_file(name)), prompts)
     report("compiling in float32 and in int8")
-    embedded, packages = load_test_set(False), {}
-    for quantize in ("none", "int8"):
-        packages[quantize] = score_rows(_compiled(quantize), embedded)
+    embedded = load_test_set(False)
+    packages: dict[str, Rows] = {}
+    for quantize in QUANTIZED:
+        packages[quantize] = score_rows(compiled("wavenet", quantize), embedded)
     packages["onnx"] = score_rows(OnnxModel(model_file("wavenet")), embedded)
     report("generating")
     speeds = _generate(directory, report)
@@ -113,29 +111,6 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
 def model_file(name: str) -> Path:
     """The committed ONNX file of a size: ``wavenet``, ``mel`` or ``lstm``."""
     return zoo.model_path("wavenet").with_name(f"{name}.onnx")
-
-
-def read_notes(path: Path) -> dict[str, Any]:
-    """The notes on its training that an exported file carries.
-
-    Raises:
-        DlcError: it has none.
-    """
-    for entry in onnx.load(path).metadata_props:
-        if entry.key == "notes":
-            return dict(json.loads(entry.value))
-    raise DlcError(f"{path} has no notes on its training: write it by `dlc zoo export wavenet --weights`")
-
-
-def _compiled(quantize: Any) -> PackageModel:
-    """The committed model as a package for this machine."""
-    import dlc
-
-    calibration = "zoo:wavenet" if quantize == "int8" else None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "wavenet.dlc"
-        dlc.compile("zoo:wavenet", quantize=quantize, calibration=calibration).save(path)
-        return PackageModel(path)
 
 
 def _generate(directory: Path | None, report: Report) -> dict[str, Speed]:
@@ -198,9 +173,9 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         "mel": paired_bootstrap(rows["wavenet"], rows["mel"], ratio),
     }
     loss = paired_bootstrap(packages["int8"], packages["none"], ratio)
-    notes = {name: read_notes(model_file(name)) for name in _MODELS}
+    notes = {name: read_notes(model_file(name), "wavenet") for name in _MODELS}
     bits = {name: ratio(found) for name, found in rows.items()}
-    sizes = {name: _parameters(model_file(name)) for name in _MODELS}
+    sizes = {name: count_parameters(model_file(name)) for name in _MODELS}
     names = {"linear": f"linear prediction of order {linear.ORDER}", **_MODELS}
     table = cards.table(
         ("Model", "Parameters", "Bits a sample", "Training, samples seen", "Seconds"),
@@ -229,10 +204,6 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         _claims(rows, gains, loss, packages, speeds["wavenet"]), notes["wavenet"], figures,
         [(heading, text.format_map(values)) for heading, text in _SECTIONS],
     )  # fmt: skip
-
-
-def _parameters(path: Path) -> int:
-    return sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
 
 
 def _seen(notes: dict[str, Any]) -> int:

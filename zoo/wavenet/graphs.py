@@ -7,7 +7,7 @@ iteration mod d, which holds the layer's input of d iterations ago, by Gather an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +16,18 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dlc.errors import DlcError
+from dlc.zoo.graphs import Graph, Weights, info
 from dlc.zoo.wavenet.data import HOP, INPUT, LEVELS, MEL_INPUT, SILENCE
 
-OPSET = 17
 OUTPUT = "logits"
 UNIFORM, SAMPLES = "uniform", "samples"
-Weights = Mapping[str, np.ndarray]
 _FLOAT, _INT64, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
-class Graph:
-    """Collects nodes and constants; a constant of one name is written once."""
-
-    def __init__(self, weights: Weights, prefix: str = "") -> None:
-        self.weights, self.prefix = weights, prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, np.ndarray] = {}
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        """The name of a constant."""
-        self.constants[name] = np.ascontiguousarray(array)
-        return name
-
-    def integers(self, *values: int) -> str:
-        """The name of a constant int64 vector."""
-        return self.constant(f"integers_{'_'.join(map(str, values))}", np.array(values, np.int64))
-
-    def weight(self, name: str) -> str:
-        """The name of a weight as it was trained."""
-        return self.constant(name, self.weights[name])
-
-    def op(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """One node; returns its first output."""
-        outputs = outputs or [f"{self.prefix}{kind.lower()}_{len(self.nodes)}"]
-        self.nodes.append(helper.make_node(kind, inputs, outputs, f"{kind}_{outputs[0]}", **attributes))
-        return outputs[0]
-
-    def split(self, x: str, parts: int, size: int) -> list[str]:
-        """`x` in equal parts of a size along axis 1."""
-        outputs = [f"{self.prefix}part_{len(self.nodes)}_{part}" for part in range(parts)]
-        self.op("Split", [x, self.integers(*[size] * parts)], outputs, axis=1)
-        return outputs
-
-    def gate(self, mixed: str, size: int) -> str:
-        """tanh of the first half times sigmoid of the second."""
-        a, b = self.split(mixed, 2, size)
-        return self.op("Mul", [self.op("Tanh", [a]), self.op("Sigmoid", [b])])
-
-    def total(self, values: Sequence[str]) -> str:
-        """The sum."""
-        result = values[0]
-        for value in values[1:]:
-            result = self.op("Add", [result, value])
-        return result
-
-    def model(self, inputs: Sequence[Any], output: Any, constants: Weights | None = None) -> ModelProto:
-        """The whole model, checked; `constants` are further ones, of a loop's body."""
-        tensors = [numpy_helper.from_array(a, name) for name, a in {**self.constants, **(constants or {})}.items()]
-        graph = helper.make_graph(self.nodes, "wavenet", list(inputs), [output], tensors)
-        opsets = [helper.make_opsetid("", OPSET)]
-        proto = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="dlc")
-        onnx.checker.check_model(proto, full_check=True)
-        return proto
-
-
-def info(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    """A described value."""
-    return helper.make_tensor_value_info(name, kind, list(shape))
+def gate(graph: Graph, mixed: str, size: int) -> str:
+    """tanh of the first half times sigmoid of the second."""
+    a, b = graph.split(mixed, 2, size)
+    return graph.op("Mul", [graph.op("Tanh", [a]), graph.op("Sigmoid", [b])])
 
 
 # --- the likelihood of given codes
@@ -109,14 +54,14 @@ def likelihood(weights: Weights, dilations: Sequence[int]) -> ModelProto:
         mixed = convolution(x, f"{layer}.mix", dilations=[dilation], pads=[dilation, 0])
         if conditioned(weights):
             mixed = graph.op("Add", [mixed, convolution(MEL_INPUT, f"{layer}.condition")])
-        gated = graph.gate(mixed, size)
+        gated = gate(graph, mixed, size)
         skips.append(convolution(gated, f"{layer}.skip"))
         if number + 1 < len(dilations):  # nobody reads the last layer's residual output
             x = graph.op("Add", [x, convolution(gated, f"{layer}.res")])
     hidden = graph.op("Relu", [convolution(graph.op("Relu", [graph.total(skips)]), "head")])
     logits = convolution(hidden, "out")
     graph.op("Identity", [logits], [OUTPUT])
-    return graph.model(inputs, info(OUTPUT, _FLOAT, [1, LEVELS, "T"]))
+    return graph.model("wavenet", inputs, [info(OUTPUT, _FLOAT, [1, LEVELS, "T"])])
 
 
 def recurrent(weights: Weights) -> ModelProto:
@@ -138,7 +83,7 @@ def recurrent(weights: Weights) -> ModelProto:
     product = graph.op("MatMul", [flat, graph.constant("out.weight", weights["out.weight"].T)])
     logits = graph.op("Add", [product, graph.weight("out.bias")])
     graph.op("Transpose", [logits], [OUTPUT], perm=[1, 2, 0])
-    return graph.model([info(INPUT, _INT64, [1, "T"])], info(OUTPUT, _FLOAT, [1, LEVELS, "T"]))
+    return graph.model("wavenet", [info(INPUT, _INT64, [1, "T"])], [info(OUTPUT, _FLOAT, [1, LEVELS, "T"])])
 
 
 def conditioned(weights: Weights) -> bool:
@@ -190,7 +135,7 @@ def generator(weights: Weights, dilations: Sequence[int]) -> ModelProto:
     )  # fmt: skip
     trips = main.op("Squeeze", [main.op("Shape", [UNIFORM])])
     main.op("Loop", [trips, "", *start], [*(f"{name}_end" for name in states), SAMPLES], body=step)
-    return main.model(inputs, info(SAMPLES, _INT64, ["T", 1]), {**body.constants, **start})
+    return main.model("wavenet", inputs, [info(SAMPLES, _INT64, ["T", 1])], {**body.constants, **start})
 
 
 def _step(body: Graph, dilations: Sequence[int], size: int) -> str:
@@ -217,7 +162,7 @@ def _step(body: Graph, dilations: Sequence[int], size: int) -> str:
         matrix = body.constant(f"{layer}.mix.matrix", np.concatenate([kernel[:, :, 0].T, kernel[:, :, 1].T]))
         both = body.op("Concat", [older, x], axis=1)
         mixed = body.op("Gemm", [both, matrix, body.weight(f"{layer}.mix.bias")])
-        gated = body.gate(body.op("Add", [mixed, extra[number]]) if extra else mixed, size)
+        gated = gate(body, body.op("Add", [mixed, extra[number]]) if extra else mixed, size)
         skips.append(dense(gated, f"{layer}.skip"))
         if number + 1 < len(dilations):
             x = body.op("Add", [x, dense(gated, f"{layer}.res")])
