@@ -131,6 +131,8 @@ def pool(g: Graph) -> None:
     if op != "LpPool" or g.opset >= 18:
         attrs["ceil_mode"] = g.one_of([None, 0, 1]) if g.opset >= 10 and "auto_pad" not in attrs else None
     if op == "AveragePool":
+        if "dilations" in attrs and any(attrs.get("pads", ())):  # type: ignore[arg-type]
+            raise RejectedError  # a window may see padding alone, whose average is open
         attrs["count_include_pad"] = g.one_of([None, 0, 1])
     if op == "LpPool":
         attrs["p"] = g.one_of([None, 1, 2, 3])
