@@ -1,8 +1,12 @@
-"""Writing an exported model, once it has been compared with what it was made from."""
+"""Writing an exported model, once it has been compared with what it was made from, and reading its notes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import onnx
 
 from dlc.errors import DlcError
 from dlc.runtime.files import atomic_write
@@ -31,3 +35,15 @@ def write_model(content: bytes, path: Path, difference: float, limit: float, uni
     with atomic_write(path) as file:
         file.write(content)
     return difference
+
+
+def read_notes(path: Path, name: str) -> dict[str, Any]:
+    """The notes on its training that an exported file of the family `name` carries, as JSON under ``notes``.
+
+    Raises:
+        DlcError: it has none.
+    """
+    for entry in onnx.load(path).metadata_props:
+        if entry.key == "notes":
+            return dict(json.loads(entry.value))
+    raise DlcError(f"{path} has no notes on its training: write it by `dlc zoo export {name} --weights`")

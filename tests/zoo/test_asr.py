@@ -19,6 +19,7 @@ from dlc import zoo as models
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
 from dlc.explain import read
+from dlc.zoo import exporting
 from dlc.zoo.asr import augment, data, evaluate, export, features, graphs, hmm, inference, model, sample, text, train
 from dlc.zoo.asr.decoding import Beam, CharacterModel, greedy
 from dlc.zoo.family import SampleOptions, TrainOptions
@@ -356,7 +357,7 @@ def test_weights_are_exported_with_their_notes(tmp_path: Path, monkeypatch: pyte
     trained, history = train.fit(config, utterances(8), utterances(4))
     train.training.save_weights(trained, config, history, tmp_path / "w.safetensors")
     assert "torch and ONNX agree" in export.export(tmp_path / "w.safetensors", tmp_path / "w.onnx")
-    assert evaluate.read_notes(tmp_path / "w.onnx")["size"] == "student"
+    assert exporting.read_notes(tmp_path / "w.onnx", "asr")["size"] == "student"
 
 
 def test_whole_trainings_are_kept_apart() -> None:

@@ -19,7 +19,7 @@ import dlc
 from dlc import zoo as models
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
-from dlc.zoo import cards
+from dlc.zoo import cards, exporting
 from dlc.zoo.family import SampleOptions
 from dlc.zoo.models import OnnxModel
 from dlc.zoo.wavenet import data, evaluate, graphs, linear, pictures, sample
@@ -184,7 +184,7 @@ def test_committed_models_are_plain_and_carry_their_notes(name: str) -> None:
     onnx.checker.check_model(model, full_check=True)
     assert [value.name for value in model.graph.input] == ["codes", "mel"][: 2 if name == "mel" else 1]
     assert [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, 256, "T"]
-    assert evaluate.read_notes(evaluate.model_file(name))["size"] == {"wavenet": "plain"}.get(name, name)
+    assert exporting.read_notes(evaluate.model_file(name), "wavenet")["size"] == {"wavenet": "plain"}.get(name, name)
 
 
 def test_card_has_the_figures_of_all_models() -> None:
@@ -204,7 +204,7 @@ def test_committed_model_reaches_its_embedded_figure() -> None:
 def test_a_file_without_notes_is_named(tmp_path: Path) -> None:
     onnx.save(graphs.likelihood(small_weights(), DILATIONS), tmp_path / "m.onnx")
     with pytest.raises(DlcError, match=r"m\.onnx has no notes on its training"):
-        evaluate.read_notes(tmp_path / "m.onnx")
+        exporting.read_notes(tmp_path / "m.onnx", "wavenet")
 
 
 def test_bits_are_those_of_the_logits() -> None:

@@ -89,8 +89,8 @@ class Recogniser:
         units: by word; `SILENCE` is one of them.
         follow: (words + 1, words + 1) log P of a word (column) behind another (row); the last row is of the sentence's
             beginning, the last column of its end. Words in the order of `units`, silence left out.
-        weight, penalty: of `follow`, and for each word in nats; chosen on the validation part. The weight is large, because
-            the frames of a sound are far from independent, so that the chains are too sure of themselves.
+        weight, penalty: of `follow`, and for each word in nats; chosen on the validation part. The weight is large,
+            because the frames of a sound are far from independent, so that the chains are too sure of themselves.
     """
 
     units: dict[str, Unit]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -16,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 
 from dlc import zoo
-from dlc.errors import DlcError
 from dlc.zoo import cards
+from dlc.zoo.exporting import read_notes
 from dlc.zoo.family import Report, Score
 from dlc.zoo.models import Model, OnnxModel, PackageModel
 from dlc.zoo.statistics import Interval, paired_bootstrap, ratio
@@ -115,18 +114,6 @@ def model_file(name: str) -> Path:
     return zoo.model_path("wavenet").with_name(f"{name}.onnx")
 
 
-def read_notes(path: Path) -> dict[str, Any]:
-    """The notes on its training that an exported file carries.
-
-    Raises:
-        DlcError: it has none.
-    """
-    for entry in onnx.load(path).metadata_props:
-        if entry.key == "notes":
-            return dict(json.loads(entry.value))
-    raise DlcError(f"{path} has no notes on its training: write it by `dlc zoo export wavenet --weights`")
-
-
 def _compiled(quantize: Any) -> PackageModel:
     """The committed model as a package for this machine."""
     import dlc
@@ -198,7 +185,7 @@ def _card(rows: dict[str, Rows], packages: dict[str, Rows], speeds: dict[str, Sp
         "mel": paired_bootstrap(rows["wavenet"], rows["mel"], ratio),
     }
     loss = paired_bootstrap(packages["int8"], packages["none"], ratio)
-    notes = {name: read_notes(model_file(name)) for name in _MODELS}
+    notes = {name: read_notes(model_file(name), "wavenet") for name in _MODELS}
     bits = {name: ratio(found) for name, found in rows.items()}
     sizes = {name: _parameters(model_file(name)) for name in _MODELS}
     names = {"linear": f"linear prediction of order {linear.ORDER}", **_MODELS}
