@@ -1,6 +1,6 @@
 """Other voices, tempos and noises from the frames of an utterance; nothing here changes what is said.
 
-- tempo: frames are interpolated in time;
+- tempo: frames are interpolated in time, all utterances of a batch to one length, so that nothing is filled up;
 - vocal tract: bands are interpolated along the frequency (Jaitly and Hinton, "Vocal Tract Length Perturbation", 2013);
 - noise: energies of a stationary sound are added;
 - gaps: bands and frames are blanked (Park et al., "SpecAugment", 2019).
@@ -13,25 +13,24 @@ from numpy.typing import NDArray
 
 from dlc.zoo.asr.features import BANDS, FRAMES_A_SECOND, STEPS
 
-_TEMPO = (0.85, 1.15)
+TEMPO = (0.85, 1.15)  # of the batch; each utterance also moves as far as it is longer or shorter than the others
 _TRACT = (0.9, 1.12)
 _NOISE_SHARE = 0.5  # of the utterances
-_NOISE = (3.0, 30.0)  # dB below the mean energy in the bands
+_NOISE = (8.0, 30.0)  # dB below the mean energy in the bands
 _TILT = 1.5  # natural logarithms of energy, either way over all bands
-_GAPS, _GAP_BANDS, _GAP_FRAMES = 2, 7, FRAMES_A_SECOND // 8  # how many of each, and the largest
+_GAPS, _GAP_BANDS, _GAP_FRAMES = 1, 6, FRAMES_A_SECOND // 10  # how many of each, and the largest
 
 Floats = NDArray[np.float32]
 
 
-def augment(frames: NDArray[np.uint8], generator: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
-    """Frames (time, bands) as another speaker elsewhere would have said them: (other time, bands).
+def augment(frames: NDArray[np.uint8], length: int, generator: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
+    """Frames (time, bands) as another speaker elsewhere would have said them: (length, bands).
 
     Returns:
         The frames, and which of their values are blanked: they are to be 0 once the frames are normalised.
     """
     values = frames.astype(np.float32)
-    tempo = float(generator.uniform(*_TEMPO))
-    values = interpolate(values, np.arange(0, len(values) - 1, tempo))
+    values = interpolate(values, np.linspace(0, len(values) - 1, length))
     values = interpolate(values.T, np.arange(BANDS) * float(generator.uniform(*_TRACT))).T
     if generator.random() < _NOISE_SHARE:
         values = _add_noise(values, generator)

@@ -27,7 +27,7 @@ class Shape:
 
     layers: int = 3
     hidden: int = 128
-    dropout: float = 0.2
+    dropout: float = 0.1
 
 
 #: The committed network, and the student that it teaches.
@@ -45,6 +45,9 @@ class Recogniser(nn.Module):
         )  # fmt: skip
         self.dropout = nn.Dropout(shape.dropout)
         self.out = nn.Linear(2 * shape.hidden, len(ALPHABET))
+        for name, bias in self.lstm.named_parameters():
+            if name.startswith("bias_ih"):  # the forget gates begin open (Jozefowicz et al. 2015)
+                nn.init.ones_(bias.detach()[shape.hidden : 2 * shape.hidden])
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Map inputs (N, T, `WIDTH`), as `features.inputs` gives them, to logits (N, T, labels).

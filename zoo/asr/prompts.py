@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dlc.zoo.asr import features, text
-from dlc.zoo.asr.data import PROMPTS, Utterances
+from dlc.zoo.asr.data import PROMPTS, Utterances, add_noise
 from dlc.zoo.packages import locate
 from dlc.zoo.wavenet.data import read_wav
 
@@ -31,6 +31,7 @@ _NAMES = {
     "vm-message": "message", "vm-press": "press",
 }  # fmt: skip
 _SEED, _JOINED = 2003, 100
+_SNR = 35.0  # dB: the prompts are cut close, so they get pauses and faint noise, as every utterance of the parts has
 
 
 def isolated(directory: Path | None = None) -> Utterances:
@@ -79,6 +80,7 @@ def _recordings(directory: Path | None) -> dict[str, np.ndarray]:
 
 
 def _utterances(texts: list[str], sounds: list[np.ndarray]) -> Utterances:
-    frames = tuple(features.log_mel(samples) for samples in sounds)
-    unknown = np.full(len(texts), np.nan, np.float32)
-    return Utterances(frames, tuple(texts), ("Allison Smith",) * len(texts), unknown)
+    generator = np.random.default_rng(_SEED)
+    frames = tuple(features.log_mel(add_noise(samples, _SNR, generator)) for samples in sounds)
+    snr = np.full(len(texts), _SNR, np.float32)
+    return Utterances(frames, tuple(texts), ("Allison Smith",) * len(texts), snr)

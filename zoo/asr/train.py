@@ -20,7 +20,7 @@ from dlc.cache import cache_dir
 from dlc.errors import DlcError
 from dlc.zoo import training
 from dlc.zoo.asr import data, features, text
-from dlc.zoo.asr.augment import augment
+from dlc.zoo.asr.augment import TEMPO, augment
 from dlc.zoo.asr.model import SHAPES, Recogniser, build
 from dlc.zoo.family import Report, TrainOptions
 
@@ -43,10 +43,10 @@ class TrainConfig(training.Config):
         imitation: how much of the loss is the distance from a teacher's probabilities; the rest is CTC's.
     """
 
-    epochs: int = 40
+    epochs: int = 50
     threads: int = 1
     size: str = SIZES[0]
-    batch: int = 32
+    batch: int = 16
     peak_rate: float = 3e-3
     utterances: int = 0
     imitation: float = 0.0
@@ -124,13 +124,14 @@ def fit(
     if steps < 1:
         raise DlcError(f"{count} utterances are less than a batch of {config.batch}")
     labels = [text.encode(sentence) for sentence in utterances.texts]
+    sizes = np.array([len(frames) for frames in utterances.frames[:count]])
 
     def batches(generator: torch.Generator) -> Iterator[Batch]:
-        order = torch.randperm(count, generator=generator).numpy()
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        noise = np.random.default_rng(seed)
-        for chosen in np.split(order[: steps * config.batch], steps):
-            yield collate([_augmented(utterances.frames[k], noise) for k in chosen], [labels[k] for k in chosen])
+        draw = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
+        for chosen in _alike(sizes, steps, config.batch, draw):
+            length = int(np.median(sizes[chosen]) / draw.uniform(*TEMPO))
+            inputs = [_augmented(utterances.frames[k], length, draw) for k in chosen]
+            yield collate(inputs, [labels[k] for k in chosen])
 
     watched = collate(
         [features.inputs(frames) for frames in validation.frames], [text.encode(t) for t in validation.texts]
@@ -153,8 +154,16 @@ def fit(
     return model, training.run("asr", config, task, progress=progress, on_epoch=on_epoch)
 
 
-def _augmented(frames: features.Frames, generator: np.random.Generator) -> NDArray[np.float32]:
-    values, blank = augment(frames, generator)
+def _alike(sizes: NDArray[np.int64], steps: int, batch: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Every epoch's batches: utterances of about one length together, in an order that has nothing to do with it."""
+    about = generator.permutation(len(sizes))[: steps * batch]
+    order = about[np.argsort(sizes[about] * generator.uniform(0.95, 1.05, len(about)))]
+    parts = np.split(order, steps)
+    return [parts[k] for k in generator.permutation(steps)]
+
+
+def _augmented(frames: features.Frames, length: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    values, blank = augment(frames, length, generator)
     return features.stack(np.where(blank, np.float32(0), features.normalise(values)))
 
 
@@ -176,12 +185,12 @@ def loss_of(model: Recogniser, batch: Batch, teacher: Recogniser | None, imitati
     Dean, "Distilling the Knowledge in a Neural Network", 2015, with temperature 1).
     """
     x, steps, _, letters = batch
-    log_p = model(x, steps.cpu()).log_softmax(-1)
+    log_p = _log_p(model, batch)
     loss = _ctc(log_p, batch)
     if teacher is None:
         return loss
     with torch.no_grad():
-        target = teacher(x, steps.cpu()).log_softmax(-1)
+        target = _log_p(teacher, batch)
     distance = (target.exp() * (target - log_p)).sum(-1)
     inside = torch.arange(x.shape[1], device=x.device) < steps[:, None]
     return (1 - imitation) * loss + imitation * ((distance * inside).sum(1) / letters).mean()
@@ -189,7 +198,13 @@ def loss_of(model: Recogniser, batch: Batch, teacher: Recogniser | None, imitati
 
 def ctc(model: Recogniser, batch: Batch) -> torch.Tensor:
     """CTC's loss of a batch in nats a character."""
-    return _ctc(model(batch[0], batch[1].cpu()).log_softmax(-1), batch)
+    return _ctc(_log_p(model, batch), batch)
+
+
+def _log_p(model: Recogniser, batch: Batch) -> torch.Tensor:
+    """log P of the labels; torch is several times faster where no utterance is filled up."""
+    x, steps, _, _ = batch
+    return model(x, None if bool((steps == x.shape[1]).all()) else steps.cpu()).log_softmax(-1)
 
 
 def _ctc(log_p: torch.Tensor, batch: Batch) -> torch.Tensor:
