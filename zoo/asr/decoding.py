@@ -22,7 +22,7 @@ from dlc.zoo.ngram.smoothing import kneser_ney
 Floats = NDArray[np.floating]
 _START, _END = BLANK, len(ALPHABET)  # of a sentence, as the n-gram model has them
 #: Chosen on the validation part: the weight of the language model, and what each character gains.
-BEAM_WEIGHT, BEAM_BONUS = 0.5, 0.5
+BEAM_WEIGHT, BEAM_BONUS = 1.6, 1.5
 _NEGLIGIBLE = -9.0  # a label's log probability at a step below which the search does not try it
 
 

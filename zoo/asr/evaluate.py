@@ -98,7 +98,8 @@ class _Findings:
         heard: by system, what it heard in the test part.
         test: the test part.
         packages: by quantisation, the words of the best path on the test part.
-        students: by kind (``student``, ``student-distilled``) and seed, the words of the best path on the test part.
+        students: by kind (``student``, ``student-distilled``) and seed, the characters of the best path on the test
+            part.
         hmm_seconds: processor time of the baseline's training.
     """
 
@@ -173,7 +174,7 @@ def _hear_all(part: data.Utterances, hmm: Any, report: Report) -> dict[str, list
 
 
 def _measure_students(test: data.Utterances) -> dict[str, dict[int, Rows]]:
-    """The words of every student that the cache keeps, with those of the other kind that had the same seed."""
+    """The characters of every student that the cache keeps, if one of the other kind had the same seed."""
     from dlc.zoo.asr.export import export  # torch
 
     kinds = ("student", "student-distilled")
@@ -187,7 +188,7 @@ def _measure_students(test: data.Utterances) -> dict[str, dict[int, Rows]]:
             for seed in seeds:
                 path = Path(scratch) / f"{kind}-{seed}.onnx"
                 export(folder / f"{kind}-{seed}.safetensors", path)
-                rows[kind][seed] = word_errors(test.texts, recognise(OnnxModel(path), test.frames))
+                rows[kind][seed] = character_errors(test.texts, recognise(OnnxModel(path), test.frames))
     return rows
 
 
@@ -227,7 +228,7 @@ def _claims(found: _Findings) -> list[cards.Claim]:
             f"{ratio(test['beam']):.2%} against {ratio(test['greedy']):.2%}; fewer by {_percent(language)}",
         ),
         cards.Claim(
-            "Distillation makes fewer errors than direct training",
+            "Distillation makes fewer errors in characters than direct training",
             gain.low > 0,
             f"{ratio(distilled):.2%} against {ratio(direct):.2%}, over {seeds} seeds; fewer by {_percent(gain)}",
         ),
