@@ -207,6 +207,8 @@ def _scan(
     """(Final states, stacked results) of a scan over axis 0 of `sequences`."""
     if not sequences:
         raise ConversionError("a Scan needs a sequence to scan")
+    for other in sequences[1:]:
+        c.equal(other.shape[0], sequences[0].shape[0], "the lengths of the scanned sequences")
     turned = [c.flip(x, 0) if back else x for x, back in zip(sequences, backwards, strict=True)]
     trips = c.reshape(c.extents([turned[0].shape[0]]), ())
     results = _loop(c, trips, None, [_like(t) for t in states], states, turned, c.require("body"), _ScanForm())

@@ -169,8 +169,9 @@ def _split(c: Context, x: Tensor, sizes: Sequence[int] | None) -> tuple[Tensor, 
         # From opset 18 the last part may be smaller.
         part = -(-extent // count)
         sizes = [min(part, max(extent - i * part, 0)) for i in range(count)]
-    if isinstance(extent, int) and sum(sizes) != extent:
+    if any(part < 0 for part in sizes) or (isinstance(extent, int) and sum(sizes) != extent):
         raise ConversionError(f"parts {list(sizes)} do not add up to the extent {extent}")
+    c.equal(extent, sum(sizes), "the extent and the sum of its parts")
     parts, begin = [], 0
     for part in sizes:
         parts.append(c.slice(x, axis, begin, begin + part))

@@ -195,3 +195,23 @@ def test_scans(tmp_path: Path, attributes: dict[str, Any], text: str) -> None:
     body = helper.make_graph([node("Add", ["a", "b"], ["c"])], "body", infos[:2], infos[2:])
     proto = model([node("Scan", ["s", "x"], ["y"], "n", body=body, **attributes)], {"s": [], "x": [3]}, ["y"])
     assert message(save(tmp_path, proto)) == f"node 'n' (Scan): {text}"
+
+
+def test_scanned_sequences_have_one_length(tmp_path: Path) -> None:
+    """Compiled code takes as many steps as the first one has: names that may differ become one."""
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in ("a", "b", "c")]
+    body = helper.make_graph([node("Add", ["a", "b"], ["c"])], "body", infos[:2], infos[2:])
+    scan = node("Scan", ["x", "z"], ["y"], "n", body=body, num_scan_inputs=2)
+    text = message(save(tmp_path, model([scan], {"x": [3], "z": [2]}, ["y"])))
+    assert text == "node 'n' (Scan): the lengths of the scanned sequences differ: 2 and 3"
+    x, z = graph_of(model([scan], {"x": ["m"], "z": ["k"]}, ["y"])).inputs
+    assert str(x.shape) == str(z.shape)
+
+
+def test_the_parts_of_a_split_say_how_long_a_named_extent_is(tmp_path: Path) -> None:
+    """The slices would reach beyond a shorter one."""
+    split = node("Split", ["x", "parts"], ["y", "z"], "n")
+    proto = model([split], {"x": ["m"]}, ["y", "z"], {"parts": np.array([2, 3])})
+    assert graph_of(proto).inputs[0].shape == (5,)
+    proto = model([split], {"x": ["m"]}, ["y", "z"], {"parts": np.array([7, -2])})
+    assert message(save(tmp_path, proto)) == "node 'n' (Split): parts [7, -2] do not add up to the extent m"
