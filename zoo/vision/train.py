@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlc.cache import cache_dir
 from dlc.errors import DlcError
-from dlc.zoo import training
+from dlc.zoo import measured, training
 from dlc.zoo.family import Report, TrainOptions
 from dlc.zoo.vision import data
 from dlc.zoo.vision.model import Shape, VisionNet
@@ -90,7 +89,7 @@ def apply(config: C, options: TrainOptions) -> C:
 
 def kept(name: str, seed: int) -> Path:
     """Where the weights of a whole training are kept for the card and for distillation."""
-    return cache_dir() / "vision" / "trained" / f"{name}-{seed}{WEIGHTS}"
+    return measured.kept("vision") / f"{name}-{seed}{WEIGHTS}"
 
 
 def train(options: TrainOptions, weights: Path, report: Report) -> None:
