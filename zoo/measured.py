@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Measured]:
 
 def write(path: Path, found: Mapping[str, Measured]) -> None:
     """Write a file for `read`; equal contents give equal bytes."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, measured in sorted(found.items()):
         arrays[f"{name}/{_NOTES}"] = np.array(json.dumps(dict(measured.notes)))
         arrays |= {f"{name}/{key}": array for key, array in measured.arrays.items()}

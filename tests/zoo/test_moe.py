@@ -152,12 +152,21 @@ def test_experts_are_the_weighted_results_of_the_chosen(chosen: int) -> None:
         probabilities = torch.softmax(x @ layer.router, -1)
         expected, counts = torch.zeros(20, 4), torch.zeros(5)
         for row in range(20):
-            for expert in probabilities[row].argsort(descending=True)[:chosen].tolist():
+            best = probabilities[row].argsort(descending=True)[:chosen]
+            total = probabilities[row, best].sum()
+            for expert in best.tolist():
                 hidden = torch.relu(x[row] @ layer.w1[expert] + layer.b1[expert, 0])
-                expected[row] += probabilities[row, expert] * (hidden @ layer.w2[expert] + layer.b2[expert, 0])
+                expected[row] += probabilities[row, expert] / total * (hidden @ layer.w2[expert] + layer.b2[expert, 0])
                 counts[expert] += 1
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(balance, 5 * (counts / counts.sum() * probabilities.mean(0)).sum())
+
+
+def test_the_router_of_a_single_expert_learns() -> None:
+    torch.manual_seed(0)
+    layer = Experts(Shape(experts=3, chosen=1, hidden=2, width=1, features=2))
+    layer(torch.randn(10, 8))[0].square().sum().backward()
+    assert layer.router.grad.abs().max() > 0
 
 
 def test_the_dense_layer_takes_as_many_operations() -> None:
@@ -172,14 +181,14 @@ def test_the_dense_layer_takes_as_many_operations() -> None:
 
 def test_training_learns_and_is_measured(corpus: data.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLC_CACHE", str(tmp_path))
-    monkeypatch.setitem(train._SHAPES, "top-1", Shape(experts=4, hidden=8, width=4, features=8))
+    monkeypatch.setitem(train._SHAPES, "top-2", Shape(experts=4, hidden=8, width=4, features=8))
     config = replace(train.TrainConfig(), epochs=2, steps=50, batch=128, held_out=50, peak_rate=0.03)
     monkeypatch.setattr(train, "configure", lambda options: config)
-    options = train.TrainOptions("top-1")
+    options = train.TrainOptions("top-2")
     train.train_on(corpus, options, tmp_path / "w.safetensors", lambda line: None)
-    ((name, found),) = measured.read(tmp_path / "moe" / "trained" / "top-1-0.npz").items()
-    assert name == "top-1-0" and found.notes["multiply_adds"] == train.shape_of("top-1").multiply_adds()
-    assert found.arrays["nats"].shape == (4, 2) and found.arrays["load"].sum() == 4 * 2_000
+    ((name, found),) = measured.read(tmp_path / "moe" / "trained" / "top-2-0.npz").items()
+    assert name == "top-2-0" and found.notes["multiply_adds"] == train.shape_of("top-2").multiply_adds()
+    assert found.arrays["nats"].shape == (4, 2) and found.arrays["load"].sum() == 4 * 2 * 2_000
     network = train.load_weights(tmp_path / "w.safetensors")
     again = train.measure(network, corpus)
     np.testing.assert_allclose(again["nats"], found.arrays["nats"], rtol=1e-5)
@@ -240,7 +249,8 @@ def test_eval_measures_a_compiled_package(tmp_path: Path) -> None:
 
 def test_the_routers_choice_is_the_models() -> None:
     rows = data.load_excerpt("test")[0][::40]
-    share = np.bincount(evaluate.chosen(models.model_path("moe"), rows), minlength=16) / len(rows)
+    chosen = evaluate.chosen(models.model_path("moe"), rows)
+    share = np.bincount(chosen.ravel(), minlength=16) / chosen.size
     np.testing.assert_allclose(share, models.read_card("moe")["load"], atol=0.06)
 
 
@@ -254,7 +264,7 @@ def training_of(nats: float, seed: int) -> Measured:
 )
 def test_the_comparison_asks_for_every_seed(gains: tuple[float, ...], met: bool) -> None:
     trainings = {f"dense-{s}": training_of(-5, s) for s in range(3)}
-    trainings |= {f"top-1-{s}": training_of(-5 + gain, 9 + s) for s, gain in enumerate(gains)}
+    trainings |= {f"top-2-{s}": training_of(-5 + gain, 9 + s) for s, gain in enumerate(gains)}
     found = evaluate._Findings(trainings, 0, 0, {}, 0, np.zeros((4, 16), np.int64), {}, (), ())
     assert evaluate._comparison(found)[0] is met
 

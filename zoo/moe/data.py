@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def load_excerpt(name: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         return arrays[INPUT].astype(np.int64), arrays["kind"]
 
 
-def choose_excerpt(corpus: Corpus, name: str) -> dict[str, np.ndarray]:
+def choose_excerpt(corpus: Corpus, name: str) -> dict[str, Any]:
     """Choose an excerpt again: the first rows of each kind; the arrays of the ``.npz`` file."""
     part, count = _EXCERPTS[name]
     rows = [corpus.rows(part, kind)[:count] for kind in KINDS]

@@ -22,10 +22,10 @@ from dlc.zoo.moe.train import load_weights
 OUTPUT = "log10"
 _TOLERANCE = 1e-4
 _LAYERS = {
-    Experts: f"result = {functions.DOMAIN}.HardExperts(x, router, w1, b1, w2, b2)\n",
+    Experts: f"features = {functions.DOMAIN}.HardExperts(x, router, w1, b1, w2, b2)\n",
     Dense: """sums = Gemm<transB = 1>(x, hidden_weight, hidden_bias)
               units = Relu(sums)
-              result = Gemm<transB = 1>(units, result_weight, result_bias)\n""",
+              features = Gemm<transB = 1>(units, result_weight, result_bias)\n""",
 }
 _GRAPH = """<ir_version: 8, opset_import: ["" : 18, "{domain}" : 1]>
 moe (int64[N, {length}] ngram) => (float[N] log10)
@@ -37,8 +37,6 @@ moe (int64[N, {length}] ngram) => (float[N] log10)
     vectors = Gather(embedding, before)
     x = Flatten(vectors)
     {layer}
-    beside = Gemm<transB = 1>(x, skip_weight, skip_bias)
-    features = Add(result, beside)
     logits = Gemm<transB = 1>(features, output_weight, output_bias)
     nats = LogSoftmax<axis = 1>(logits)
     column = Unsqueeze(word, one)
@@ -77,10 +75,9 @@ def build(model: LanguageModel) -> ModelProto:
         )
     )  # fmt: skip
     if isinstance(model.layer, Experts):
-        proto.functions.append(functions.hard_experts(model.layer.chosen))
+        proto.functions.append(functions.hard_experts(model.layer.chosen, normalised=True))
     weights = dict(model.layer.named_parameters()) | {"embedding": model.embedding.weight}
-    for name in ("skip", "output"):
-        weights |= {f"{name}.{key}": value for key, value in getattr(model, name).named_parameters()}
+    weights |= {f"output.{key}": value for key, value in model.output.named_parameters()}
     for name, weight in weights.items():
         proto.graph.initializer.append(numpy_helper.from_array(weight.detach().numpy(), name.replace(".", "_")))
     proto.producer_name = "dlc"

@@ -24,8 +24,8 @@ class Shape:
     """
 
     experts: int = 16
-    chosen: int = 1
-    hidden: int = 64
+    chosen: int = 2
+    hidden: int = 32
     width: int = 64
     features: int = 128
     dropout: float = 0.1
@@ -44,16 +44,16 @@ class Shape:
     def multiply_adds(self) -> int:
         """A word's, without the output layer, which is the same for all."""
         router = self.window * self.experts if self.experts > 1 else 0
-        return self.window * self.features + router + self.chosen * self.hidden * (self.window + self.features)
+        return router + self.chosen * self.hidden * (self.window + self.features)
 
 
 class Experts(nn.Module):
     """A layer of experts with one hidden layer each, of which a row uses the best few.
 
-    Shazeer et al., "Outrageously Large Neural Networks" (2017, arXiv:1701.06538), with the router and the loss of
-    balance of Fedus, Zoph and Shazeer, "Switch Transformers" (2021, arXiv:2101.03961): a chosen expert's weight is its
-    softmax probability among all. Here all experts are computed for each row, and those not chosen weighted with zero:
-    for layers this small that takes less time than sorting rows by expert.
+    Shazeer et al., "Outrageously Large Neural Networks" (2017, arXiv:1701.06538): the weights of the chosen experts are
+    their shares of a softmax among themselves. The loss of balance is that of Fedus, Zoph and Shazeer, "Switch
+    Transformers" (2021, arXiv:2101.03961). In training all experts are computed for each row, and those not chosen
+    weighted with zero: for layers this small that takes less time than sorting rows by expert.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -79,6 +79,9 @@ class Experts(nn.Module):
         probabilities, chosen = self.route(x)
         mask = torch.zeros_like(probabilities).scatter(1, chosen, 1.0)
         gates = mask * probabilities
+        total = gates.sum(1, keepdim=True)
+        # A single expert's weight is 1. Its gradient is that of the probability, or the router would learn nothing.
+        gates = gates / (total if self.chosen > 1 else total.detach())
         # One product for the first layers of all experts, and one for the weighted sum of their second layers.
         sums = x @ self.w1.transpose(0, 1).flatten(1) + self.b1.flatten()
         hidden = torch.relu(sums).unflatten(1, self.b1.shape[::2]) * gates[:, :, None]
@@ -101,7 +104,7 @@ class Dense(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """P(word | the words before it): the layer's result beside a linear map of the window, then a softmax."""
+    """P(word | the words before it): a layer over the window's embeddings, then a softmax."""
 
     layer: Experts | Dense
 
@@ -110,7 +113,6 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocabulary, shape.width)
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.layer = Experts(shape) if shape.experts > 1 else Dense(shape)
-        self.skip = nn.Linear(shape.window, shape.features)
         self.dropout = nn.Dropout(shape.dropout)
         self.output = nn.Linear(shape.features, vocabulary)
 
@@ -124,7 +126,6 @@ class LanguageModel(nn.Module):
 
     def score(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the loss of balance."""
-        x = self.window(rows)
-        y, balance = self.layer(x)
-        logits = self.output(self.dropout(y + self.skip(x)))
+        features, balance = self.layer(self.window(rows))
+        logits = self.output(self.dropout(features))
         return -nn.functional.cross_entropy(logits, rows[:, -1], reduction="none"), balance

@@ -6,13 +6,13 @@ SECTIONS = (
     (
         "Model",
         """
-The embeddings of the eight words before (64 values each, 512 together), a layer of 16 experts with 64 hidden units
-(ReLU) each, of which the router chooses the best one for each word, added to a linear map of the same window, 128
-features, and a softmax over 8,000 words: {size:.1f} MB as ONNX (opset 18) in float32. The layer is that of Shazeer et
-al., "Outrageously Large Neural Networks" (2017, arXiv:1701.06538), with one expert a word, the router and the loss of
-balance (weight {notes[balance]}) of Fedus, Zoph and Shazeer, "Switch Transformers" (2021, arXiv:2101.03961). It is one
-call of the model-local function `HardExperts` of `dlc/functions.py`, whose body is in standard operators. Any runtime
-runs it, and computes all experts for each word; dlc computes the chosen one.
+The embeddings of the eight words before (64 values each, 512 together), a layer of 16 experts with 32 hidden units
+(ReLU) each, of which the router chooses two for each word, 128 features, and a softmax over 8,000 words: {size:.1f} MB
+as ONNX (opset 18) in float32. The layer is that of Shazeer et al., "Outrageously Large Neural Networks" (2017,
+arXiv:1701.06538), the weights of the two being their shares of a softmax among themselves, without noise in the router
+and with the loss of balance (weight {notes[balance]}) of Fedus, Zoph and Shazeer, "Switch Transformers" (2021,
+arXiv:2101.03961). It is one call of the model-local function `HardExperts` of `dlc/functions.py`, whose body is in
+standard operators. Any runtime runs it, and computes all experts for each word; dlc computes the chosen two.
 
 - Input `ngram`, int64 (N, 9): eight words of context and the word asked for, by their lines in `words.txt`.
 - Output `log10`, float32 (N,): log10 of the word's probability after that context.
@@ -27,10 +27,11 @@ The committed model on the test parts, {words:,} words, in float32 with onnxrunt
 {table}
 
 All trainings: the same rows of text, as many steps, batches, learning rates; a seed draws weights and rows. Perplexity
-of the test parts by torch, the last rows that fill no block of {block:,} words left out. *top-1* is the best of 16
-experts, *top-2* the best two of 16 half as wide, *dense* one layer with so many hidden units that a word takes at least
-as many multiply-adds as with the router and the chosen experts; the output layer, 1,024,000 multiply-adds a word, is
-the same for all and not counted. *Fullest expert*: its load, as a multiple of the mean. Perplexities include `<unk>`,
+of the test parts by torch, the last rows that fill no block of {block:,} words left out. *top-2* is the committed
+layer, *top-1* has 16 experts of 64 units, of which one is chosen (its weight is 1, the router learns as if it were the
+probability), *dense* is one layer with so many hidden units that a word takes at least as many multiply-adds as
+with the router and the chosen experts; the output layer, 1,024,000 multiply-adds a word, is the same for all and not
+counted. *Fullest expert*: its load, as a multiple of the mean. Perplexities include `<unk>`,
 which is predicted like a word (10 % of the Brown corpus, 3 to 5 % of the others).
 
 The intervals of comparisons are by the paired bootstrap over blocks of {block:,} words, each block's value being the
@@ -44,9 +45,9 @@ mean over the seeds. {others}
 
 {experts}
 
-The share of each kind's test words that goes to each expert of the committed model. Nobody tells the router the kind
-of text. A word's expert tells {told:.2f} bits of its kind, of {there:.2f} that there are; the rest of the choice is
-made by the words before, as in any text.
+The share of each kind's test words that goes to each expert of the committed model, a word counting for both experts
+that it goes to. Nobody tells the router the kind of text. One choice tells {told:.2f} bits of the kind, of {there:.2f}
+that there are: the experts divide the words by what stands before them, and by kind of text as far as that shows there.
 """,
     ),
     (

@@ -22,11 +22,11 @@ from dlc.zoo.moe import data
 from dlc.zoo.moe.model import Experts, LanguageModel, Shape
 
 _SHAPES = {
-    "top-1": Shape(),
-    "top-2": Shape(chosen=2, hidden=32),
+    "top-2": Shape(),
+    "top-1": Shape(chosen=1, hidden=64),
     "dense": Shape().dense(),
 }
-#: The best of 16 experts, the best two of 16 half as wide, and the dense layer of equally many operations.
+#: The best two of 16 experts, the best of 16 twice as wide, and the dense layer of equally many operations.
 SIZES = tuple(_SHAPES)
 WEIGHTS = ".safetensors"
 _ROWS = 2000  # a call, when no gradients are needed

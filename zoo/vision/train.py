@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class TrainConfig(training.Config):
     weight_decay: float = 5e-4
     augment: bool = True
 
-    def quick(self) -> TrainConfig:
+    def quick(self) -> Self:
         """Return the same for a trial of some seconds: two epochs of a twentieth of the images.
 
         One thread, because two wait for each other on a busy machine, which takes longer.
