@@ -212,7 +212,7 @@ def _claims(found: _Findings) -> list[cards.Claim]:
     fullest = float(share.max() * len(share))
     return [
         cards.Claim(
-            "Hard experts (the best two of 16) have a lower perplexity than a dense layer of equally many operations, "
+            "Hard experts (the best two of 8) have a lower perplexity than a dense layer of equally many operations, "
             "data and steps, on the held-out text of all four kinds, over three seeds (95 % interval)",
             *_comparison(found),
         ),

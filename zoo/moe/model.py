@@ -23,7 +23,7 @@ class Shape:
         dropout: share of the features dropped in training.
     """
 
-    experts: int = 16
+    experts: int = 8
     chosen: int = 2
     hidden: int = 32
     width: int = 64

@@ -6,7 +6,7 @@ SECTIONS = (
     (
         "Model",
         """
-The embeddings of the eight words before (64 values each, 512 together), a layer of 16 experts with 32 hidden units
+The embeddings of the eight words before (64 values each, 512 together), a layer of 8 experts with 32 hidden units
 (ReLU) each, of which the router chooses two for each word, 128 features, and a softmax over 8,000 words: {size:.1f} MB
 as ONNX (opset 18) in float32. The layer is that of Shazeer et al., "Outrageously Large Neural Networks" (2017,
 arXiv:1701.06538), the weights of the two being their shares of a softmax among themselves, without noise in the router
@@ -28,7 +28,7 @@ The committed model on the test parts, {words:,} words, in float32 with onnxrunt
 
 All trainings: the same rows of text, as many steps, batches, learning rates; a seed draws weights and rows. Perplexity
 of the test parts by torch, the last rows that fill no block of {block:,} words left out. *top-2* is the committed
-layer, *top-1* has 16 experts of 64 units, of which one is chosen (its weight is 1, the router learns as if it were the
+layer, *top-1* has 8 experts of 64 units, of which one is chosen (its weight is 1, the router learns as if it were the
 probability), *dense* is one layer with so many hidden units that a word takes at least as many multiply-adds as
 with the router and the chosen experts; the output layer, 1,024,000 multiply-adds a word, is the same for all and not
 counted. *Fullest expert*: its load, as a multiple of the mean. Perplexities include `<unk>`,

@@ -26,7 +26,7 @@ _SHAPES = {
     "top-1": Shape(chosen=1, hidden=64),
     "dense": Shape().dense(),
 }
-#: The best two of 16 experts, the best of 16 twice as wide, and the dense layer of equally many operations.
+#: The best two of 8 experts, the best of 8 twice as wide, and the dense layer of equally many operations.
 SIZES = tuple(_SHAPES)
 WEIGHTS = ".safetensors"
 _ROWS = 2000  # a call, when no gradients are needed
