@@ -254,6 +254,16 @@ def test_the_routers_choice_is_the_models() -> None:
     np.testing.assert_allclose(share, models.read_card("moe")["load"], atol=0.06)
 
 
+def test_experts_that_are_not_chosen_are_not_read() -> None:
+    path, row = models.model_path("moe"), data.load_excerpt("test")[0][777]
+    expected, actual = (
+        dlc.load(dlc.compile(model)).run({"ngram": row[None]})["log10"]
+        for model in (str(path), evaluate.without_others(path, row))
+    )
+    assert np.isfinite(actual).all()
+    np.testing.assert_array_equal(actual, expected)
+
+
 def training_of(nats: float, seed: int) -> Measured:
     rng = np.random.default_rng(seed)
     return Measured({}, {"nats": data.BLOCK * (nats + 0.01 * rng.standard_normal((4, 20)))})
@@ -265,7 +275,7 @@ def training_of(nats: float, seed: int) -> Measured:
 def test_the_comparison_asks_for_every_seed(gains: tuple[float, ...], met: bool) -> None:
     trainings = {f"dense-{s}": training_of(-5, s) for s in range(3)}
     trainings |= {f"top-2-{s}": training_of(-5 + gain, 9 + s) for s, gain in enumerate(gains)}
-    found = evaluate._Findings(trainings, 0, 0, {}, 0, np.zeros((4, 16), np.int64), {}, (), ())
+    found = evaluate._Findings(trainings, 0, 0, {}, 0, np.zeros((4, 8), np.int64), {}, (), 0, 0)
     assert evaluate._comparison(found)[0] is met
 
 

@@ -127,7 +127,9 @@ def _card(
 ) -> cards.Card:
     path = zoo.model_path("vision")
     parameters, work = count_work(path)
-    works |= {"plain-teacher": works["teacher"], "distilled": works["student"]}
+    members = len(hits.of.get("teacher", {}))
+    ensemble = (members * works["teacher"][0], members * works["teacher"][1])
+    works |= {"plain-teacher": works["teacher"], "distilled": works["student"], "ensemble": ensemble}
     values = {
         "full": full, "embedded": embedded, "parameters": parameters, "work": work / 1e6, "notes": notes,
         "minutes": notes["seconds"] / 60, "machine": platform.machine(), "trained_on": cards.trained_on(notes),
