@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dlc.errors import DlcError
 from dlc.runtime.files import atomic_write
+
+
+def run_exported(content: bytes, output: str, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One output of a serialised ONNX model, by onnxruntime, or by onnx's slower evaluator where that is missing."""
+    session: Any
+    try:
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    except ImportError:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(onnx.load_from_string(content))
+    return np.asarray(session.run([output], dict(feed))[0])
 
 
 def write_model(content: bytes, path: Path, difference: float, limit: float, unit: str, source: str = "") -> float:

@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto, numpy_helper, parser
 
 from dlc import functions
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.moe import data
 from dlc.zoo.moe.model import Dense, Experts, LanguageModel
 from dlc.zoo.moe.train import load_weights
@@ -90,13 +90,5 @@ def _difference(model: LanguageModel, proto: ModelProto) -> float:
     rows = np.random.default_rng(0).integers(0, model.embedding.num_embeddings, (64, data.CONTEXT + 1))
     with torch.no_grad():
         expected = model(torch.from_numpy(rows)).numpy() * np.log10(np.e)
-    try:
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(proto)
-    (actual,) = session.run([OUTPUT], {data.INPUT: rows})
+    actual = run_exported(proto.SerializeToString(), OUTPUT, {data.INPUT: rows})
     return float(np.abs(expected - actual).max())
