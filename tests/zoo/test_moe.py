@@ -20,6 +20,7 @@ from dlc import zoo as models
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
 from dlc.zoo import measured
+from dlc.zoo.family import TrainOptions
 from dlc.zoo.measured import Measured
 from dlc.zoo.models import OnnxModel
 from dlc.zoo.moe import data, evaluate, picture, texts
@@ -140,7 +141,7 @@ def test_excerpts_are_chosen_from_the_texts() -> None:
 # --- the layer
 
 
-@pytest.mark.parametrize("chosen", [1, 2])
+@pytest.mark.parametrize("chosen", [2, 3])
 def test_experts_are_the_weighted_results_of_the_chosen(chosen: int) -> None:
     torch.manual_seed(0)
     layer = Experts(Shape(experts=5, chosen=chosen, hidden=3, width=2, features=4))
@@ -162,34 +163,35 @@ def test_experts_are_the_weighted_results_of_the_chosen(chosen: int) -> None:
     torch.testing.assert_close(balance, 5 * (counts / counts.sum() * probabilities.mean(0)).sum())
 
 
-def test_the_router_of_a_single_expert_learns() -> None:
-    torch.manual_seed(0)
-    layer = Experts(Shape(experts=3, chosen=1, hidden=2, width=1, features=2))
-    layer(torch.randn(10, 8))[0].square().sum().backward()
-    assert layer.router.grad.abs().max() > 0
-
-
 def test_the_dense_layer_takes_as_many_operations() -> None:
-    for size in ("top-1", "top-2"):
-        ours, theirs = train.shape_of(size), train.shape_of(size).dense()
-        assert theirs == train.shape_of("dense")
-        assert 0 <= theirs.multiply_adds() - ours.multiply_adds() < theirs.window + theirs.features
+    ours, theirs = Shape(), Shape().dense()
+    assert train.shape_of("dense") == theirs
+    assert 0 <= theirs.multiply_adds() - ours.multiply_adds() < theirs.window + theirs.features
 
 
 # --- training
 
 
-def test_training_learns_and_is_measured(corpus: data.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Trainings of small networks, short but no trials; returns the cache."""
     monkeypatch.setenv("DLC_CACHE", str(tmp_path))
     monkeypatch.setitem(train._SHAPES, "top-2", Shape(experts=4, hidden=8, width=4, features=8))
-    config = replace(train.TrainConfig(), epochs=2, steps=50, batch=128, held_out=50, peak_rate=0.03)
-    monkeypatch.setattr(train, "configure", lambda options: config)
-    options = train.TrainOptions("top-2")
-    train.train_on(corpus, options, tmp_path / "w.safetensors", lambda line: None)
-    ((name, found),) = measured.read(tmp_path / "moe" / "trained" / "top-2-0.npz").items()
+    whole = train.configure
+
+    def short(options: TrainOptions) -> train.TrainConfig:
+        return replace(whole(options), epochs=2, steps=50, batch=128, held_out=50, peak_rate=0.03)
+
+    monkeypatch.setattr(train, "configure", short)
+    return tmp_path
+
+
+def test_training_learns_and_is_measured(corpus: data.Corpus, small_run: Path) -> None:
+    train.train_on(corpus, TrainOptions("top-2"), small_run / "w.safetensors", lambda line: None)
+    ((name, found),) = measured.read(small_run / "moe" / "trained" / "top-2-0.npz").items()
     assert name == "top-2-0" and found.notes["multiply_adds"] == train.shape_of("top-2").multiply_adds()
     assert found.arrays["nats"].shape == (4, 2) and found.arrays["load"].sum() == 4 * 2 * 2_000
-    network = train.load_weights(tmp_path / "w.safetensors")
+    network = train.load_weights(small_run / "w.safetensors")
     again = train.measure(network, corpus)
     np.testing.assert_allclose(again["nats"], found.arrays["nats"], rtol=1e-5)
     assert np.exp(-found.arrays["nats"].sum() / 8_000) < 1_000  # of 8,000 words; a beginner's is 8,000

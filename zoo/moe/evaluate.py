@@ -296,24 +296,13 @@ def _information(load: NDArray[np.int64]) -> tuple[float, float]:
     return float((joint[seen] * np.log2(joint[seen] / alone[seen])).sum()), float(-(kinds * np.log2(kinds)).sum())
 
 
-def _others(found: _Findings) -> str:
-    """Sentences on the sizes that are neither committed nor the baseline."""
-    sizes = sorted({name.rpartition("-")[0] for name in found.trainings} - {_COMMITTED, _BASELINE})
-    gains = {size: _gain(found, size) for size in sizes}
-    return "\n".join(
-        f"`{size}` against the dense layer: perplexity {_ratio(gain[1])}, over {len(gain[0])} seeds."
-        for size, gain in gains.items()
-        if gain is not None
-    )
-
-
 def _card(found: _Findings, notes: dict[str, Any]) -> cards.Card:
     path = zoo.model_path("moe")
     told, there = _information(found.load)
     values = {
         "notes": notes, "minutes": notes["seconds"] / 60, "trained_on": cards.trained_on(notes),
         "size": path.stat().st_size / 1e6, "full": found.full, "embedded": found.embedded, "words": found.words,
-        "seen": notes["epochs"] * notes["steps"] * notes["batch"], "table": _table(found), "others": _others(found),
+        "seen": notes["epochs"] * notes["steps"] * notes["batch"], "table": _table(found),
         "experts": _experts_table(found), "told": told, "there": there, "picture": _PICTURE,
         "each": ", ".join(f"{data.TITLES[kind]} {value:.1f}" for kind, value in found.each.items()),
         "block": data.BLOCK, "excerpt": len(data.load_excerpt("test")[0]), "blocks": _BLOCK,

@@ -16,7 +16,8 @@ class Shape:
 
     Attributes:
         experts: how many; with one, it is a dense layer.
-        chosen: experts a word.
+        chosen: experts a word; more than one, because their weights sum to 1 and a single one would teach the router
+            nothing.
         hidden: units of an expert.
         width: of a word's embedding.
         features: what the output layer reads.
@@ -79,9 +80,7 @@ class Experts(nn.Module):
         probabilities, chosen = self.route(x)
         mask = torch.zeros_like(probabilities).scatter(1, chosen, 1.0)
         gates = mask * probabilities
-        total = gates.sum(1, keepdim=True)
-        # A single expert's weight is 1. Its gradient is that of the probability, or the router would learn nothing.
-        gates = gates / (total if self.chosen > 1 else total.detach())
+        gates = gates / gates.sum(1, keepdim=True)
         # One product for the first layers of all experts, and one for the weighted sum of their second layers.
         sums = x @ self.w1.transpose(0, 1).flatten(1) + self.b1.flatten()
         hidden = torch.relu(sums).unflatten(1, self.b1.shape[::2]) * gates[:, :, None]

@@ -23,10 +23,9 @@ from dlc.zoo.moe.model import Experts, LanguageModel, Shape
 
 _SHAPES = {
     "top-2": Shape(),
-    "top-1": Shape(chosen=1, hidden=64),
     "dense": Shape().dense(),
 }
-#: The best two of 8 experts, the best of 8 twice as wide, and the dense layer of equally many operations.
+#: The best two of 8 experts, and the dense layer of as many operations.
 SIZES = tuple(_SHAPES)
 WEIGHTS = ".safetensors"
 _ROWS = 2000  # a call, when no gradients are needed
@@ -88,11 +87,11 @@ def train_on(corpus: data.Corpus, options: TrainOptions, weights: Path, report: 
     model, history = fit(config, corpus, progress=options.progress, on_epoch=on_epoch)
     training.save_weights(model, config, history, weights)
     if not options.quick:
-        name = f"{config.size}-{config.seed}"
         notes = training.notes_of(config, history) | {
             "multiply_adds": _SHAPES[config.size].multiply_adds(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
+        name = f"{config.size}-{config.seed}"
         found = measured.Measured(notes, measure(model.to(config.device), corpus))
         measured.write(measured.kept("moe") / f"{name}.npz", {name: found})
 
