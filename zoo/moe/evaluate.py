@@ -316,9 +316,9 @@ def _card(found: _Findings, notes: dict[str, Any]) -> cards.Card:
     }  # fmt: skip
     dense = [_value(training) for training in _seeds(found, _BASELINE).values()]
     return cards.Card(
-        "moe", "moe: a hard mixture of experts over four kinds of text", "four kinds of English, next word of 8,000",
+        "moe", "moe: a hard mixture of experts over four kinds of text", "four kinds of text, next word of 8,000",
         f"perplexity, {found.words:,} test words", found.full, f"{found.full:.1f}",
-        ("dense layer of equal operations", f"{np.mean(dense):.1f}" if dense else "not trained"), _claims(found), notes,
+        ("dense layer", f"{np.mean(dense):.1f}" if dense else "not trained"), _claims(found), notes,
         {
             "embedded_value": found.embedded, "kinds": dict(found.each),
             "load": (found.load.sum(0) / found.load.sum()).round(4).tolist(),
