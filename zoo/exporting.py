@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ import onnx
 
 from dlc.errors import DlcError
 from dlc.runtime.files import atomic_write
+
+
+def run_exported(content: bytes, output: str, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One output of a serialised ONNX model, by onnxruntime, or by onnx's slower evaluator where that is missing."""
+    session: Any
+    try:
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(onnx.load_from_string(content))
+    return np.asarray(session.run([output], dict(feed))[0])
 
 
 def write_model(content: bytes, path: Path, difference: float, limit: float, unit: str, source: str = "") -> float:

@@ -16,7 +16,7 @@ module             provides                                                     
 
 Beside them lie ``NAME.onnx`` (at most 10 MB), small excerpts of data, and ``card.md``, which ``evaluate.py`` writes.
 `dlc.zoo.packages` fetches data, `dlc.zoo.training` is the training loop, `dlc.zoo.models` runs what is evaluated,
-`dlc.zoo.statistics` has the intervals and `dlc.zoo.cards` the cards.
+`dlc.zoo.statistics` has the intervals, `dlc.zoo.measured` what a card compares, and `dlc.zoo.cards` the cards.
 """
 
 from __future__ import annotations

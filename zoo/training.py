@@ -197,7 +197,13 @@ def save_weights(model: nn.Module, config: Config, history: History, path: Path)
     """Write the model's tensors as safetensors, with the configuration, the time and the losses as metadata."""
     # safetensors writes the buffer as it lies: without the copy, channels-last weights would come out shuffled.
     tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in model.state_dict().items()}
-    notes = {
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"notes": json.dumps(notes_of(config, history))})
+
+
+def notes_of(config: Config, history: History) -> dict[str, Any]:
+    """Notes on a training: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch``, ``device``."""
+    return {
         **dataclasses.asdict(config),
         "seconds": round(history.seconds, 1),
         "loss": round(history.losses[-1], 4),
@@ -205,8 +211,6 @@ def save_weights(model: nn.Module, config: Config, history: History, path: Path)
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name() if config.device.startswith("cuda") else config.device,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, {"notes": json.dumps(notes)})
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -223,8 +227,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The notes that `save_weights` wrote: the configuration, ``seconds``, ``loss``, ``held_out``, ``torch`` and
-    ``device``.
+    """The notes that `save_weights` wrote: see `notes_of`.
 
     Raises:
         DlcError: the file is not safetensors, or has no notes.

@@ -86,7 +86,7 @@ def test_list_gives_the_cards_heads() -> None:
         (["eval", "nonsense"], "no model 'nonsense' in the zoo"),
         (["sample", "nonsense"], "no model 'nonsense' in the zoo"),
         (["export", "nonsense", "-o", "x.onnx"], "no model 'nonsense' in the zoo"),
-        (["train", "vision", "--size", "huge"], "'vision' has no size 'huge' (known: small)"),
+        (["train", "vision", "--size", "huge"], "'vision' has no size 'huge' (known: small, teacher, "),
         (["eval", "vision", "--package", "missing.dlc"], "missing.dlc does not exist"),
         (["eval", "vision", "--package", "a.dlc", "--onnx", "b.onnx"], "--package and --onnx exclude each other"),
         (["eval", "vision", "--package", "a.dlc", "--write-card"], "--write-card is about the committed model"),

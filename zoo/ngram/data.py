@@ -79,14 +79,20 @@ def load_corpus(directory: Path | None = None) -> Corpus:
     Raises:
         DlcError: the corpus is missing, or does not have its 1,161,192 tokens.
     """
+    tokens = load_tokens(directory)
+    words = vocabulary(tokens)
+    numbers = {word: number for number, word in enumerate(words)}
+    return Corpus(words, np.array([numbers.get(token, 0) for token in tokens], np.int32))
+
+
+def load_tokens(directory: Path | None = None) -> list[str]:
+    """The words of the whole corpus in its order; arguments and errors as for `load_corpus`."""
     folder = locate(PACKAGES[0], "ngram", directory)
     tokens = [token for name in _FILES for token in parse((folder / name).read_text(encoding="latin-1"))]
     expected = _BOUNDS["test"][1]
     if len(tokens) != expected:
         raise DlcError(f"{folder} holds {len(tokens):,} tokens, where the Brown corpus has {expected:,}")
-    words = vocabulary(tokens)
-    numbers = {word: number for number, word in enumerate(words)}
-    return Corpus(words, np.array([numbers.get(token, 0) for token in tokens], np.int32))
+    return tokens
 
 
 def parse(text: str) -> list[str]:

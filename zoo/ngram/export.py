@@ -33,7 +33,7 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.arpa import MARKS, read_arpa
 from dlc.zoo.ngram.model import NgramModel
@@ -201,15 +201,7 @@ def _difference(model: NgramModel, proto: ModelProto) -> float:
         level = model.levels[order - 2]
         rows[listed, order - 1], entry = level.word[entry], level.parent[entry]
     rows[listed, 0] = entry
-    try:
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(proto)
-    (actual,) = session.run([OUTPUT], {data.INPUT: rows})
+    actual = run_exported(proto.SerializeToString(), OUTPUT, {data.INPUT: rows})
     expected = np.maximum(model.score(rows), _ZERO)
     # Where a probability is 0, sums of back-off weights with -99 may be lower: that is 0 all the same.
     return float(np.abs(expected - np.maximum(actual, _ZERO)).max())

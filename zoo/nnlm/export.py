@@ -29,7 +29,7 @@ from torch import nn
 
 from dlc import functions
 from dlc.functions import DOMAIN
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.nnlm import data
 from dlc.zoo.nnlm.model import FeedForward, LanguageModel, Recurrent
 from dlc.zoo.nnlm.output import BinarySoftmax, ClassSoftmax, FullSoftmax, ShortlistSoftmax
@@ -236,13 +236,5 @@ def _difference(model: LanguageModel, proto: ModelProto) -> float:
             expected = model.output.log_prob(features, given[:, -1])
         else:
             expected = model(given[:, :-1], given[:, -1])
-    try:
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(proto)
-    (actual,) = session.run([OUTPUT], {data.INPUT: rows})
+    actual = run_exported(proto.SerializeToString(), OUTPUT, {data.INPUT: rows})
     return float(np.abs(expected.numpy() * np.log10(np.e) - actual).max())

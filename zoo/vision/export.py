@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.vision.train import load_weights
 
 OPSET = 17
@@ -92,13 +92,5 @@ def _difference(model: nn.Module, content: bytes, batch: int) -> float:
     x = np.random.default_rng(batch).standard_normal((batch, 1, 28, 28), dtype=np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(x)).numpy()
-    try:
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(content, providers=["CPUExecutionProvider"])
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(onnx.load_from_string(content))
-    (actual,) = session.run([OUTPUT], {INPUT: x})
+    actual = run_exported(content, OUTPUT, {INPUT: x})
     return float(np.abs(expected - actual).max())

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-#: Channels of the three stages (28x28, 14x14 and 7x7). Multiples of 16, so that vector lanes are full.
-WIDTHS = (16, 48, 96)
+
+@dataclass(frozen=True)
+class Shape:
+    """The network.
+
+    Attributes:
+        widths: channels of the three stages (28x28, 14x14 and 7x7).
+        depth: residual blocks a stage.
+        dropout: share of the pooled features dropped in training.
+    """
+
+    widths: tuple[int, int, int] = (16, 48, 96)  # multiples of 16, so that vector lanes are full
+    depth: int = 1
+    dropout: float = 0.0
 
 
 class ResidualBlock(nn.Module):
@@ -33,20 +47,25 @@ class ResidualBlock(nn.Module):
 
 
 class VisionNet(nn.Module):
-    """3x3 stem, three residual blocks at 28x28, 14x14 and 7x7, global average pool, dense layer to 10 classes."""
+    """3x3 stem, residual blocks at 28x28, 14x14 and 7x7, global average pool, dense layer to 10 classes."""
 
-    def __init__(self, widths: tuple[int, int, int] = WIDTHS, classes: int = 10) -> None:
+    def __init__(self, shape: Shape | None = None, classes: int = 10) -> None:
         super().__init__()
-        first, second, third = widths
+        shape = shape or Shape()
+        first, _, last = shape.widths
         self.stem = nn.Conv2d(1, first, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(first)
-        self.blocks = nn.Sequential(
-            ResidualBlock(first, first, 1), ResidualBlock(first, second, 2), ResidualBlock(second, third, 2)
-        )
+        blocks, inputs = [], first
+        for stage, width in enumerate(shape.widths):
+            for place in range(shape.depth):
+                blocks.append(ResidualBlock(inputs, width, 2 if stage and not place else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(third, classes)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.head = nn.Linear(last, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map float32 (N, 1, 28, 28), normalised by `dlc.zoo.vision.data.normalise`, to float32 logits (N, 10)."""
         x = torch.relu(self.norm(self.stem(image)))
-        return self.head(torch.flatten(self.pool(self.blocks(x)), 1))
+        return self.head(self.dropout(torch.flatten(self.pool(self.blocks(x)), 1)))

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import nn
 
 from dlc.zoo import training
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.wavenet import data, graphs
 from dlc.zoo.wavenet.model import WaveNet
 from dlc.zoo.wavenet.train import load_weights
@@ -51,13 +51,5 @@ def _difference(model: nn.Module, proto: ModelProto) -> float:
         feed[data.MEL_INPUT] = generator.standard_normal((1, model.shape.bands, 700), np.float32)
     with torch.no_grad():
         expected = model(*(torch.from_numpy(array) for array in feed.values())).numpy()
-    try:
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(proto)
-    (actual,) = session.run([graphs.OUTPUT], feed)
+    actual = run_exported(proto.SerializeToString(), graphs.OUTPUT, feed)
     return float(np.abs(expected - actual).max())
