@@ -138,10 +138,13 @@ def _ensemble(hits: Hits) -> cards.Claim:
     text = "An ensemble of the teachers gets a higher accuracy than its best member"
     if _ENSEMBLE not in hits.of:
         return cards.Claim(text, False, "not measured: there is no ensemble")
-    together = hits.of[_ENSEMBLE][0]
-    best = max(hits.of["teacher"].values(), key=lambda member: float(member.mean()))
-    gain = paired_bootstrap(together, best)
-    evidence = f"{together.mean():.2%} against {best.mean():.2%}, {_points(gain)} over the test images"
+    together, members = hits.of[_ENSEMBLE][0], list(hits.of["teacher"].values())
+    best = max(members, key=lambda member: float(member.mean()))
+    gain, over_all = (paired_bootstrap(together, other) for other in (best, np.mean(members, 0)))
+    evidence = (
+        f"{together.mean():.2%} against {best.mean():.2%}, {_points(gain)} over the test images; against the mean of "
+        f"its {len(members)} members {_points(over_all)}"
+    )
     return cards.Claim(text, gain.value > 0, evidence)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from dlc import zoo
 from dlc.zoo import cards, measured
 from dlc.zoo.family import Report, Score
+from dlc.zoo.measured import Measured
 from dlc.zoo.models import Model, OnnxModel, run_in_batches
 from dlc.zoo.vision import compare, data
 
@@ -114,13 +117,14 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     held_out = data.load_full("train", directory)[0][-_HELD_OUT:]
     works = {name: count_work(compare.model_file(f"{name}.onnx")) for name in ("student", "teacher")}
     cascade = compare.measure_cascade(held_out, images, labels, (works["student"][1], works["teacher"][1]))
-    return cards.write_card(_card(full, embedded, notes, compare.Hits.read(found, labels), cascade, works))
+    return cards.write_card(_card(full, embedded, notes, found, compare.Hits.read(found, labels), cascade, works))
 
 
 def _card(
     full: Accuracy,
     embedded: Accuracy,
     notes: dict[str, Any],
+    found: Mapping[str, Measured],
     hits: compare.Hits,
     cascade: compare.Cascade,
     works: dict[str, tuple[int, int]],
@@ -130,7 +134,9 @@ def _card(
     members = len(hits.of.get("teacher", {}))
     ensemble = (members * works["teacher"][0], members * works["teacher"][1])
     works |= {"plain-teacher": works["teacher"], "distilled": works["student"], "ensemble": ensemble}
+    trained = Counter(cards.trained_on(m.notes) for m in found.values() if "seed" in m.notes)
     values = {
+        "devices": ", ".join(f"{where} ({number})" for where, number in trained.most_common()),
         "full": full, "embedded": embedded, "parameters": parameters, "work": work / 1e6, "notes": notes,
         "minutes": notes["seconds"] / 60, "machine": platform.machine(), "trained_on": cards.trained_on(notes),
         "size": path.stat().st_size / 1e3, "table": compare.table(hits, works), "cascade": cascade,
@@ -199,7 +205,7 @@ augmentation it is *without both*. The *ensemble* is the mean of their probabili
 channels, and is trained like the small network: from the labels, or *distilled*, where nine tenths of the loss are the
 cross-entropy with the teacher's softened probabilities (temperature 4; Hinton, Vinyals and Dean 2015,
 arXiv:1503.02531), the teacher, seed 0, seeing the student's own view of each image. `teacher.onnx` ({teacher_size:.0f}
-kB) and `student.onnx` ({student_size:.0f} kB, distilled) are those of seed 0.
+kB) and `student.onnx` ({student_size:.0f} kB, distilled) are those of seed 0. What the trainings ran on: {devices}.
 
 The cascade is `dlc compile student.onnx --cascade teacher.onnx --agreement {agreement}`, calibrated with the
 {held_out:,} held-out training images: the teacher is asked where the student's largest probability is below
