@@ -140,6 +140,9 @@ def test_a_reshape_to_numbers_is_a_size(target: str) -> None:
 def test_a_reshape_that_only_running_decides_is_left_to_the_host() -> None:
     nodes = [node("Reshape", ["x", "k"], ["y"], "r")]
     session = dlc.load(dlc.compile(model(nodes, {"x": ["n", "m"]}, ["y"], {"k": np.array([2, 4])})))
+    odd = [node("Relu", ["x"], ["/x.1"], "relu"), node("Reshape", ["/x.1", "k"], ["y"], "r")]
+    named = dlc.load(dlc.compile(model(odd, {"x": ["n", "m"]}, ["y"], {"k": np.array([2, 4])})))
+    assert named.run({"x": np.ones((4, 2), np.float32)})["y"].sum() == 8
     assert session.run({"x": np.zeros((4, 2), np.float32)})["y"].shape == (2, 4)
     with pytest.raises(DlcError, match=r"node 'r' \(Reshape\): cannot reshape float32\[1, 2\] to \[2, 4\]"):
         session.run({"x": np.zeros((1, 2), np.float32)})

@@ -37,10 +37,11 @@ def run_imported(model: str, inputs: Sequence[Any]) -> list[Any] | None:
 
     arrays = [np.asarray(x) for x in inputs]
     for parameters in (False, True):
-        graph = _imported(model, tuple(_key(x, parameters) for x in arrays))
-        if graph is not None:
-            given = dict(zip(_names(model), arrays, strict=True))
-            return interpret(graph, {v.name: given[v.name] for v in graph.inputs})
+        keys = tuple(_key(x, parameters) for x in arrays)
+        graph = _imported(model, keys)
+        if graph is not None:  # its inputs have names of its own, in the model's order
+            kept = [x for x, (_, _, content) in zip(arrays, keys, strict=True) if content is None]
+            return interpret(graph, {v.name: x for v, x in zip(graph.inputs, kept, strict=True)})
     return None
 
 
