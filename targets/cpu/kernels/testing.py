@@ -14,20 +14,26 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.codegen import compile_functions, llvm_target  # noqa: F401  (tests ask for it here)
 from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.builder import SHARED
 
 _GUARD = 256  # bytes before and after every array
 _PATTERN = 0xA5
 _keep_alive: list[Any] = []
 
 
-def _entry(name: str, pointers: int, dims: int) -> Any:
+_PARTS = 3  # in which a kernel that is shared out is computed, one after the other
+
+
+def _entry(name: str, pointers: int, dims: int, shared: bool) -> Any:
     with IRBuilder() as builder, T.prim_func():
         T.func_name("entry")
         T.func_attr({"global_symbol": "entry"})
         table = T.decl_buffer((pointers + dims,), "uint64", data=T.arg("args", T.handle("uint64")))
         args = [T.reinterpret("handle", table[i]) for i in range(pointers)]
         args += [T.cast(table[pointers + i], "int64") for i in range(dims)]
-        T.evaluate(T.call_extern("void", name, *args))
+        for part in range(_PARTS if shared else 1):
+            mine = (T.int64(part), T.int64(_PARTS)) if shared else ()
+            T.evaluate(T.call_extern("void", name, *args, *mine))
     return builder.get()
 
 
@@ -38,7 +44,7 @@ class Compiled:
         import tvm_ffi_orcjit
 
         name = func.attrs["global_symbol"]
-        module = tvm.IRModule({name: func, "entry": _entry(name, pointers, dims)})
+        module = tvm.IRModule({name: func, "entry": _entry(name, pointers, dims, SHARED in func.attrs)})
         for helper in helpers:
             module[helper.attrs["global_symbol"]] = helper
         library = compile_functions(module, isa)
