@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -126,6 +127,13 @@ class Branch:
 Item: TypeAlias = Call | Copy | Loop | Branch
 
 
+def inside(call: Item) -> Sequence[Item]:
+    """The calls that a loop repeats or a branch chooses from; none for others."""
+    if isinstance(call, Loop):
+        return call.calls
+    return [each for arm in call.arms for each in arm] if isinstance(call, Branch) else ()
+
+
 @dataclass
 class Program:
     """A whole lowered function.
@@ -158,6 +166,5 @@ def rows_of(call: Item) -> list[dict[str, Any]]:
         return [] if call.row is None else [call.row]
     if isinstance(call, Call):
         return [call.row]
-    calls = call.calls if isinstance(call, Loop) else [each for arm in call.arms for each in arm]
-    inner = [row for each in calls for row in rows_of(each)]
+    inner = [row for each in inside(call) for row in rows_of(each)]
     return [call.row, *({"inside": call.row["node"], **row} for row in inner)]

@@ -114,10 +114,11 @@ class FunctionBuilder:
         self._open()
         origin = origin or Origin()
         try:
-            expr = _expression(op, list(inputs), dict(attrs or {}), origin)
-            if op == "relax.strided_slice" and min((attrs or {})["strides"]) < 0:
+            operands, given = list(inputs), dict(attrs or {})
+            expr = _expression(op, operands, given, origin)
+            if op == "relax.strided_slice" and min(given["strides"]) < 0:
                 # Relax does not see that extents with negative divisors are equal: write them as we do.
-                typed = self.builder.normalize(_expression(op, list(inputs), dict(attrs or {}), origin))
+                typed = self.builder.normalize(_expression(op, operands, given, origin))
                 _update_type(expr, relax.TensorType([int64(d) for d in shape_of(typed)], typed.ty.dtype))
             return self.builder.emit(expr, name_hint=self._unique(name or origin.value or op.rsplit(".", 1)[-1]))
         except Exception as error:

@@ -109,8 +109,7 @@ def check_parameters(convert: Callable[..., Any], inputs: Sequence[Tensor | None
     variadic = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
     least = sum(p.default is p.empty for p in parameters) - variadic
     most = None if variadic else len(parameters)
-    if len(inputs) < least or (most is not None and len(inputs) > most):
-        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(least, most)}")
+    _check_number(inputs, least, most)
     for index, tensor in enumerate(inputs):
         parameter = parameters[min(index, len(parameters) - 1)]
         if tensor is None and parameter.annotation == "Tensor":
@@ -122,14 +121,14 @@ def _parameters(convert: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(convert).parameters.values())[1:]
 
 
-def _between(least: int, most: int | None) -> str:
-    return f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+def _check_number(inputs: Sequence[Tensor | None], least: int, most: int | None) -> None:
+    if len(inputs) < least or (most is not None and len(inputs) > most):
+        takes = f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {takes}")
 
 
 def _check_count(schema: Any, inputs: Sequence[Tensor | None]) -> None:
-    most = schema.max_input if schema.max_input < 2**31 - 1 else None
-    if len(inputs) < schema.min_input or (most is not None and len(inputs) > most):
-        raise ConversionError(f"it has {len(inputs)} inputs, the operator takes {_between(schema.min_input, most)}")
+    _check_number(inputs, schema.min_input, schema.max_input if schema.max_input < 2**31 - 1 else None)
     for index, tensor in enumerate(inputs):
         formal = _formal(schema, index)
         if tensor is None and formal.option != _Option.Optional:

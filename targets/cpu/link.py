@@ -31,7 +31,7 @@ from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import C_ABI, stack
 from dlc.targets.cpu.team import BARRIER, BODY, RUN, team_functions
 from dlc.targets.plan import ALIGNMENT, Plan
-from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref, Step
+from dlc.targets.program import Branch, Call, Copy, Item, Loop, Program, Ref, Step, inside
 
 MAIN, SIZES = "dlc_main", "dlc_sizes"
 _KERNELS = 8  # in one object file, about: a file more costs a millisecond when loading
@@ -256,10 +256,7 @@ class _Entry:
 
 def _is_shared(call: Item) -> bool:
     """Whether a call, or one inside it, is computed in parts."""
-    if isinstance(call, Loop | Branch):
-        inner = call.calls if isinstance(call, Loop) else [each for arm in call.arms for each in arm]
-        return any(map(_is_shared, inner))
-    return isinstance(call, Call) and call.shared
+    return (isinstance(call, Call) and call.shared) or any(map(_is_shared, inside(call)))
 
 
 def is_shared(program: Program) -> bool:

@@ -25,6 +25,62 @@ from dlc.targets.cpu.members import ARRIVED, COUNT, ROUND, START, STOP, TABLE, W
 BODY, RUN, BARRIER = "dlc_body", "dlc_team_run", "dlc_team_barrier"
 _SPINS_IN_BARRIER, _SPINS_WHEN_IDLE = 4_000, 20_000
 
+
+def _each_worker(body: str, falls_through: bool = True) -> str:
+    """The end of a function, from its block ``begin`` on: a loop over the workers, ``%i`` from 1 on, each at
+    ``%worker``. `body` begins a block and goes to ``next``, by itself or where it ends."""
+    return f"""begin:
+  %countp = getelementptr i8, ptr %team, i64 {COUNT}
+  %count = load i64, ptr %countp, align 8
+  br label %each
+each:
+  %i = phi i64 [ 1, %begin ], [ %following, %next ]
+  %more = icmp ult i64 %i, %count
+  br i1 %more, label %one, label %done
+one:
+  %index = sub i64 %i, 1
+  %scaled = mul i64 %index, {WORKER}
+  %offset = add i64 %scaled, {WORKERS}
+  %worker = getelementptr i8, ptr %team, i64 %offset
+{body.strip(chr(10))}
+{"  br label %next" if falls_through else ""}
+next:
+  %following = add i64 %i, 1
+  br label %each
+done:
+  ret void"""
+
+
+# What is done for each worker: where work is given, where the team begins, where it ends.
+_WAKE = """
+  %slept = atomicrmw xchg ptr %worker, i64 0 seq_cst
+  %sleeping = icmp eq i64 %slept, 1
+  br i1 %sleeping, label %post, label %next
+post:
+  %semaphore = getelementptr i8, ptr %worker, i64 32
+  %posted = call i32 @sem_post(ptr %semaphore)
+"""
+_MAKE = """
+  %numberp = getelementptr i8, ptr %worker, i64 16
+  store i64 %i, ptr %numberp, align 8
+  %teamp = getelementptr i8, ptr %worker, i64 24
+  store ptr %team, ptr %teamp, align 8
+  %semaphore = getelementptr i8, ptr %worker, i64 32
+  %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
+  %threadp = getelementptr i8, ptr %worker, i64 8
+  %failed = call i32 @pthread_create(ptr %threadp, ptr null, ptr @dlc_team_worker, ptr %worker)
+  %bad = icmp ne i32 %failed, 0
+  br i1 %bad, label %fewer, label %next
+fewer:
+  store i64 %i, ptr %countp, align 8
+  ret void
+"""
+_JOIN = """
+  %threadp = getelementptr i8, ptr %worker, i64 8
+  %thread = load i64, ptr %threadp, align 8
+  %joined = call i32 @pthread_join(i64 %thread, ptr null)
+"""
+
 _CODE = f"""
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join(i64, ptr)
@@ -53,7 +109,7 @@ open:
   store atomic i64 %next, ptr %roundp release, align 8
   ret void
 wait:
-  %spin = phi i64 [ 0, %entry ], [ %spun, %again ]
+  %spin = phi i64 [ 0, %entry ], [ %spun, %pause ], [ %spun, %yield ]
   %now = load atomic i64, ptr %roundp acquire, align 8
   %passed = icmp ne i64 %now, %round
   br i1 %passed, label %done, label %pause
@@ -61,11 +117,9 @@ pause:
   call void @PAUSE()
   %spun = add i64 %spin, 1
   %tired = icmp ugt i64 %spun, {_SPINS_IN_BARRIER}
-  br i1 %tired, label %yield, label %again
+  br i1 %tired, label %yield, label %wait
 yield:
   %ignored = call i32 @sched_yield()
-  br label %again
-again:
   br label %wait
 done:
   ret void
@@ -80,7 +134,7 @@ entry:
   %semaphore = getelementptr i8, ptr %self, i64 32
   br label %idle
 idle:
-  %seen = phi i64 [ 0, %entry ], [ %job3, %ran ], [ %seen, %woken ]
+  %seen = phi i64 [ 0, %entry ], [ %job3, %work ], [ %seen, %rest ]
   br label %look
 look:
   %spin = phi i64 [ 0, %idle ], [ %spun, %pause ]
@@ -104,8 +158,6 @@ cancel:
   br i1 %posted, label %rest, label %run
 rest:
   %waited = call i32 @sem_wait(ptr %semaphore)
-  br label %woken
-woken:
   br label %idle
 run:
   %job3 = load atomic i64, ptr %team acquire, align 8
@@ -117,8 +169,6 @@ work:
   %countp = getelementptr i8, ptr %team, i64 {COUNT}
   %count = load i64, ptr %countp, align 8
   call void @{BODY}(ptr %table, i64 %number, i64 %count, ptr %team)
-  br label %ran
-ran:
   call void @dlc_team_meet(ptr %team)
   br label %idle
 end:
@@ -126,34 +176,11 @@ end:
 }}
 
 define void @dlc_team_publish(ptr %team, ptr %table) alwaysinline {{
-entry:
   %tablep = getelementptr i8, ptr %team, i64 {TABLE}
   store ptr %table, ptr %tablep, align 8
   %old = atomicrmw add ptr %team, i64 1 seq_cst
-  %countp = getelementptr i8, ptr %team, i64 {COUNT}
-  %count = load i64, ptr %countp, align 8
-  br label %each
-each:
-  %i = phi i64 [ 1, %entry ], [ %next, %awake ]
-  %more = icmp ult i64 %i, %count
-  br i1 %more, label %wake, label %done
-wake:
-  %index = sub i64 %i, 1
-  %scaled = mul i64 %index, {WORKER}
-  %offset = add i64 %scaled, {WORKERS}
-  %worker = getelementptr i8, ptr %team, i64 %offset
-  %slept = atomicrmw xchg ptr %worker, i64 0 seq_cst
-  %sleeping = icmp eq i64 %slept, 1
-  br i1 %sleeping, label %post, label %awake
-post:
-  %semaphore = getelementptr i8, ptr %worker, i64 32
-  %posted = call i32 @sem_post(ptr %semaphore)
-  br label %awake
-awake:
-  %next = add i64 %i, 1
-  br label %each
-done:
-  ret void
+  br label %begin
+{_each_worker(_WAKE)}
 }}
 
 define void @dlc_team_give(ptr %team, ptr %table) alwaysinline {{
@@ -166,61 +193,14 @@ define void @dlc_team_give(ptr %team, ptr %table) alwaysinline {{
 }}
 
 define void @dlc_team_start(ptr %team) alwaysinline {{
-entry:
-  %countp = getelementptr i8, ptr %team, i64 {COUNT}
-  %count = load i64, ptr %countp, align 8
-  br label %each
-each:
-  %i = phi i64 [ 1, %entry ], [ %next, %started ]
-  %more = icmp ult i64 %i, %count
-  br i1 %more, label %make, label %done
-make:
-  %index = sub i64 %i, 1
-  %scaled = mul i64 %index, {WORKER}
-  %offset = add i64 %scaled, {WORKERS}
-  %worker = getelementptr i8, ptr %team, i64 %offset
-  %numberp = getelementptr i8, ptr %worker, i64 16
-  store i64 %i, ptr %numberp, align 8
-  %teamp = getelementptr i8, ptr %worker, i64 24
-  store ptr %team, ptr %teamp, align 8
-  %semaphore = getelementptr i8, ptr %worker, i64 32
-  %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
-  %threadp = getelementptr i8, ptr %worker, i64 8
-  %failed = call i32 @pthread_create(ptr %threadp, ptr null, ptr @dlc_team_worker, ptr %worker)
-  %bad = icmp ne i32 %failed, 0
-  br i1 %bad, label %stop, label %started
-started:
-  %next = add i64 %i, 1
-  br label %each
-stop:
-  store i64 %i, ptr %countp, align 8
-  ret void
-done:
-  ret void
+  br label %begin
+{_each_worker(_MAKE, falls_through=False)}
 }}
 
 define void @dlc_team_stop(ptr %team) alwaysinline {{
-entry:
   call void @dlc_team_publish(ptr %team, ptr null)
-  %countp = getelementptr i8, ptr %team, i64 {COUNT}
-  %count = load i64, ptr %countp, align 8
-  br label %each
-each:
-  %i = phi i64 [ 1, %entry ], [ %next, %join ]
-  %more = icmp ult i64 %i, %count
-  br i1 %more, label %join, label %done
-join:
-  %index = sub i64 %i, 1
-  %scaled = mul i64 %index, {WORKER}
-  %offset = add i64 %scaled, {WORKERS}
-  %worker = getelementptr i8, ptr %team, i64 %offset
-  %threadp = getelementptr i8, ptr %worker, i64 8
-  %thread = load i64, ptr %threadp, align 8
-  %joined = call i32 @pthread_join(i64 %thread, ptr null)
-  %next = add i64 %i, 1
-  br label %each
-done:
-  ret void
+  br label %begin
+{_each_worker(_JOIN)}
 }}
 """
 

@@ -20,7 +20,6 @@ that begins with ``object``.
 
 from __future__ import annotations
 
-import base64
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.ops.host_import import run_imported
+from dlc.ir.ops.host_import import parsed, run_imported
 from dlc.ir.ops.registry import OpSpec, register
 
 ITEM, LOOP, IF, ONNX = "dlc.item", "dlc.loop", "dlc.if", "dlc.onnx"
@@ -44,14 +43,10 @@ def _item(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _evaluator(model: str) -> Any:
-    try:
-        import onnx
-        from onnx.reference import ReferenceEvaluator
-    except ImportError as error:
-        raise DlcError(
-            f"the package has nodes that run on the host by onnx, which is not installed: {error}"
-        ) from error
-    return ReferenceEvaluator(onnx.ModelProto.FromString(base64.b64decode(model)))
+    proto = parsed(model)
+    from onnx.reference import ReferenceEvaluator
+
+    return ReferenceEvaluator(proto)
 
 
 def _onnx(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:

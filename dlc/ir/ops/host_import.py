@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dlc.ir.graph import Graph, Node
+from dlc.errors import DlcError
+from dlc.ir.graph import Graph
 
 # Elements of a tensor that may be a parameter: shapes, axes, paddings; scales and bounds are floats.
 _MOST_INTEGERS, _MOST_FLOATS = 1024, 16
@@ -52,7 +53,7 @@ def _key(x: np.ndarray, parameters: bool) -> _Key:
 
 @functools.lru_cache(maxsize=256)
 def _names(model: str) -> list[str]:
-    return [value.name for value in _proto(model).graph.input]
+    return [value.name for value in parsed(model).graph.input]
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,18 +68,16 @@ def _imported(model: str, inputs: tuple[_Key, ...]) -> Graph | None:
         for name, (shape, dtype, content) in named.items()
         if content is not None
     }
-    graph = view(import_node(_proto(model), shapes, known))
-    return None if any(node.op == "dlc.onnx" for node in _nodes(graph)) else graph
+    graph = view(import_node(parsed(model), shapes, known))
+    return None if any(node.op == "dlc.onnx" for node in graph.walk()) else graph
 
 
-def _proto(model: str) -> Any:
-    import onnx
-
+def parsed(model: str) -> Any:
+    """The ModelProto of a model that a node carries; DlcError where onnx is missing."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise DlcError(
+            f"the package has nodes that run on the host by onnx, which is not installed: {error}"
+        ) from error
     return onnx.ModelProto.FromString(base64.b64decode(model))
-
-
-def _nodes(graph: Graph) -> Iterator[Node]:
-    for node in graph.nodes:
-        yield node
-        for block in node.blocks:
-            yield from _nodes(block)

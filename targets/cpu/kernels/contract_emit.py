@@ -21,6 +21,7 @@ from dlc.targets.cpu.kernels.contract_loops import (
     loop,
     nests,
     shared,
+    shared_loop,
     whole_index,
 )
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule, groups_of
@@ -99,12 +100,9 @@ class _Emitter:
         self.last_parts = cut(problem.outer[-1].extent, schedule.mo) if problem.outer else []
         channel_parts = cut_channels(problem.n, schedule.nr, self.lanes)
         self.mine = self._shared_axis(channel_parts)
-        if self.mine == "rows":
-            self.row_parts = shared(self.row_parts, self.task.share)
-        if self.mine == "last":
-            self.last_parts = shared(self.last_parts, self.task.share)
-        if self.mine == "channels":
-            channel_parts = shared(channel_parts, self.task.share)
+        self.row_parts = shared(self.row_parts, self._share("rows"))
+        self.last_parts = shared(self.last_parts, self._share("last"))
+        channel_parts = shared(channel_parts, self._share("channels"))
         batched = [i for i, axis in enumerate(problem.outer) if not _is_zero(axis.w_stride)]
         others = [i for i in range(len(problem.outer)) if i not in batched]
         if schedule.mo > 1:
@@ -115,7 +113,7 @@ class _Emitter:
                 with each(part) as vector:
                     then(part, vector)
 
-        with self._loop("groups", problem.groups) as group:
+        with shared_loop(problem.groups, self._share("groups")) as group:
             self._outer(batched, {}, lambda fixed: self._ordered(fixed, others, group, channels))
 
     def _shared_axis(self, channel_parts: Sequence[Segment]) -> Any:
@@ -140,12 +138,8 @@ class _Emitter:
         steps = prod(extent for extent in axes if isinstance(extent, int))
         return all(isinstance(e, int) for e in (*axes, self.problem.n)) and steps < self.problem.n
 
-    @contextmanager
-    def _loop(self, axis: Any, extent: Expr) -> Iterator[Expr]:
-        """The loop over an axis that has no tiles."""
-        (segment,) = shared([Segment(extent, 0, 1)], self.task.share if axis == self.mine else None)
-        with each(segment) as index:
-            yield index
+    def _share(self, axis: Any) -> Share | None:
+        return self.task.share if axis == self.mine else None
 
     def _ordered(self, fixed: dict[int, Expr], others: list[int], group: Expr, channels: Callable[..., None]) -> None:
         if self.schedule.hot == "w":
@@ -175,7 +169,7 @@ class _Emitter:
         if not axes or (self.schedule.mo > 1 and axes == [len(self.problem.outer) - 1]):
             then(index)
             return
-        with self._loop(axes[0], self.problem.outer[axes[0]].extent) as i:
+        with shared_loop(self.problem.outer[axes[0]].extent, self._share(axes[0])) as i:
             self._outer(axes[1:], {**index, axes[0]: i}, then)
 
     def _rows(self, index: dict[int, Expr], then: Callable[..., None]) -> None:

@@ -97,6 +97,14 @@ def loop(extent: Expr) -> Iterator[Expr]:
 
 
 @contextmanager
+def shared_loop(extent: Expr, share: Share | None) -> Iterator[Expr]:
+    """The steps of `extent` that this call computes; all of them without `share`."""
+    (segment,) = shared([Segment(extent, 0, 1)], share)
+    with each(segment) as index:
+        yield index
+
+
+@contextmanager
 def loops(extents: Sequence[Expr], share: Share | None = None) -> Iterator[tuple[Expr, ...]]:
     """Nested loops; yields the index. With `share` one of them is shared out."""
     if not extents:
@@ -104,8 +112,10 @@ def loops(extents: Sequence[Expr], share: Share | None = None) -> Iterator[tuple
         yield ()
         return
     mine = share is not None and Share.best(extents) == 0
-    (segment,) = shared([Segment(extents[0], 0, 1)], share if mine else None)
-    with each(segment) as first, loops(extents[1:], None if mine else share) as others:
+    with (
+        shared_loop(extents[0], share if mine else None) as first,
+        loops(extents[1:], None if mine else share) as others,
+    ):
         yield (first, *others)
 
 

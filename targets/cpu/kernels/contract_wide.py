@@ -19,7 +19,7 @@ from dlc.targets.cpu.kernels import contract_cost, contract_emit, contract_probl
 from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.builder import Expr, Operand, let, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Task
-from dlc.targets.cpu.kernels.contract_loops import Segment, cut, each, loop, loops, shared, whole_index
+from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, loops, shared, shared_loop, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Schedule
 from dlc.targets.layout import Layout, simplify
 
@@ -159,7 +159,6 @@ def emit(task: Task) -> None:
             return
         # One code for blocks of any size: their rows are symbolic.
         count = let(T.truncdiv(axis.extent + (schedule.block - 1), T.int64(schedule.block)))
-        (segment,) = shared([Segment(count, 0, 1)], share)
-        with each(segment) as number:
+        with shared_loop(count, share) as number:
             first = let(number * schedule.block)
             block(index, first, let(T.min(T.int64(schedule.block), axis.extent - first)))

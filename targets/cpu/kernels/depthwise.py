@@ -21,7 +21,7 @@ from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, load, splat, stack, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
-from dlc.targets.cpu.kernels.contract_loops import Segment, cut, cut_channels, each, shared, whole_index
+from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, shared, shared_loop, whole_index
 from dlc.targets.cpu.kernels.contract_problem import Axis, Schedule
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 from dlc.targets.layout import Layout, simplify
@@ -172,8 +172,7 @@ def emit_depthwise(
     def outer_loops(index: tuple[Expr, ...]) -> None:
         axis = len(index)
         if axis < len(problem.outer):
-            (segment,) = shared([Segment(problem.outer[axis].extent, 0, 1)], share if axis == mine else None)
-            with each(segment) as i:
+            with shared_loop(problem.outer[axis].extent, share if axis == mine else None) as i:
                 outer_loops((*index, i))
             return
         for rows in row_parts:

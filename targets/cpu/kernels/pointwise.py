@@ -15,7 +15,7 @@ from dlc.targets.cpu.kernels.contract_loops import loops
 from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
-from dlc.targets.cpu.kernels.loops import Body, has_masks, int64, nest, vectors
+from dlc.targets.cpu.kernels.loops import Body, has_masks, int64, vectors
 from dlc.targets.cpu.kernels.transpose import fill, join, turned
 from dlc.targets.cpu.kernels.vector import width
 from dlc.targets.layout import Layout, simplify
@@ -120,11 +120,8 @@ def _fill(
             else:
                 _part(shape[-1], lanes, step, masked, share)
 
-        if share is None or len(shape) < 2:
-            nest(shape[:-1], row)
-        else:
-            with loops(shape[:-1], share) as index:
-                row(index)
+        with loops(shape[:-1], share if len(shape) > 1 else None) as index:
+            row(index)
 
 
 def _part(extent: Expr, lanes: int, step: Body, masked: bool, share: Share) -> None:
