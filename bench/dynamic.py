@@ -14,12 +14,12 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import wavenet
 
 import dlc
+from dlc.bench import onnxruntime_session
 from dlc.explain import read
 
 TIE = 1e-4  # two best logits that are closer may change places; for a drawn number, a step of the distribution
@@ -42,16 +42,6 @@ class Row:
     facts: tuple[str, ...]
 
 
-def onnxruntime_session(model: Any) -> Any:
-    """One thread, no spinning."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 # --- WaveNet ---------------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +49,7 @@ class Driver:
     """onnxruntime's step with the delay lines as ring buffers in one numpy array: its best form."""
 
     def __init__(self, shape: wavenet.Shape) -> None:
-        self.session = onnxruntime_session(wavenet.step(shape))
+        self.session = onnxruntime_session(wavenet.step(shape).SerializeToString())
         self.depths = np.array(shape.dilations)
         self.starts = np.cumsum(self.depths) - self.depths
         self.residual = shape.residual
@@ -111,7 +101,7 @@ def wavenet_row(options: argparse.Namespace) -> Row:
     }
     model, feed = wavenet.generator(mode, options.spelling, steps, shape), feeds[mode]
     package = dlc.compile(model, quantize=options.quantize, calibration={k: v[None] for k, v in feed.items()} or None)
-    session, loop, driver = dlc.load(package), onnxruntime_session(model), Driver(shape)
+    session, loop, driver = dlc.load(package), onnxruntime_session(model.SerializeToString()), Driver(shape)
     name = session.outputs[0].name
     choose = _choice(mode, feed)
 

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 import dlc
 from dlc import functions
+from dlc.bench import onnxruntime_session
 
 Engine = Callable[[], np.ndarray]
 
@@ -55,12 +56,7 @@ def model_of(
 
 def onnxruntime_engine(model: Any, feed: dict[str, np.ndarray]) -> Engine:
     """One thread, no spinning."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model.SerializeToString())
     return lambda: np.asarray(session.run(None, feed)[0])
 
 

@@ -21,14 +21,13 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dlc
-from dlc.bench import interval
+from dlc.bench import interval, onnxruntime_session
 
 Run = Callable[[], Any]
 
@@ -80,18 +79,14 @@ ROWS = {
 }
 
 
-def _peer(model: onnx.ModelProto, int8: bool, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-    if threads == 1:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+def _peer(model: onnx.ModelProto, int8: bool, threads: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         if int8:
             quantize_dynamic(path, path.with_name("int8.onnx"), op_types_to_quantize=["LSTM"])
             path = path.with_name("int8.onnx")
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime_session(path.read_bytes(), threads)
 
 
 def _times(runs: list[Run], blocks: int, clock: Callable[[], float]) -> np.ndarray:

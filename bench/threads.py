@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dlc
-from dlc.bench import interval
+from dlc.bench import interval, onnxruntime_session
 from dlc.zoo import model_path
 from tests.models import light_model
 
@@ -35,15 +35,6 @@ def _load(name: str, batch: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]
     rng = np.random.default_rng(0)
     shapes = {i.name: [d if isinstance(d, int) else batch for d in i.shape] for i in session.inputs}
     return model, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def _onnxruntime(model: onnx.ModelProto, threads: int, inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, dict(inputs))
 
 
 def _rounds(runs: list[Callable[[], Any]], rounds: int) -> np.ndarray:
@@ -70,7 +61,9 @@ def main(threads: int, rounds: int) -> None:
         package = dlc.compile(model, target="cpu")
         sessions = [dlc.load(package, threads=n) for n in (1, threads)]
         ours = _rounds([partial(session.run, inputs) for session in sessions], rounds)
-        theirs = _rounds([_onnxruntime(model, n, inputs) for n in (1, threads)], rounds)
+        content = model.SerializeToString()
+        peers = [onnxruntime_session(content, n) for n in (1, threads)]
+        theirs = _rounds([partial(peer.run, None, inputs) for peer in peers], rounds)
         middle, low, high = interval(ours[:, 1], ours[:, 0])
         one, many = np.median(ours, axis=0) * 1e3
         ratio = f"{middle:.2f} ({low:.2f}-{high:.2f})"

@@ -56,15 +56,21 @@ def _package(session: Session, inputs: Mapping[str, np.ndarray]) -> tuple[str, R
     return f"dlc {target}", lambda: session.run(inputs)
 
 
-def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+def onnxruntime_session(model: str | bytes, threads: int = 1) -> Any:
+    """onnxruntime's session of a model, a path or serialised, on the CPU; on one thread it never spins."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    feeds = dict(inputs)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    import onnxruntime
+
+    session, feeds = onnxruntime_session(str(model), threads), dict(inputs)
     return f"onnxruntime {onnxruntime.__version__}", lambda: session.run(None, feeds)
 
 

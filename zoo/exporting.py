@@ -53,6 +53,11 @@ def write_model(content: bytes, path: Path, difference: float, limit: float, uni
     return difference
 
 
+def add_notes(proto: onnx.ModelProto, notes: Mapping[str, Any]) -> None:
+    """Let a model carry the notes on its training, for `read_notes`."""
+    proto.metadata_props.add(key="notes", value=json.dumps(dict(notes)))
+
+
 def read_notes(path: Path, name: str) -> dict[str, Any]:
     """The notes on its training that an exported file of the family `name` carries, as JSON under ``notes``.
 

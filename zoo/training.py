@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import nn
 
 from dlc.cache import cache_dir
 from dlc.errors import DlcError
+from dlc.zoo.family import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ class Config:
     epochs: int = 8
     threads: int = 2
     device: str = "cpu"
+
+    def quick(self) -> Self:
+        """The same for a trial of under a minute."""
+        return dataclasses.replace(self, epochs=2)
+
+
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=nn.Module)
+
+
+def configured(config: C, options: TrainOptions) -> C:
+    """A family's configuration with what the options of the command line say."""
+    config = dataclasses.replace(config, seed=options.seed, device=options.device)
+    config = config.quick() if options.quick else config
+    return dataclasses.replace(config, epochs=options.epochs or config.epochs)
 
 
 @dataclass
@@ -224,6 +240,20 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DlcError(f"{path} does not hold weights of this network: {error}") from error
     return model.eval()
+
+
+def load_sized(path: Path, sizes: Container[str], build: Callable[[str], M]) -> tuple[M, dict[str, Any]]:
+    """The network of the size that its weights at `path` are of, in evaluation mode, and the notes on its training.
+
+    Raises:
+        DlcError: the file is not safetensors, or holds another network.
+    """
+    notes = read_notes(path)
+    if notes.get("size") not in sizes:
+        raise DlcError(f"{path} does not hold weights of this family")
+    model = build(notes["size"])
+    load_weights(model, path)
+    return model, notes
 
 
 def read_notes(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from dlc.zoo.asr.data import INPUT, LENGTHS
 from dlc.zoo.asr.features import WIDTH
 from dlc.zoo.asr.inference import OUTPUT
 from dlc.zoo.asr.text import ALPHABET
+from dlc.zoo.exporting import add_notes
 
 _OPSET = 17
 #: torch's order of the gates is i, f, g, o; ONNX's i, o, f, c.
@@ -56,7 +56,7 @@ def recogniser(weights: Mapping[str, NDArray[np.float32]], notes: Mapping[str, A
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in tensors.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
-    model.metadata_props.add(key="notes", value=json.dumps(dict(notes)))
+    add_notes(model, notes)
     return model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,16 +51,14 @@ class TrainConfig(training.Config):
     utterances: int = 0
     imitation: float = 0.0
 
-    def quick(self) -> TrainConfig:
+    def quick(self) -> Self:
         """The same for a trial of under a minute."""
         return replace(self, epochs=2, utterances=128, batch=16)
 
 
 def configure(options: TrainOptions, imitation: float = 0.0) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = TrainConfig(seed=options.seed, size=options.size, device=options.device, imitation=imitation)
-    config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    return training.configured(TrainConfig(size=options.size, imitation=imitation), options)
 
 
 def kept(config: TrainConfig) -> Path:
@@ -220,9 +218,4 @@ def load_weights(path: Path) -> tuple[Recogniser, dict[str, Any]]:
     Raises:
         DlcError: the file is not safetensors, or holds another network.
     """
-    notes = training.read_notes(path)
-    if notes.get("size") not in SHAPES:
-        raise DlcError(f"{path} does not hold weights of this family")
-    model = build(notes["size"])
-    training.load_weights(model, path)
-    return model, notes
+    return training.load_sized(path, SHAPES, build)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlc.errors import DlcError
 from dlc.zoo import measured, training
 from dlc.zoo.family import Report, TrainOptions
 from dlc.zoo.moe import data
@@ -54,16 +54,14 @@ class TrainConfig(training.Config):
     balance: float = 0.01
     held_out: int = 5_000
 
-    def quick(self) -> TrainConfig:
+    def quick(self) -> Self:
         """Return the same for a trial of some seconds."""
         return replace(self, epochs=2, steps=40, batch=256, held_out=500)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = TrainConfig(seed=options.seed, size=options.size, device=options.device)
-    config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    return training.configured(TrainConfig(size=options.size), options)
 
 
 def shape_of(size: str) -> Shape:
@@ -181,12 +179,7 @@ def load_weights(path: Path) -> LanguageModel:
     Raises:
         DlcError: the file is not safetensors, or holds another network.
     """
-    size = training.read_notes(path).get("size")
-    if size not in _SHAPES:
-        raise DlcError(f"{path} does not hold weights of this family")
-    model = LanguageModel(_SHAPES[size])
-    training.load_weights(model, path)
-    return model
+    return training.load_sized(path, _SHAPES, lambda size: LanguageModel(_SHAPES[size]))[0]
 
 
 def _tensor(rows: list[NDArray[np.uint16]]) -> Tensor:

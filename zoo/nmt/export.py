@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from onnx import ModelProto
 
 from dlc.zoo import training
-from dlc.zoo.exporting import write_model
+from dlc.zoo.exporting import add_notes, write_model
 from dlc.zoo.nmt import data, graphs
 from dlc.zoo.nmt.model import Translator
 from dlc.zoo.nmt.train import load_weights
@@ -28,7 +27,7 @@ def export(weights: Path, out: Path) -> str:
     notes = training.read_notes(weights)
     model = load_weights(weights, notes.get("size", "attention"))
     proto = build(model)
-    proto.metadata_props.add(key="notes", value=json.dumps(notes))
+    add_notes(proto, notes)
     content = proto.SerializeToString(deterministic=True)
     compared = "a log probability or share of attention"
     difference = write_model(content, out, _difference(model, proto), _TOLERANCE, compared, "from torch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlc.cache import cache_dir
-from dlc.errors import DlcError
 from dlc.zoo import training
 from dlc.zoo.family import Report, TrainOptions
 from dlc.zoo.ngram import data as brown
@@ -64,16 +63,14 @@ class TrainConfig(training.Config):
     batch: int = 512
     peak_rate: float = 3e-3
 
-    def quick(self) -> TrainConfig:
+    def quick(self) -> Self:
         """Return the same for a trial of some seconds."""
         return replace(self, epochs=2 * PARTS, words=_QUICK_WORDS, held_out=2_000)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = TrainConfig(seed=options.seed, size=options.size, device=options.device)
-    config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    return training.configured(TrainConfig(size=options.size), options)
 
 
 def shape_of(size: str) -> Shape:
@@ -194,12 +191,7 @@ def load_weights(path: Path) -> tuple[LanguageModel, dict[str, Any]]:
     Raises:
         DlcError: the file is not safetensors, or holds another network.
     """
-    notes = training.read_notes(path)
-    if notes.get("size") not in _SHAPES:
-        raise DlcError(f"{path} does not hold weights of this family")
-    model = LanguageModel(tree.load_words(), _SHAPES[notes["size"]])
-    training.load_weights(model, path)
-    return model, notes
+    return training.load_sized(path, _SHAPES, lambda size: LanguageModel(tree.load_words(), _SHAPES[size]))
 
 
 def _stream_batches(

@@ -79,12 +79,8 @@ def configure(options: TrainOptions) -> TrainConfig:
 def apply(config: C, options: TrainOptions) -> C:
     """A configuration with what the options say; a teacher is trained longer, and the plain one as it is."""
     teacher = config.size in ("teacher", "plain-teacher")
-    config = replace(
-        config, seed=options.seed, device=options.device, epochs=12 if teacher else config.epochs,
-        augment=config.size != "plain-teacher",
-    )  # fmt: skip
-    config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    config = replace(config, epochs=12 if teacher else config.epochs, augment=config.size != "plain-teacher")
+    return training.configured(config, options)
 
 
 def kept(name: str, seed: int) -> Path:

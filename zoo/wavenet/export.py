@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from onnx import ModelProto
 from torch import nn
 
 from dlc.zoo import training
-from dlc.zoo.exporting import run_exported, write_model
+from dlc.zoo.exporting import add_notes, run_exported, write_model
 from dlc.zoo.wavenet import data, graphs
 from dlc.zoo.wavenet.model import WaveNet
 from dlc.zoo.wavenet.train import load_weights
@@ -28,7 +27,7 @@ def export(weights: Path, out: Path) -> str:
     notes = training.read_notes(weights)
     model = load_weights(weights, notes.get("size", "plain"))
     proto = build(model)
-    proto.metadata_props.add(key="notes", value=json.dumps(notes))
+    add_notes(proto, notes)
     content = proto.SerializeToString(deterministic=True)
     difference = write_model(content, out, _difference(model, proto), _TOLERANCE, "a logit", "from torch")
     return f"torch and ONNX agree to {difference:.1e} in a logit"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,16 +49,14 @@ class TrainConfig(training.Config):
     peak_rate: float = 3e-3
     held_out: int = 12
 
-    def quick(self) -> TrainConfig:
+    def quick(self) -> Self:
         """The same for a trial of under a minute."""
         return replace(self, epochs=2, steps=15, batch=2, length=1024, held_out=4)
 
 
 def configure(options: TrainOptions) -> TrainConfig:
     """The configuration that the options of the command line stand for."""
-    config = replace(TrainConfig(), seed=options.seed, size=options.size, device=options.device)
-    config = config.quick() if options.quick else config
-    return replace(config, epochs=options.epochs or config.epochs)
+    return training.configured(TrainConfig(size=options.size), options)
 
 
 def train(options: TrainOptions, weights: Path, report: Report) -> None:
