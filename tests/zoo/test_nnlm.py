@@ -30,7 +30,7 @@ from tests.zoo.test_ngram import needs_corpus
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'dlc[zoo]'")
 
-from dlc.zoo.nnlm import export, output, train  # noqa: E402
+from dlc.zoo.nnlm import distill, export, output, train  # noqa: E402
 from dlc.zoo.nnlm.model import LanguageModel, Shape  # noqa: E402
 
 #: Eleven words in four categories; the first does not occur.
@@ -256,6 +256,38 @@ def test_resumed_training_equals_an_uninterrupted_one(size: str, little: None) -
     assert len(history.losses) == 4
     for name, value in whole.state_dict().items():
         np.testing.assert_array_equal(resumed.state_dict()[name].numpy(), value.numpy(), err_msg=name)
+
+
+def test_the_distilled_loss_is_its_definition() -> None:
+    """Half the words' likelihood, half the cross-entropy with the teacher, of the classes and within the word's class."""
+    teacher, student = network("hsoftmax"), LanguageModel(WORDS, small("student")).eval()
+    context, word = torch.randint(0, 11, (9, 5)), torch.randint(0, 11, (9,))
+    found = tree.classes(WORDS)
+    every = torch.arange(11)
+    with torch.no_grad():
+        loss = float(distill.imitating_loss(teacher, 0.25)(student, context, word))
+        p, q = (
+            np.exp([[float(m(context[n : n + 1], w[None])) for w in every] for n in range(9)])
+            for m in (teacher, student)
+        )
+    terms = []
+    for row, w in enumerate(word.tolist()):
+        of_class = [np.bincount(found.of, each[row]) for each in (p, q)]
+        own = found.of == found.of[w]
+        within = [each[row][own] / each[row][own].sum() for each in (p, q)]
+        towards_teacher = -sum((a * np.log(b)).sum() for a, b in (of_class, within))
+        terms.append(0.25 * towards_teacher - 0.75 * np.log(q[row, w]))
+    assert loss == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+@needs_corpus
+def test_quick_distillation_by_the_verb(tmp_path: Path) -> None:
+    result = invoke("distill", "nnlm", "--quick", "--out", str(tmp_path / "s.onnx"))
+    assert result.exit_code == 0, result.output
+    assert "training the teacher" in result.output
+    losses = [float(line.split(": loss ")[1].split(",")[0]) for line in result.output.splitlines() if ": loss " in line]
+    assert losses[-1] < losses[8]  # the student's follow the teacher's eight
+    assert (tmp_path / "s.onnx").is_file()
 
 
 def test_too_few_words_are_refused() -> None:

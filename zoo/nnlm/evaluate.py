@@ -15,7 +15,7 @@ from onnx import numpy_helper
 import dlc
 from dlc import zoo
 from dlc.runtime.files import atomic_write
-from dlc.zoo import cards
+from dlc.zoo import cards, measured
 from dlc.zoo.family import Report, Score
 from dlc.zoo.models import Model, OnnxModel, PackageModel
 from dlc.zoo.ngram import classes, smoothing
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _BLOCK = 500  # words; the bootstrap draws blocks, because neighbouring words are not independent
 _WEIGHT_WORDS = 50_000  # of the validation part, on which the mixture's weight is found
+_TRAININGS = "trainings.npz"
+_STUDENT, _DISTILLED = "student", "distilled"
+_LEAST_SEEDS = 5
 _MODES: tuple[Literal["none", "int8", "int8-dynamic"], ...] = ("none", "int8", "int8-dynamic")
 _FREQUENT = 3_000  # words among which neighbours are looked for: the others are seen too rarely to have learned much
 _PICTURE = "embeddings.svg"
@@ -60,6 +63,7 @@ class _Findings:
         mixed: that of the mixture of both.
         weight: of the neural model in the mixture.
         compiled: by quantisation, the perplexity of the excerpt, and the interval of its difference of mean log10 P.
+        students: of each size and seed, the mean log P in nats of each block of the test part.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -69,6 +73,7 @@ class _Findings:
     mixed: float = 0.0
     weight: float = 0.0
     compiled: dict[str, tuple[float, Interval]] = field(default_factory=dict)
+    students: dict[str, dict[int, Floats]] = field(default_factory=dict)
 
 
 def write_card(weights: Path | None, directory: Path | None, report: Report) -> Path:
@@ -91,6 +96,7 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
     report("the trigram")
     trigram = smoothing.kneser_ney(count([corpus.part("train")], len(corpus.words), brown.ORDER))
     found.rows = rows.measure(trigram, cards.read_head(present)["rows"] if present.is_file() else [], report)
+    found.students = _read_students(present.with_name(_TRAININGS))
     report("the committed model, alone and mixed with the trigram")
     model = OnnxModel(path)
     validation = corpus.part("validation")[:_WEIGHT_WORDS]
@@ -108,6 +114,19 @@ def write_card(weights: Path | None, directory: Path | None, report: Report) -> 
         file.write(picture.draw(vectors, corpus.words).encode())
     near = _neighbours(vectors[1 : _FREQUENT + 1], corpus.words[1 : _FREQUENT + 1])
     return cards.write_card(_card(found, notes, near, len(test) - data.CONTEXT, rows.SIZES, rows.records(found.rows)))
+
+
+def _read_students(path: Path) -> dict[str, dict[int, Floats]]:
+    """See `_Findings`. What trainings on this machine were found to do joins what `path` has of others."""
+    trainings = measured.read(path)
+    for file in sorted(measured.kept("nnlm").glob("*.npz")):
+        trainings |= measured.read(file)
+    measured.write(path, trainings)
+    found: dict[str, dict[int, Floats]] = {_STUDENT: {}, _DISTILLED: {}}
+    for name, training in trainings.items():
+        size, _, seed = name.rpartition("-")
+        found[size][int(seed)] = training.arrays["nats"] / _BLOCK
+    return found
 
 
 def _measure_compiled(found: _Findings, excerpt: Floats, report: Report) -> None:
@@ -181,7 +200,38 @@ def _claims(found: _Findings) -> list[cards.Claim]:
             abs(value / found.embedded - 1) <= 0.01 or interval.low <= 0 <= interval.high,
             f"{value:.2f} against {found.embedded:.2f} ({value / found.embedded - 1:+.2%})",
         ),
+        _distillation(found),
     ]
+
+
+def _distillation(found: _Findings) -> cards.Claim:
+    text = (
+        "A small network that learns from the committed one's probabilities too has a lower perplexity than the same "
+        "network that learns from the words alone, over at least five seeds (95 % interval)"
+    )
+    ours, theirs = found.students[_DISTILLED], found.students[_STUDENT]
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return cards.Claim(text, False, "not measured: not both are trained")
+    means = [np.mean([each[seed] for seed in seeds], 0) for each in (ours, theirs)]
+    gain = paired_bootstrap(*means)
+    value, low, high = (np.exp(-x) - 1 for x in (gain.value, gain.high, gain.low))
+    values = [float(np.exp(-mean.mean())) for mean in means]
+    evidence = (
+        f"{values[0]:.1f} against {values[1]:.1f} over {len(seeds)} seeds, {value:+.1%} ({low:+.1%} to {high:+.1%})"
+    )
+    return cards.Claim(text, len(seeds) >= _LEAST_SEEDS and gain.low > 0, evidence)
+
+
+def _student_table(found: _Findings) -> str:
+    """One line a kind of training, one column a seed."""
+    titles = {_STUDENT: "by itself", _DISTILLED: "from the teacher too"}
+    seeds = sorted({seed for each in found.students.values() for seed in each})
+    lines = [
+        (title, *(f"{np.exp(-each[s].mean()):.1f}" if s in each else "" for s in seeds))
+        for title, each in ((title, found.students[size]) for size, title in titles.items())
+    ]
+    return cards.table(("Student", *(f"seed {seed}" for seed in seeds)), lines)
 
 
 _LOSSES = {"full": "likelihood", "importance": "importance sampling", "nce": "noise-contrastive"}
@@ -192,7 +242,7 @@ def _table(rows: list[Row]) -> str:
     lines = [
         (
             row.body, _OUTPUTS[row.output], _LOSSES[row.loss], f"{row.passes:g}", f"{row.perplexity:.1f}",
-            f"{row.seconds:.0f} s", f"{row.microseconds:.0f} µs", f"{row.work:,.0f}", f"{row.output_work:,.0f}",
+            f"{row.seconds:.0f} s, {_where(row)}", f"{row.microseconds:.0f} µs", f"{row.work:,.0f}", f"{row.output_work:,.0f}",
         )
         for row in rows
     ]  # fmt: skip
@@ -203,9 +253,14 @@ def _table(rows: list[Row]) -> str:
     return cards.table(columns, lines)
 
 
+def _where(row: Row) -> str:
+    """On what it was trained."""
+    return cards.trained_on({"device": row.device, "threads": 1})
+
+
 def _missing(rows: list[Row], sizes: tuple[str, ...]) -> str:
     """A sentence on what the table lacks."""
-    absent = [size for size in sizes if size not in {row.size for row in rows}]
+    absent = [size for size in sizes if size != _STUDENT and size not in {row.size for row in rows}]
     return f"Not yet trained, so missing here: {', '.join(absent)}." if absent else "Every size has a row."
 
 
@@ -224,7 +279,7 @@ def _card(
         "trigram": found.trigram, "mixed": found.mixed, "weight": found.weight, "notes": notes,
         "minutes": notes["seconds"] / 60, "table": _table(found.rows), "missing": _missing(found.rows, sizes),
         "alone": f" (with the tail by word frequency instead: {', '.join(alone)})" if alone else "",
-        "frequent": _FREQUENT, "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
+        "students": _student_table(found), "frequent": _FREQUENT, "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
         "compiled": cards.table(
             ("Quantisation", "Perplexity", "Against the ONNX file", "Difference of mean log10 P, 95 % interval"),
             [

@@ -140,6 +140,14 @@ class ClassSoftmax(OutputLayer):
 
     def log_prob(self, features: Tensor, word: Tensor) -> Tensor:
         """log P(class) + log P(word | class)."""
+        return self.chosen(*self.log_probs(features, word), word)
+
+    def chosen(self, of_class: Tensor, within: Tensor, word: Tensor) -> Tensor:
+        """log P of each word, from what `log_probs` gives."""
+        return (of_class.gather(1, self.of[word][:, None]) + within.gather(1, self.slot[word][:, None]))[:, 0]
+
+    def log_probs(self, features: Tensor, word: Tensor) -> tuple[Tensor, Tensor]:
+        """log P of all classes, (N, classes), and of the slots of the word's own class, (N, widest), -inf where empty."""
         chosen = self.of[word]
         of_class = torch.log_softmax(torch.addmm(self.class_bias, features, self.class_rows.T), 1)
         place = torch.arange(self.widest, device=word.device)
@@ -147,8 +155,7 @@ class ClassSoftmax(OutputLayer):
         scores = (embedding(row, self.rows) * features[:, None]).sum(2)
         scores = scores + embedding(row, self.bias[:, None])[:, :, 0]
         scores = scores.masked_fill(place >= self.size[chosen][:, None], -torch.inf)
-        within = torch.log_softmax(scores, 1)
-        return (of_class.gather(1, chosen[:, None]) + within.gather(1, self.slot[word][:, None]))[:, 0]
+        return of_class, torch.log_softmax(scores, 1)
 
     def multiply_adds(self, word: Tensor) -> Tensor:
         """The classes' rows, and those of the word's class."""

@@ -46,6 +46,7 @@ class Row:
         work: multiply-adds a word, the mean over the excerpt.
         output_work: of these, the output layer's.
         sha256: of the weights.
+        device: that trained.
     """
 
     size: str
@@ -60,6 +61,7 @@ class Row:
     work: float
     output_work: float
     sha256: str
+    device: str = "cpu"
 
 
 def measure(trigram: NgramModel, previous: Sequence[Mapping[str, Any]], report: Report) -> list[Row]:
@@ -90,7 +92,7 @@ def _measure(path: Path, ids: NDArray[np.int32], trigram: NgramModel) -> Row:
     shape = shape_of(notes["size"])
     return Row(
         notes["size"], shape.body, shape.output, shape.loss, notes["epochs"] / PARTS, _perplexity(nats), alone,
-        notes["seconds"], microseconds, model.body.multiply_adds() + output_work, output_work, digest(path),
+        notes["seconds"], microseconds, model.body.multiply_adds() + output_work, output_work, digest(path), notes["device"],
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ output layer is one model-local function, `dlc.functions.ClassLogProb`, whose bo
 
 Perplexity of the embedded excerpt of the test part (20,000 words; the whole takes a full softmax minutes), of a
 vocabulary of 17,905. All rows have the same embeddings and features; a pass is over 800,000 words. Compare rows of
-equally many passes: a quarter of a pass is far from what a row could reach, and shows order more than size.
+equally many passes.
 
 {missing}
 
@@ -34,8 +34,8 @@ equally many passes: a quarter of a pass is far from what a row could reach, and
 - *two levels*: a softmax over classes, then over the class's words, 32 at most. *binary tree*: a sigmoid a node. Both
   trees come from the word categories that the exchange algorithm learned for the n-gram family (`zoo/nnlm/tree.py`).
 
-Training and test times were taken with one thread of a machine shared with other work: only their order of magnitude
-says something. Test times are torch's, in batches of 512 words; multiply-adds are exact, the mean over the excerpt.
+Training and test times were taken beside other work, test times with one thread: only their order of magnitude says
+something, and a GPU hides what a full softmax costs in training. Test times are torch's, in batches of 512 words; multiply-adds are exact, the mean over the excerpt.
 
 On the whole test part, {words:,} words, the committed model, run by onnxruntime, has perplexity {committed:.1f}, the
 Kneser-Ney trigram {trigram:.1f}, and their mixture {mixed:.1f} (weight {weight:.2f} for the neural model, found on the
@@ -49,6 +49,17 @@ validation part). On the excerpt it has {embedded:.2f}.
 
 The committed model as a package for this machine's CPU on the embedded excerpt; int8 is calibrated with the embedded
 validation words. Intervals by the paired bootstrap over blocks of 500 words.
+""",
+    ),
+    (
+        "Distillation",
+        """
+{students}
+
+Perplexity of the test part. The student has embeddings and features of 32 values and 64 hidden units, and the same
+softmax of two levels. `dlc zoo distill nnlm` trains it half on the words and half on the cross-entropy with the
+committed network's probabilities, of all classes and of the words of the word's own class; `dlc zoo train nnlm --size
+student` on the words alone, with the same batches, rates and epochs.
 """,
     ),
     (
@@ -79,6 +90,8 @@ Validation perplexity at the end: {notes[held_out]:.1f}.
     dlc zoo train nnlm --out nnlm.onnx
     dlc zoo eval nnlm --onnx nnlm.onnx --full
     dlc zoo train nnlm --size full --epochs 4    # a row of the table, of one pass; so for the other sizes
+    dlc zoo train nnlm --size student --seed 0    # and further seeds
+    dlc zoo distill nnlm --seed 0
     dlc zoo eval nnlm --write-card --weights nnlm.safetensors    # of a clone, once nnlm.onnx is in its place
 
 Training is deterministic for one machine and one version of torch; elsewhere rounding differs, and the perplexity a

@@ -1,12 +1,12 @@
 """Training: Adam with a one-cycle learning rate, by the zoo's loop, on windows (feed-forward) or streams (LSTM).
 
 A size is an output layer and a loss. What a training without ``--quick`` learned is kept in the cache too, because the
-card compares all sizes.
+card compares all sizes; of the small network alone it keeps what was measured, because the card compares its seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlc.cache import cache_dir
-from dlc.zoo import training
+from dlc.zoo import measured, training
 from dlc.zoo.family import Report, TrainOptions
 from dlc.zoo.ngram import data as brown
 from dlc.zoo.nnlm import data, tree
@@ -31,15 +31,22 @@ _SHAPES = {
     "nce": Shape(output="full", loss="nce"),
     "shortlist": Shape(output="shortlist"),
     "lstm": Shape(body="lstm", dropout=0.3),
+    "student": Shape(width=32, hidden=64),
 }
-#: By the output layer or the loss; the last is the LSTM with the first one's output layer.
+#: By the output layer or the loss; ``lstm`` and ``student``, the small network, have the first one's output layer.
 SIZES = tuple(_SHAPES)
+STUDENT = SIZES[-1]
 WEIGHTS = ".safetensors"
 _QUICK_WORDS = 30_000
 #: Epochs in one pass over the data; each draws its share of the words anew.
 PARTS = 4
 #: Words through which the LSTM's gradient goes back.
 STREAM_STEPS = 32
+#: Words of the test part whose log P is summed: neighbouring words are not independent.
+BLOCK = 500
+
+#: The training loss of a network for contexts (N, CONTEXT) and words (N,).
+Loss = Callable[[LanguageModel, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,39 @@ def train(options: TrainOptions, weights: Path, report: Report) -> None:
     """
     config = configure(options)
     corpus = brown.load_corpus(options.data)
+    model, history = train_on(config, corpus, options, report)
+    training.save_weights(model, config, history, weights)
+    if options.quick:
+        return
+    if config.size == STUDENT:
+        keep_measured(STUDENT, config, model, history, corpus)
+    else:
+        training.save_weights(model, config, history, kept(config.size, config.epochs))
+
+
+def train_on(
+    config: TrainConfig, corpus: brown.Corpus, options: TrainOptions, report: Report, loss: Loss = LanguageModel.loss
+) -> tuple[LanguageModel, training.History]:
+    """`fit` on a corpus that is read already, with reports."""
     on_epoch = training.epoch_report(report, config.epochs, "validation perplexity {:.1f}")
-    model, history = fit(
-        config, tree.load_words(), corpus.part("train"), corpus.part("validation"),
+    return fit(
+        config, tree.load_words(), corpus.part("train"), corpus.part("validation"), loss,
         progress=options.progress, on_epoch=on_epoch,
     )  # fmt: skip
-    training.save_weights(model, config, history, weights)
-    if not options.quick:
-        training.save_weights(model, config, history, kept(config.size, config.epochs))
+
+
+def keep_measured(
+    name: str, config: TrainConfig, model: LanguageModel, history: training.History, corpus: brown.Corpus
+) -> None:
+    """Keep what the card needs of a training, as ``NAME-SEED``: ``nats``, the sum of log P of each block of the test part.
+
+    A block is `BLOCK` words; a shorter rest is left out.
+    """
+    nats = score_stream(model.to(config.device), corpus.part("test"))
+    blocks = nats[: len(nats) // BLOCK * BLOCK].reshape(-1, BLOCK).sum(1)
+    key = f"{name}-{config.seed}"
+    found = measured.Measured(training.notes_of(config, history), {"nats": blocks})
+    measured.write(measured.kept("nnlm") / f"{key}.npz", {key: found})
 
 
 def fit(
@@ -106,6 +138,7 @@ def fit(
     words: tree.Words,
     ids: NDArray[np.int32],
     held_out: NDArray[np.int32],
+    loss: Loss = LanguageModel.loss,
     *,
     progress: bool = False,
     on_epoch: training.OnEpoch | None = None,
@@ -117,6 +150,7 @@ def fit(
         words: the vocabulary.
         ids: the training stream, (n,); its first ``config.words`` are used.
         held_out: the validation stream, (m,); its first ``config.held_out`` are watched.
+        loss: the training loss.
         progress: see `training.run`.
         on_epoch: see `training.run`.
 
@@ -150,7 +184,7 @@ def fit(
     optimiser = torch.optim.Adam(model.parameters(), lr=config.peak_rate, fused=True)
     task = training.Task(
         model, optimiser, steps, batches,
-        lambda batch: model.loss(*batch),
+        lambda batch: loss(model, *batch),
         lambda: float(np.exp(-score_stream(model, held_out).mean())),
         torch.optim.lr_scheduler.OneCycleLR(
             optimiser, config.peak_rate, config.epochs * steps, pct_start=0.1, cycle_momentum=False
