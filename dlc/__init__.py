@@ -56,7 +56,8 @@ def compile(
         quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
             ``int8-dynamic`` makes integer matrix products with a scale a row at run time, without calibration.
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
-            an iterable of dicts (one sample each), or ``random`` or ``random:SEED``.
+            an iterable of dicts (one sample each), ``random`` or ``random:SEED``, or ``zoo:NAME``. A model of the zoo
+            brings its own.
         arithmetic: how integer results are rescaled, see docs/arithmetic.md.
         shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
             unless a shape is given for it. A list of several shapes makes code for each, and general code for others.
@@ -80,6 +81,8 @@ def compile(
     from dlc.options import Options
     from dlc.variants import choices, compile_variants
 
+    if calibration is None and quantize == "int8" and isinstance(model, str) and model.startswith("zoo:"):
+        calibration = model
     if isinstance(calibration, Iterator) and (cascade is not None or len(choices(shapes or {})) > 1):
         calibration = list(calibration)  # it is read once for each model in the package
 

@@ -7,14 +7,15 @@ inputs by their ONNX names, which may not be identifiers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.graph import Graph, Value
+from dlc.ir.graph import Value
+from dlc.runtime.session import TensorInfo
 
 _BATCH = 32  # samples at once where the model's batch is symbolic
 
@@ -72,16 +73,20 @@ def samples_of(calibration: Any, module: Any) -> Iterable[Mapping[str, np.ndarra
             return calibration_samples(text, graph)
         return Renamed(calibration_samples(text, renamed), names)
     if isinstance(calibration, Mapping):
-        return Renamed(_cut(calibration, renamed), names)
+        return Renamed(cut(calibration, renamed.inputs), names)
     if isinstance(calibration, Iterable):
         return (Renamed if hasattr(calibration, "__len__") else _Stream)(calibration, names)
     raise DlcError(f"calibration is a {type(calibration).__name__}; expected a path, arrays, samples or 'random'")
 
 
-def _cut(arrays: Mapping[str, Any], graph: Graph) -> list[dict[str, np.ndarray]]:
-    """One dict a sample, from arrays with a leading sample axis."""
+def cut(arrays: Mapping[str, Any], inputs: Sequence[Value | TensorInfo]) -> list[dict[str, np.ndarray]]:
+    """One dict a sample, from arrays with a leading sample axis; `_BATCH` at once where the inputs' batch is symbolic.
+
+    Raises:
+        DlcError: the arrays do not match the inputs.
+    """
     given = {str(name): np.asarray(array) for name, array in arrays.items()}
-    known = {value.name: value for value in graph.inputs}
+    known = {value.name: value for value in inputs}
     for name in known:
         if name not in given:
             raise DlcError(f"calibration: no array for input '{name}'; it has {', '.join(given) or 'none'}")
@@ -104,7 +109,7 @@ def _cut(arrays: Mapping[str, Any], graph: Graph) -> list[dict[str, np.ndarray]]
     return [{name: array[end - step : end] for name, array in given.items()} for end in ends]
 
 
-def _step(value: Value, array: np.ndarray) -> int:
+def _step(value: Value | TensorInfo, array: np.ndarray) -> int:
     """How many entries of the leading axis make a sample; 0 when each entry is one whole input."""
 
     def fits(shape: tuple[int, ...], expected: tuple[Any, ...]) -> bool:

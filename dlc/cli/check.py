@@ -48,7 +48,7 @@ def check(
     from dlc.oracle import find_oracle
 
     session = dlc.load(package, threads)
-    sets = [arrays for _, arrays in common.input_sets(inputs)] if inputs else None
+    sets = [arrays for _, arrays in common.input_sets(inputs, session.inputs)] if inputs else None
     with common.progress("checking"):
         oracle = find_oracle(against)
         sets = sets or [random_inputs(session.inputs, shapes, seed)]

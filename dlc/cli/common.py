@@ -18,6 +18,7 @@ import numpy as np
 from dlc.cli.main import set_verbose
 from dlc.errors import DlcError
 from dlc.runtime.files import atomic_write, check_writable
+from dlc.runtime.session import TensorInfo
 
 PATH = click.Path(path_type=Path)
 _QUIET_SECONDS = 1.0  # shorter work needs no progress bar
@@ -105,8 +106,15 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         raise DlcError(f"{path}: not an .npz file: {error}") from error
 
 
-def input_sets(path: Path) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """(file name, arrays) of an .npz file, or of every one in a folder."""
+def input_sets(path: Path, inputs: Sequence[TensorInfo]) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """(file name, arrays) of an .npz file, or of every one in a folder.
+
+    The test inputs of ``zoo:NAME`` are one set where the batch of `inputs` is symbolic, else one a batch.
+    """
+    if str(path).startswith("zoo:") and any(isinstance(extent, int) for info in inputs for extent in info.shape[:1]):
+        from dlc.calibration import cut
+
+        return [(f"{number:03}.npz", arrays) for number, arrays in enumerate(cut(load_npz(path), inputs))]
     if not path.is_dir():
         return [(path.name, load_npz(path))]
     files = sorted(path.glob("*.npz"))

@@ -39,14 +39,16 @@ def run(
 
     if (inputs is None) == (not random):
         raise DlcError("give either --inputs FILE.npz or --random")
-    several = inputs is not None and inputs.is_dir()
-    if output is not None and not several:
-        common.check_writable(output)
-    if output is not None and several and not output.is_dir():
-        raise DlcError(f"cannot write {output}: the inputs are a folder, so it must be a folder that exists")
     summaries = {}
     with dlc.load(package, threads) as session:
-        sets = common.input_sets(inputs) if inputs else [("", random_inputs(session.inputs, shapes, seed))]
+        sets = (
+            common.input_sets(inputs, session.inputs) if inputs else [("", random_inputs(session.inputs, shapes, seed))]
+        )
+        several = inputs is not None and (inputs.is_dir() or len(sets) > 1)
+        if output is not None and not several:
+            common.check_writable(output)
+        if output is not None and several and not output.is_dir():
+            raise DlcError(f"cannot write {output}: there are several inputs, so it must be a folder that exists")
         results = session.map(arrays for _, arrays in sets)
         for label, _ in sets:
             try:

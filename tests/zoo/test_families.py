@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dlc import zoo as models
+from dlc.cli.main import main
 from dlc.cli.zoo import zoo
 from dlc.errors import DlcError
 from dlc.zoo import cards, family
@@ -57,6 +58,27 @@ def test_samples_fit_the_committed_model(name: str, part: str) -> None:
         assert array.dtype == onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         assert array.ndim == len(tensor.shape.dim)
     assert len({len(array) for array in samples.values()}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "snr"), [("wavenet", 25.0), ("vision", 30.0)])
+def test_int8_by_the_command_line_needs_no_more_words(name: str, snr: float, tmp_path: Path) -> None:
+    """The calibration inputs of the zoo are the default; ``zoo:NAME`` as inputs is cut into batches of the model's."""
+    pytest.importorskip("onnxruntime")
+    package = str(tmp_path / "m.dlc")
+    compiled = CliRunner().invoke(main, ["compile", f"zoo:{name}", "-o", package, "--quantize", "int8"])
+    assert compiled.exit_code == 0, compiled.output
+    checking = ["check", package, "--against", f"zoo:{name}", "--inputs", f"zoo:{name}", "--snr"]
+    checked = CliRunner().invoke(main, [*checking, str(snr)])
+    assert checked.exit_code == 0, checked.output
+    sets = sum(line.startswith("output ") for line in checked.output.splitlines())
+    assert sets == (24 if name == "wavenet" else 1)
+    assert CliRunner().invoke(main, [*checking, "90"]).exit_code == 1
+    ran = CliRunner().invoke(main, ["run", package, "--inputs", f"zoo:{name}", "-o", str(tmp_path / "out.npz")])
+    if name == "wavenet":
+        assert ran.exit_code == 2 and "there are several inputs" in ran.output
+    else:
+        assert ran.exit_code == 0, ran.output
 
 
 def test_list_imports_no_torch() -> None:

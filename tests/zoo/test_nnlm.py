@@ -259,7 +259,7 @@ def test_resumed_training_equals_an_uninterrupted_one(size: str, little: None) -
 
 
 def test_the_distilled_loss_is_its_definition() -> None:
-    """Half the words' likelihood, half the cross-entropy with the teacher, of the classes and within the word's class."""
+    """The words' likelihood, and the cross-entropy with the teacher, of the classes and within the word's class."""
     teacher, student = network("hsoftmax"), LanguageModel(WORDS, small("student")).eval()
     context, word = torch.randint(0, 11, (9, 5)), torch.randint(0, 11, (9,))
     found = tree.classes(WORDS)

@@ -80,7 +80,7 @@ def _log_probs(model: LanguageModel, context: Tensor, word: Tensor) -> tuple[Ten
 
 
 def _cross_entropy(target: Tensor, log_p: Tensor) -> Tensor:
-    """The mean over rows of that of two distributions, given as logarithms; empty slots, -inf in both, count nothing."""
+    """The mean over rows of that of two distributions, given as logarithms; empty slots, both -inf, count nothing."""
     return -(target.exp() * log_p.masked_fill(target == -torch.inf, 0.0)).sum(1).mean()
 
 

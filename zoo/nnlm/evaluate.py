@@ -242,7 +242,8 @@ def _table(rows: list[Row]) -> str:
     lines = [
         (
             row.body, _OUTPUTS[row.output], _LOSSES[row.loss], f"{row.passes:g}", f"{row.perplexity:.1f}",
-            f"{row.seconds:.0f} s, {_where(row)}", f"{row.microseconds:.0f} µs", f"{row.work:,.0f}", f"{row.output_work:,.0f}",
+            f"{row.seconds:.0f} s, {_where(row)}", f"{row.microseconds:.0f} µs", f"{row.work:,.0f}",
+            f"{row.output_work:,.0f}",
         )
         for row in rows
     ]  # fmt: skip
@@ -279,7 +280,8 @@ def _card(
         "trigram": found.trigram, "mixed": found.mixed, "weight": found.weight, "notes": notes,
         "minutes": notes["seconds"] / 60, "table": _table(found.rows), "missing": _missing(found.rows, sizes),
         "alone": f" (with the tail by word frequency instead: {', '.join(alone)})" if alone else "",
-        "students": _student_table(found), "frequent": _FREQUENT, "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
+        "students": _student_table(found), "frequent": _FREQUENT,
+        "neighbours": cards.table(("Word", "Nearest embeddings"), near), "picture": _PICTURE,
         "compiled": cards.table(
             ("Quantisation", "Perplexity", "Against the ONNX file", "Difference of mean log10 P, 95 % interval"),
             [

@@ -147,7 +147,7 @@ class ClassSoftmax(OutputLayer):
         return (of_class.gather(1, self.of[word][:, None]) + within.gather(1, self.slot[word][:, None]))[:, 0]
 
     def log_probs(self, features: Tensor, word: Tensor) -> tuple[Tensor, Tensor]:
-        """log P of all classes, (N, classes), and of the slots of the word's own class, (N, widest), -inf where empty."""
+        """log P of all classes, (N, classes), and of the slots of the word's class, (N, widest), -inf where empty."""
         chosen = self.of[word]
         of_class = torch.log_softmax(torch.addmm(self.class_bias, features, self.class_rows.T), 1)
         place = torch.arange(self.widest, device=word.device)

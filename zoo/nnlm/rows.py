@@ -92,7 +92,8 @@ def _measure(path: Path, ids: NDArray[np.int32], trigram: NgramModel) -> Row:
     shape = shape_of(notes["size"])
     return Row(
         notes["size"], shape.body, shape.output, shape.loss, notes["epochs"] / PARTS, _perplexity(nats), alone,
-        notes["seconds"], microseconds, model.body.multiply_adds() + output_work, output_work, digest(path), notes["device"],
+        notes["seconds"], microseconds, model.body.multiply_adds() + output_work, output_work, digest(path),
+        notes["device"],
     )  # fmt: skip
 
 

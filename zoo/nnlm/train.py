@@ -122,9 +122,9 @@ def train_on(
 def keep_measured(
     name: str, config: TrainConfig, model: LanguageModel, history: training.History, corpus: brown.Corpus
 ) -> None:
-    """Keep what the card needs of a training, as ``NAME-SEED``: ``nats``, the sum of log P of each block of the test part.
+    """Keep what the card needs of a training, as ``NAME-SEED``.
 
-    A block is `BLOCK` words; a shorter rest is left out.
+    That is ``nats``, the sum of log P of each block of `BLOCK` words of the test part; a shorter rest is left out.
     """
     nats = score_stream(model.to(config.device), corpus.part("test"))
     blocks = nats[: len(nats) // BLOCK * BLOCK].reshape(-1, BLOCK).sum(1)
