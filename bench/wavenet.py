@@ -74,7 +74,7 @@ def weights(shape: Shape = Shape(), seed: int = 0) -> dict[str, np.ndarray]:  # 
     found = {"embedding": draw(LEVELS, r, 16.0)}
     for layer in range(len(shape.dilations)):
         for name, size in (("in", (2 * r, 2 * r)), ("skip", (r, s)), ("res", (r, r))):
-            found[f"{name}{layer}"] = draw(*size, gain=1.5)
+            found[f"{name}{layer}"] = draw(*size, gain=1.0)
             found[f"{name}{layer}_bias"] = (rng.standard_normal(size[1]) * 0.1).astype(np.float32)
     for name, size in (("head", (s, s)), ("out", (s, LEVELS))):
         found[name] = draw(*size, gain=2.0)

@@ -75,10 +75,13 @@ def run(module: Any, context: Context) -> Any:
     options, graph = context.options, view(module)
     if is_quantized(graph):
         return module
-    if context.calibration is None:
+    samples = context.calibration
+    if samples is None and not graph.inputs:
+        samples = [{}]  # it always computes the same
+    if samples is None:
         raise DlcError("int8 quantisation of this model needs calibration data: a .npz file, a folder, or random")
     shift = options.arithmetic == "shift"
-    found, count = observe(graph, context.calibration, shift or options.calibration_method != "minmax", context)
+    found, count = observe(graph, samples, shift or options.calibration_method != "minmax", context)
     if count == 0:
         raise DlcError("the calibration data holds no samples")
     for name, histograms in found.items():
