@@ -11,9 +11,13 @@ from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Dim, HostError, Tensor
 
+_TOO_LARGE = 2.0**62  # extents are 64-bit numbers, and products of them are taken
+
 
 def _scaled(c: Context, extent: Dim, scale: float) -> Dim:
     """floor(extent * scale); for a symbolic extent the scale must be a simple fraction."""
+    if (extent if isinstance(extent, int) else 1) * scale >= _TOO_LARGE:
+        raise ConversionError(f"a scale of {scale:g} for the extent {extent}")
     if isinstance(extent, int):
         return int(extent * scale)
     ratio = Fraction(scale).limit_denominator(1024)
@@ -44,11 +48,22 @@ def _positive(scales: Sequence[float]) -> bool:
 
 
 def _simple(c: Context, x: Tensor, scales: Sequence[float]) -> Tensor:
-    """Upsample, and Resize of opset 10: positions divided by the scale."""
+    """Upsample, and Resize of opset 10: positions divided by the scale.
+
+    What is made smaller takes the nearest element behind the position, what is made larger that before it: ONNX 1.5
+    says it by its node test ``resize_downsample_nearest`` alone.
+    """
     if len(scales) != x.rank or not _positive(scales):
         raise ConversionError(f"scales {list(scales)} for {x}")
+    if c.attr("mode", "nearest") != "nearest":
+        return _by_scales(c, x, scales, "floor")
+    x = _by_scales(c, x, [min(s, 1.0) for s in scales], "ceil")
+    return _by_scales(c, x, [max(s, 1.0) for s in scales], "floor")
+
+
+def _by_scales(c: Context, x: Tensor, scales: Sequence[float], nearest: str) -> Tensor:
     shape = [_scaled(c, d, s) for d, s in zip(x.shape, scales, strict=True)]
-    return _emit(c, x, shape, scales, coordinates="asymmetric")
+    return _emit(c, x, shape, scales, coordinates="asymmetric", nearest=nearest)
 
 
 @converter("Upsample", since=7)

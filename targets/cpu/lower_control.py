@@ -212,7 +212,7 @@ def _needed(calls: Sequence[Item], results: Sequence[Ref]) -> list[Item]:
 
 def _written_in_place(calls: Sequence[Item], old: Ref, new: Ref) -> bool:
     """Whether `new` may lie where `old` does: nobody reads the old value from the call on that writes the new one."""
-    first = next(i for i, call in enumerate(calls) if new in call.refs())
+    first = next(i for i, call in enumerate(calls) if any(new == ref.whole() for ref in call.refs()))
     return not any(old.whole() == ref.whole() for call in calls[first:] for ref in call.refs())
 
 

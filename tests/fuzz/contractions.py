@@ -76,8 +76,12 @@ def _window(g: Graph, x: Value, dilated: bool = True) -> dict[str, object]:
     pads, dilations = attrs.get("pads", [0] * (2 * spatial)), attrs.get("dilations", [1] * spatial)
     for i, (size, extent) in enumerate(zip(kernel, x.shape[2:], strict=True)):
         room = extent + pads[i] + pads[spatial + i]  # type: ignore[index]
-        if room < dilations[i] * (size - 1) + 1 and not str(attrs.get("auto_pad")).startswith("SAME"):  # type: ignore[index]
+        same = str(attrs.get("auto_pad")).startswith("SAME")
+        if room < dilations[i] * (size - 1) + 1 and not same:  # type: ignore[index]
             raise RejectedError  # no window fits, of which runtimes make different things
+        stride = attrs.get("strides", [1] * spatial)[i]  # type: ignore[index]
+        if same and (-(-extent // stride) - 1) * stride + size < extent:
+            raise RejectedError  # onnxruntime pads by less than nothing, where ONNX's shape inference pads by nothing
     return attrs
 
 
@@ -150,7 +154,7 @@ def reduce(g: Graph) -> None:
         ("float32", "float64", "float16", "int32", "int64") if mode in ("Sum", "Max", "Min", "Mean", "Prod") else FLOATS
     )
     x = g.pick(lambda v: v.dtype in kinds)
-    if (mode.startswith("Log") or mode == "Mean") and not x.array.size:  # onnxruntime gives the input back
+    if not x.array.size and mode not in ("Sum", "Prod"):  # onnxruntime gives the input back, or keeps its axes
         raise RejectedError
     if mode in ("Max", "Min") and (x.array != x.array).any():  # what NaN does is open
         raise RejectedError

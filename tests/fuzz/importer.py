@@ -9,6 +9,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import TensorProto
+from onnx.numpy_helper import to_array
 
 import dlc
 from dlc.cli.main import main
@@ -21,6 +24,7 @@ _UNWRITTEN = re.compile(
     r"|UnboundLocalError|MemoryError|InternalError|ValueError|SystemError|StopIteration|RuntimeError)\b"
 )
 _MOST = 1 << 22  # elements of an input that is made up
+_MANY = 100_000  # iterations of a loop
 
 
 def _refusal(text: str) -> Finding | None:
@@ -42,6 +46,14 @@ def _inputs(session: dlc.Session, rng: np.random.Generator) -> dict[str, np.ndar
     return made
 
 
+def _endless(graph: onnx.GraphProto) -> bool:
+    """Whether a damaged number may have become the trip count of a Loop, which takes its time then in any runtime."""
+    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.name == "value")]
+    here = (t for t in tensors if t.data_type == TensorProto.INT64 and t.data_location != TensorProto.EXTERNAL)
+    large = any((to_array(t) > _MANY).any() for t in here)
+    return large and any(node.op_type == "Loop" for node in graph.node)
+
+
 def _run(path: Path, target: str, rng: np.random.Generator) -> Finding | None:
     stage = "compile"
     try:
@@ -52,7 +64,7 @@ def _run(path: Path, target: str, rng: np.random.Generator) -> Finding | None:
         session = dlc.load(saved)
         stage = "run"
         inputs = _inputs(session, rng)
-        if inputs is not None:
+        if inputs is not None and not _endless(onnx.load(path, load_external_data=False).graph):
             session.run(inputs)
     except DlcError as error:
         return _refusal(str(error))
