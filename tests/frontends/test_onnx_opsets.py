@@ -62,7 +62,7 @@ CASES: list[tuple[str, int, list[Any], dict[str, Any], int]] = [
     ("Upsample", 7, [], {"scales": [1.0, 1.0, 2.0, 1.5], "mode": "linear"}, 1),
     ("Upsample", 9, [np.array([1, 1, 2, 3], np.float32)], {"mode": "nearest"}, 1),
     ("Resize", 10, [np.array([1, 1, 0.5, 2], np.float32)], {"mode": "nearest"}, 1),
-    ("Resize", 10, [np.array([1, 1, 0.7, 1.4], np.float32)], {"mode": "nearest"}, 1),
+    ("Resize", 10, [np.array([1, 1, 0.7, 1.5], np.float32)], {"mode": "nearest"}, 1),
     ("Resize", 10, [np.array([1, 1, 0.5, 2], np.float32)], {"mode": "linear"}, 1),
     ("Resize", 11, [EMPTY, np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"}, 1),
     ("Resize", 11, [EMPTY, EMPTY, ints(2, 3, 7, 6)], {"mode": "nearest", "nearest_mode": "floor"}, 1),

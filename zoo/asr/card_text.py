@@ -78,11 +78,17 @@ augmented ones.
         """
 `dlc zoo distill asr` trains the student half on CTC and half on the divergence from the teacher's probabilities at
 every step; `dlc zoo train asr --size student` trains it on CTC alone, with the same batches, rates and epochs.
-Characters wrong on the test part, best path (hardly a student hears whole words after {student_notes[epochs]} epochs):
+Characters wrong on the test part, best path, after {student_notes[epochs]} epochs:
 
 {students}
 
 The interval is over utterances, the errors of all seeds added up.
+
+Trained to the end, the teacher brings the student nothing. It only gets there sooner: after 10 epochs 42.38 % of the
+characters were wrong with the teacher and 47.26 % without (two seeds; fewer by 4.2 to 5.5 points). Two reasons are
+likely. The transcripts are exact, so the teacher has nothing to say about them that CTC does not; and what limits the
+student is its size, not what it is told: by itself it is left with 1.0 nats a character on what it was trained on,
+where the teacher has 0.1.
 """,
     ),
     (
