@@ -42,6 +42,7 @@ def compile(
     *,
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
     stream: bool = False,
+    max_length: int | None = None,
     cascade: Model | None = None,
     threshold: float | None = None,
     agreement: float | None = None,
@@ -62,7 +63,9 @@ def compile(
         shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
             unless a shape is given for it. A list of several shapes makes code for each, and general code for others.
         calibration_method: how ranges are chosen from the samples.
-        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time.
+        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time or causal.
+        max_length: how many steps a sequence in parts may have. Models with attention or positions need it, unless they
+            say themselves how many they take; their caches have so many rows.
         cascade: a larger model of the same inputs and outputs, which is asked where `model` is not sure: where the
             largest probability in its first output is below `threshold`.
         threshold, agreement: of a cascade, one of them. With `agreement` the threshold is the least at which, of the
@@ -88,7 +91,7 @@ def compile(
 
     def one(each: Model) -> Package:
         def shaped(given: Mapping[str, Sequence[int | str]]) -> Package:
-            options = Options(target, quantize, arithmetic, calibration_method, dict(given), stream)
+            options = Options(target, quantize, arithmetic, calibration_method, dict(given), stream, max_length)
             return compile_model(each, options, calibration, progress, cache)
 
         return compile_variants(shapes or {}, shaped)

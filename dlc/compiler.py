@@ -182,10 +182,11 @@ def compile_module(module: Any, context: Context) -> Package:
     from dlc.passes.specialize.stream import streaming
 
     # The passes of a target may rewrite a module in place: the other form is made first.
-    streamed, axes = streaming(module)
-    parts, _ = part_package(streamed, target, replace(context, part=STREAM))
+    form = streaming(module, context.options.max_length)
+    parts, _ = part_package(form.module, target, replace(context, part=STREAM))
     package, _ = part_package(module, target, context)
-    return package.with_nested(STREAM, parts, {"stream": STREAM, "stream_axes": axes})
+    facts = {"stream": STREAM, "stream_axes": form.axes, "stream_length": form.longest}
+    return package.with_nested(STREAM, parts, facts)
 
 
 def part_package(module: Any, target: Target, context: Context) -> tuple[Package, Build]:

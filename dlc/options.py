@@ -24,6 +24,7 @@ class Options:
         calibration_method: how ranges are chosen from calibration data.
         shapes: extents (or symbol names) of inputs that override the model's.
         stream: add the form that takes a sequence in parts, see `dlc.runtime.stream`.
+        max_length: of that form, how many steps a sequence may have; None for what the model says.
     """
 
     target: str = "cpu"
@@ -32,6 +33,7 @@ class Options:
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     stream: bool = False
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -41,6 +43,8 @@ class Options:
         ):
             if value not in known:
                 raise DlcError(f"unknown {name} '{value}'; known: {', '.join(known)}")
+        if self.max_length is not None and (not self.stream or self.max_length < 1):
+            raise DlcError(f"max_length is {self.max_length}: it must be positive, and is of a model with stream")
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""

@@ -21,6 +21,7 @@ from dlc.cli import common
 @common.arithmetic_option
 @common.shapes_option
 @click.option("--stream", is_flag=True, help="Add the form that takes a sequence in parts (session.stream()).")
+@click.option("--max-length", type=int, metavar="N", help="Of --stream: how many steps a sequence may have.")
 @click.option("--cascade", metavar="LARGE", help="A larger model, asked where MODEL is not sure.")
 @click.option("--threshold", type=float, help="Of a cascade: LARGE is asked below this probability.")
 @click.option("--agreement", type=float, help="Of a cascade: choose the threshold for this share of LARGE's answers.")
@@ -36,6 +37,7 @@ def compile(
     arithmetic: Any,
     shapes: Any,
     stream: bool,
+    max_length: int | None,
     cascade: str | None,
     threshold: float | None,
     agreement: float | None,
@@ -55,6 +57,7 @@ def compile(
             {name: given[0] if len(given) == 1 else given for name, given in shapes.items()},
             calibration_method=calibration_method,
             stream=stream,
+            max_length=max_length,
             cascade=cascade,
             threshold=threshold,
             agreement=agreement,

@@ -169,7 +169,8 @@ class Session:
             raise DlcError(f"{self.package.name}: the package has no streaming form; compile it with --stream")
         if self._streaming is None:
             self._streaming = Session(self.package.nested(name))
-        return Stream(self._streaming)
+        manifest = self.package.manifest
+        return Stream(self._streaming, manifest["stream_axes"], manifest["stream_length"])
 
     def generate(
         self,

@@ -1,48 +1,54 @@
 """Follow the time axis of a sequence model through its graph: which axis of each value runs over time.
 
 A value is *local* when each of its steps depends on the same step of what it is computed from, on values without time,
-and, through loops and causal convolutions, on earlier steps. A model of which all outputs are local can be run on one
-part of a sequence after the other. `NotLocalError` names the node that is not, and why.
+on its own position, and, through loops, causal convolutions and causal attention, on earlier steps. A model of which all
+outputs are local can be run on one part of a sequence after the other. `NotLocalError` names the node that is not, and
+why.
+
+An attention is found where both operands of a product run over time: its result, the *scores*, has an axis over the
+steps and one over all positions, the *keys*. What sums over the keys must have hidden those behind a step (`causal`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from tvm.sym import Analyzer
-
-from dlc.ir.dims import substitute
-from dlc.ir.graph import Graph, Node, Value
+from dlc.errors import DlcError
+from dlc.ir.graph import Graph, Node, Value, symbol_names
+from dlc.ir.interpret import evaluate_dim
 from dlc.ir.loops import take_apart
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM, LOOP
+from dlc.passes.specialize.causal import LOW, OTHER, ZERO, ahead, computed, constant_state
+from dlc.passes.specialize.positions import NotLocalError, Positions
 
-_analyzer = Analyzer()
+_FIRST_PRIME = 100_003
 
 
 @dataclass(frozen=True)
 class Time:
-    """The axis that runs over time, with `factor` elements a step (the outermost part of the axis is time)."""
+    """The axis that runs over time.
+
+    Attributes:
+        factor: elements a step.
+        outer: how often the axis runs over time, one after the other: it is (outer, steps, factor) in one.
+        keys: of scores, the axis that runs over all positions so far.
+        behind: of scores, what is known of the elements of later positions, see `causal`.
+    """
 
     axis: int
-    factor: Any = 1
+    factor: int = 1
+    outer: int = 1
+    keys: int | None = None
+    behind: str = OTHER
 
-
-class NotLocalError(Exception):
-    """A node needs more of the sequence than the steps so far."""
-
-    def __init__(self, node: Node, reason: str) -> None:
-        super().__init__(f"node {node.origin}: {reason}")
-        self.node = node
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return str(_analyzer.simplify(a - b)) in ("0", "T.int64(0)")
+    @property
+    def is_plain(self) -> bool:
+        """Whether the axis is the steps and nothing else."""
+        return self.factor == 1 and self.outer == 1
 
 
 class TimeAxes:
@@ -51,21 +57,42 @@ class TimeAxes:
     Attributes:
         of: value name -> its time, None for a value without.
         length: how many steps there are.
+        longest: how many a sequence may have; None where nobody said it.
         loops: the tuples of the loops over time.
         histories: the convolutions that look back, with the axis and the number of earlier steps.
+        caches: the values of which all steps so far are read, with the axis of their steps.
+        readers: the nodes whose second operand is one of `caches`.
+        placed: (node, operand) -> the operand's axes of (steps, keys), -1 for none, of what depends on positions alone.
     """
 
-    def __init__(self, graph: Graph, source: dict[str, int]) -> None:
+    def __init__(self, graph: Graph, source: dict[str, int], longest: int | None) -> None:
         self.graph, self.values = graph, graph.values()
         self.of: dict[str, Time | None] = dict.fromkeys(graph.constants)
         self.of |= {v.name: Time(source[v.name]) if v.name in source else None for v in graph.inputs}
         name, axis = next(iter(source.items()))
         self.length = self.values[name].shape[axis]
+        names = {n for v in graph.values().values() for n in symbol_names(v.shape)}
+        self.sizes = {n: _FIRST_PRIME + 2 * i for i, n in enumerate(sorted(names))}
+        steps = None if isinstance(self.length, int) else str(self.length)
+        most = graph.attrs.get("dlc.limits", {}).get(steps)
+        if most is not None and longest is not None and longest > most:
+            raise DlcError(f"max_length is {longest}, the model takes {most} steps at most")
+        self.longest = most if longest is None else longest
+        self.positions = Positions(graph, steps, self.longest)
         self.loops: set[str] = set()
         self.histories: dict[str, tuple[int, int]] = {}
+        self.caches: dict[str, int] = {}
+        self.readers: set[str] = set()
+        self.placed: dict[tuple[str, str], tuple[int, int]] = {}
         self.producers = graph.producers()
         for node in graph.nodes:
             self.of[node.output.name] = self._time(node)
+        for name in filter(self.varies, graph.outputs):
+            raise NotLocalError(self.producers[name], "an output depends on the positions of the steps alone")
+
+    def size(self, extent: Any) -> int:
+        """An extent as a number that tells it from others: each symbol has a large size of its own."""
+        return evaluate_dim(extent, self.sizes)
 
     def _time(self, node: Node) -> Time | None:
         if node.op == ITEM:
@@ -73,17 +100,29 @@ class TimeAxes:
         if node.op == LOOP:
             self._loop(node)
             return None
-        if all(self.of[name] is None for name in node.inputs):
+        times = [self.of[name] for name in node.inputs]
+        if all(time is None for time in times) or node.output.name in self.positions.nodes:
             return self._made(node)
         rule = _RULES.get(node.op, _RULES.get(OPS[node.op].kind))
         if rule is None or OPS[node.op].kind == "host":
             raise NotLocalError(node, f"there is no rule how {node.op} treats time")
+        if OPS[node.op].kind != "elementwise" and any(map(self.varies, node.inputs)):
+            raise NotLocalError(node, "an operand has a value of its own for each position in the sequence")
+        scores = any(time is not None and time.keys is not None for time in times)
+        if scores and node.op not in _OF_SCORES and OPS[node.op].kind not in _OF_SCORES:
+            raise NotLocalError(node, f"there is no rule how {node.op} treats the scores of an attention")
         return rule(self, node)
 
     def _made(self, node: Node) -> Time | None:
         """A value without time, or a constant that is as long as the sequence."""
-        long = [i for i, d in enumerate(node.output.shape) if not isinstance(d, int) and _equal(d, self.length)]
-        return Time(long[0]) if long and node.op == "relax.broadcast_to" else None
+        if node.op != "relax.broadcast_to" or isinstance(self.length, int) or node.inputs[0] in self.positions.nodes:
+            return None
+        long = [i for i, d in enumerate(node.output.shape) if self.size(d) == self.size(self.length)]
+        return Time(long[0]) if len(long) == 1 else None
+
+    def varies(self, name: str) -> bool:
+        """Whether a value depends on positions alone, with one element or more a position."""
+        return name in self.positions.nodes and self.of[name] is None and bool(self.positions.axes(name))
 
     # --- loops ---
 
@@ -122,42 +161,96 @@ class TimeAxes:
     def elementwise(self, node: Node) -> Time:
         """Operands as numpy broadcasts them."""
         rank = len(node.output.shape)
-        found: set[tuple[int, str]] = set()
+        found: set[tuple[int, int, int]] = set()
+        keys: set[int] = set()
         for name in node.inputs:
-            time = self.of[name]
+            time, shift = self.of[name], rank - len(self.values[name].shape)
             if time is not None:
-                found.add((time.axis + rank - len(self.values[name].shape), str(time.factor)))
-                kept = time
-        if len(found) != 1:
+                found.add((time.axis + shift, time.factor, time.outer))
+                keys |= set() if time.keys is None else {time.keys + shift}
+        if len(found) != 1 or len(keys) > 1:
             raise NotLocalError(node, "its operands run over time along different axes")
-        axis = next(iter(found))[0]
+        (axis, factor, outer), along = next(iter(found)), next(iter(keys), None)
+        made = Time(axis, factor, outer, along)
         for name in node.inputs:
-            shape = self.values[name].shape
-            own = axis - (rank - len(shape))
-            if self.of[name] is None and own >= 0 and shape[own] != 1:
-                raise NotLocalError(node, "an operand has a value of its own for each position in the sequence")
-        return Time(axis, kept.factor)
+            if self.of[name] is None or (along is not None and self.of[name].keys is None):  # type: ignore[union-attr]
+                self._fits(node, name, made)
+        if along is None:
+            return made
+        return Time(axis, keys=along, behind=computed(node.op, [self._behind(node, name) for name in node.inputs]))
+
+    def _fits(self, node: Node, name: str, made: Time) -> None:
+        """Hold an operand to what it may have along the axes of time and keys: one element, or one a position."""
+        shape = self.values[name].shape
+        shift = len(node.output.shape) - len(shape)
+        own = [-1 if a is None or a < shift or shape[a - shift] == 1 else a - shift for a in (made.axis, made.keys)]
+        if self.varies(name):
+            if set(self.positions.axes(name)) != {a for a in own if a >= 0} or not made.is_plain:
+                raise NotLocalError(node, "an operand of positions runs over another axis than time")
+            self.positions.table(name, node)  # raises where it is no such operand
+            self.placed[node.output.name, name] = own[0], own[1]
+        elif own[1] >= 0 or (own[0] >= 0 and self.of[name] is None):
+            raise NotLocalError(node, "an operand has a value of its own for each position in the sequence")
+
+    def _behind(self, node: Node, name: str) -> str:
+        """What is known of an operand of scores, for positions behind a step's own."""
+        time, array = self.of[name], self.graph.constants.get(name)
+        if array is not None:
+            return constant_state(array)
+        if (node.output.name, name) in self.placed:
+            return constant_state(ahead(self.positions.table(name, node), *self.placed[node.output.name, name]))
+        return OTHER if time is None else time.behind
 
     def quantize(self, node: Node) -> Time:
         """Scales along an axis, or one for all."""
         time = self.of[node.inputs[0]]
         for name in node.inputs[1:]:
             own = self.of[name]
-            if own is not None and (time is None or own.factor != time.factor or node.attrs["axis"] != time.axis):
+            if own is not None and (time != replace(own, axis=node.attrs["axis"])):
                 raise NotLocalError(node, "its scales run over time along another axis")
             vector = own is None and self.values[name].shape not in ((), (1,))
             if time is not None and vector and node.attrs["axis"] % len(node.output.shape) == time.axis:
                 raise NotLocalError(node, "it has a scale of its own for each position in the sequence")
         if time is None:
             raise NotLocalError(node, "its scales run over time and its input does not")
-        return time
+        return replace(time, behind=computed(node.op, [time.behind]))
 
     def matmul(self, node: Node) -> Time:
-        """Rows may run over time."""
-        time, value = self.first(node)
-        if time.axis == len(value.shape) - 1:
+        """Rows may run over time, or the columns of a product with fixed rows; both in an attention."""
+        (a, b), (left, right) = node.inputs, (self.of[name] for name in node.inputs)
+        rows, columns = len(self.values[a].shape), len(self.values[b].shape)
+        rank = len(node.output.shape)
+        if left is not None and right is not None:
+            return self.attention(node, left, right)
+        if left is None and right is not None and right.keys is None and right.axis == columns - 1 > 0:
+            return Time(rank - 1, right.factor, right.outer)
+        time, _ = self.first(node)
+        if time.axis == rows - 1 or time.keys is not None:
             raise NotLocalError(node, "it sums over time")
-        return Time(time.axis + len(node.output.shape) - len(value.shape), time.factor)
+        return Time(time.axis + rank - rows, time.factor, time.outer)
+
+    def attention(self, node: Node, left: Time, right: Time) -> Time:
+        """Scores of queries and keys, or the weighted sums of values."""
+        a, b = (len(self.values[name].shape) for name in node.inputs)
+        rank = len(node.output.shape)
+        plain = left.is_plain and right.is_plain and right.keys is None and not isinstance(self.length, int)
+        if left.keys is None and plain and (left.axis, right.axis) == (a - 2, b - 1):
+            time = Time(rank - 2, keys=rank - 1)
+        elif left.keys == a - 1 and plain and (left.axis, right.axis) == (a - 2, b - 2):
+            self.hidden(node, left, ZERO)
+            time = Time(rank - 2)
+        else:
+            raise NotLocalError(node, "it multiplies what runs over time with what runs over time")
+        if self.longest is None:
+            raise NotLocalError(node, "it reads all steps so far: say how many there may be (max_length)")
+        self.caches[node.inputs[1]] = right.axis
+        self.readers.add(node.output.name)
+        return time
+
+    def hidden(self, node: Node, time: Time, wanted: str) -> None:
+        """Hold scores to what must be known of the positions behind a step, where all of them are read."""
+        if time.behind != wanted:
+            raise NotLocalError(node, "it is not causal: it reads scores of later steps that no mask is known to hide")
 
     def conv(self, node: Node) -> Time:
         """Causal ones: all padding lies before the sequence."""
@@ -166,7 +259,7 @@ class TimeAxes:
             return time
         spatial = time.axis - 2
         attrs, rank = node.attrs, len(node.output.shape) - 2
-        if spatial < 0 or time.factor != 1:
+        if spatial < 0 or not time.is_plain:
             raise NotLocalError(node, "its channels run over time")
         back = (self.values[node.inputs[1]].shape[2 + spatial] - 1) * attrs["dilations"][spatial]
         if attrs["strides"][spatial] != 1:
@@ -189,20 +282,30 @@ class TimeAxes:
     def along(self, node: Node) -> Time:
         """Operators along other axes that keep the rank."""
         time, axes, _ = self.axes_of(node)
-        if time.axis in axes:
+        if time.axis in axes or time.keys in axes:
             raise NotLocalError(node, "it works along time")
         return time
 
-    def reduction(self, node: Node) -> Time:
-        """Reductions along other axes."""
+    def softmax(self, node: Node) -> Time:
+        """Along other axes, or along the keys of masked scores."""
         time, axes, _ = self.axes_of(node)
-        if time.axis in axes:
+        if time.keys not in axes:
+            return self.along(node)
+        self.hidden(node, time, LOW)
+        return replace(time, behind=ZERO)
+
+    def reduction(self, node: Node) -> Time:
+        """Reductions along other axes, or of masked scores along their keys."""
+        time, axes, _ = self.axes_of(node)
+        if time.keys in axes and node.op in ("relax.max", "relax.sum"):
+            self.hidden(node, time, LOW if node.op == "relax.max" else ZERO)
+            time = replace(time, keys=None, behind=OTHER)
+        if time.axis in axes or time.keys in axes:
             raise NotLocalError(node, "it works along time")
-        return (
-            time
-            if node.attrs.get("keepdims", True)
-            else Time(time.axis - sum(a < time.axis for a in axes), time.factor)
-        )
+        if node.attrs.get("keepdims", True):
+            return time
+        keys = None if time.keys is None else time.keys - sum(a < time.keys for a in axes)
+        return replace(time, axis=time.axis - sum(a < time.axis for a in axes), keys=keys)
 
     def concat(self, node: Node) -> Time:
         """Joining along another axis what has the same time."""
@@ -215,7 +318,17 @@ class TimeAxes:
     def permute(self, node: Node) -> Time:
         """Axes in another order."""
         time, _ = self.first(node)
-        return Time(list(node.attrs["axes"]).index(time.axis), time.factor)
+        axes = list(node.attrs["axes"])
+        keys = None if time.keys is None else axes.index(time.keys)
+        return replace(time, axis=axes.index(time.axis), keys=keys)
+
+    def broadcast(self, node: Node) -> Time:
+        """More of other axes."""
+        time, value = self.first(node)
+        shift, steps = len(node.output.shape) - len(value.shape), self.size(self.length)
+        if [self.size(d) % steps for d in node.output.shape].count(0) > 1 + (time.keys is not None):
+            raise NotLocalError(node, "it repeats what runs over time as often as there are steps")
+        return replace(time, axis=time.axis + shift, keys=None if time.keys is None else time.keys + shift)
 
     def pad(self, node: Node) -> Time:
         """Padding of other axes."""
@@ -230,38 +343,35 @@ class TimeAxes:
         axis = node.attrs["axis"] % len(self.values[data].shape)
         time, inner = self.of[data], self.of[indices]
         if time is None and inner is not None:
-            return Time(axis + inner.axis, inner.factor)
+            return replace(inner, axis=axis + inner.axis)
         if time is None or inner is not None or axis == time.axis:
             raise NotLocalError(node, "it picks positions of the sequence")
-        return Time(time.axis + (len(self.values[indices].shape) - 1 if axis < time.axis else 0), time.factor)
+        return replace(time, axis=time.axis + (len(self.values[indices].shape) - 1 if axis < time.axis else 0))
 
     def extents(self, node: Node) -> None:
         """Shapes are values without time; they are those of the part that runs."""
 
     def reshape(self, node: Node) -> Time:
-        """Where time stays the outermost part of an axis."""
+        """Where an axis of the result runs over time, once or several times."""
         time, value = self.first(node)
-        before, after = prod(value.shape[: time.axis], start=1), node.output.shape
+        before, after = [self.size(d) for d in value.shape], [self.size(d) for d in node.output.shape]
+        steps = self.size(self.length)
+        place = prod(before[: time.axis]) * time.outer
         for axis, extent in enumerate(after):
-            if _equal(prod(after[:axis], start=1), before):
-                factor = self._factor(extent)
-                if factor is not None:
-                    return Time(axis, factor)
+            outer, rest = divmod(place, prod(after[:axis]))
+            if rest == 0 and extent % (outer * steps) == 0 and outer:
+                made = Time(axis, extent // (outer * steps), outer)
+                return made if time.keys is None else self._keys(node, time, made, before, after)
         raise NotLocalError(node, "it mixes time with other axes")
 
-    def _factor(self, extent: Any) -> Any:
-        """extent / length where that is whole; else None."""
-        if isinstance(self.length, int):
-            return extent // self.length if isinstance(extent, int) and extent % self.length == 0 else None
-        if isinstance(extent, int):
-            return None
-        one = _analyzer.simplify(substitute(extent, {str(self.length.name): type(self.length)("one", "int64")}))
-        count = _analyzer.simplify(substitute(one, {"one": 1 + 0 * self.length}))
-        return (int(count) if _is_int(count) else count) if _equal(extent, self.length * count) else None
-
-
-def _is_int(value: Any) -> bool:
-    return hasattr(value, "value") and not hasattr(value, "name")
+    def _keys(self, node: Node, time: Time, made: Time, before: list[int], after: list[int]) -> Time:
+        """Scores under other extents, of which the axes of steps and keys stay."""
+        assert time.keys is not None
+        place = prod(before[: time.keys])
+        for axis, extent in enumerate(after):
+            if prod(after[:axis]) == place and extent == before[time.keys] and made.is_plain:
+                return replace(made, keys=axis, behind=time.behind)
+        raise NotLocalError(node, "it mixes the keys of an attention with other axes")
 
 
 _RULES: dict[str, Callable[[TimeAxes, Node], Time | None]] = {
@@ -273,21 +383,32 @@ _RULES: dict[str, Callable[[TimeAxes, Node], Time | None]] = {
     "dlc.conv": TimeAxes.conv,
     "dlc.extents": TimeAxes.extents,
     "relax.strided_slice": TimeAxes.along,
-    "relax.nn.softmax": TimeAxes.along,
+    "relax.nn.softmax": TimeAxes.softmax,
     "relax.nn.log_softmax": TimeAxes.along,
     "relax.nn.layer_norm": TimeAxes.along,
     "relax.concat": TimeAxes.concat,
     "relax.permute_dims": TimeAxes.permute,
+    "relax.broadcast_to": TimeAxes.broadcast,
     "relax.nn.pad": TimeAxes.pad,
     "relax.take": TimeAxes.take,
     "relax.reshape": TimeAxes.reshape,
 }
 
+# The rules that know of keys; the others are for values that run over time once.
+_OF_SCORES = frozenset(
+    {"elementwise", "reduction", "dlc.matmul", "relax.nn.softmax", "relax.permute_dims", "relax.broadcast_to",
+     "relax.reshape", "relax.strided_slice"}
+)  # fmt: skip
 
-def time_axes(graph: Graph) -> TimeAxes:
+
+def time_axes(graph: Graph, longest: int | None) -> TimeAxes:
     """The time axes of `graph`, by trying the axes of its inputs.
 
+    Args:
+        longest: how many steps a sequence may have; None for what the model says.
+
     Raises:
+        DlcError: the model does not take so many steps.
         NotLocalError: no axis of an input is time to all outputs; with the reason for the best try.
     """
     best: NotLocalError | None = None
@@ -295,17 +416,17 @@ def time_axes(graph: Graph) -> TimeAxes:
     order = {node.output.name: i for i, node in enumerate(graph.nodes)}
     for source in _hypotheses(graph):
         try:
-            found = TimeAxes(graph, source)
+            found = TimeAxes(graph, source, longest)
         except NotLocalError as error:
             position = order[error.node.output.name]
             if position >= reached:  # the try that came furthest says most
                 best, reached = error, position
             continue
-        if (found.loops or found.histories) and any(found.of[name] is not None for name in graph.outputs):
+        if (found.loops or found.histories or found.caches) and any(found.of[name] is not None for name in graph.outputs):
             return found
     if best is not None:
         raise best
-    raise NotLocalError(graph.nodes[-1], "no loop and no causal convolution runs over an axis of an input")
+    raise NotLocalError(graph.nodes[-1], "no loop, causal convolution or attention runs over an axis of an input")
 
 
 def _hypotheses(graph: Graph) -> Sequence[dict[str, int]]:

@@ -102,7 +102,7 @@ REFUSED = {
     ),
     "no sequence": (
         "g (float[3] x) => (float[3] y) { y = Relu (x) }",
-        "node Relu 'y': no loop and no causal convolution runs over an axis of an input",
+        "node Relu 'y': no loop, causal convolution or attention runs over an axis of an input",
     ),
 }  # fmt: skip
 

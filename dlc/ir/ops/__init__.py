@@ -18,6 +18,7 @@ from dlc.ir.ops import (
     resize,
     sample,
     scatter_rows,
+    set_rows,
     top_indices,
 )
 from dlc.ir.ops.registry import OPS, OpSpec
@@ -42,5 +43,6 @@ __all__ = [
     "resize",
     "sample",
     "scatter_rows",
+    "set_rows",
     "top_indices",
 ]
