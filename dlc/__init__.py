@@ -63,7 +63,7 @@ def compile(
         shapes: extents or symbol names of inputs, in place of the model's. An input with a default value is a constant
             unless a shape is given for it. A list of several shapes makes code for each, and general code for others.
         calibration_method: how ranges are chosen from the samples.
-        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be local in time or causal.
+        stream: add the form that takes a sequence in parts (`Session.stream`); the model must be causal.
         max_length: how many steps a sequence in parts may have. Models with attention or positions need it, unless they
             say themselves how many they take; their caches have so many rows.
         cascade: a larger model of the same inputs and outputs, which is asked where `model` is not sure: where the

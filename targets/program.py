@@ -145,6 +145,7 @@ class Program:
         buffers: bytes of each workspace value (int or symbolic).
         symbols: the symbolic dimensions, in the order of the entry's arguments.
         inputs, outputs: of the whole function.
+        updated: the outputs that lie where an input does, which is overwritten: output -> input, by index.
     """
 
     inputs: tuple[Value, ...]
@@ -154,6 +155,7 @@ class Program:
     calls: list[Item] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     buffers: dict[str, Any] = field(default_factory=dict)
+    updated: dict[int, int] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """The explanation: a row a kernel in execution order, a loop's before those of its kernels."""

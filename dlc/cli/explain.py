@@ -9,17 +9,23 @@ from pathlib import Path
 import click
 
 from dlc.cli import common
+from dlc.errors import DlcError
 
 
 @click.command(short_help="Show what became of every node, and why not better.")
 @click.argument("package", type=common.PATH)
+@click.option("--stream", is_flag=True, help="Of the form that takes a sequence in parts.")
 @common.json_option
 @common.verbose_option
-def explain(package: Path, as_json: bool) -> None:
+def explain(package: Path, stream: bool, as_json: bool) -> None:
     """Show each kernel of PACKAGE: node, precision, kernel, tile, predicted time, and why it is not faster."""
     from dlc.explain import read
+    from dlc.package import Package
 
-    explanation = read(package)
+    opened = Package.open(package)
+    if stream and "stream" not in opened.manifest:
+        raise DlcError(f"{package}: the package has no streaming form; compile it with --stream")
+    explanation = read(opened.nested(opened.manifest["stream"]) if stream else opened)
     if as_json:
         click.echo(json.dumps(asdict(explanation), indent=1))
         return

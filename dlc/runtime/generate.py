@@ -12,6 +12,7 @@ from dlc.errors import DlcError
 
 if TYPE_CHECKING:
     from dlc.runtime.session import Session, TensorInfo
+    from dlc.runtime.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,13 @@ class Sampling:
 
 
 class Model(Protocol):
-    """A model under way."""
+    """A model under way.
+
+    Attributes:
+        longest: how many tokens a sequence may have; None for any number.
+    """
+
+    longest: int | None
 
     def begin(self, prompt: np.ndarray) -> np.ndarray:
         """Logits (rows, classes) behind a prompt of tokens (rows, steps)."""
@@ -74,6 +81,8 @@ class StepModel:
     Raises:
         DlcError: a name is not the model's, or a state's input and output are of different types.
     """
+
+    longest: int | None = None
 
     def __init__(
         self, session: Session, token: str, logits: str, states: Mapping[str, str], initial: Mapping[str, Any]
@@ -116,31 +125,49 @@ class StepModel:
 
 
 class StreamModel:
-    """A sequence model in its streaming form, with tokens (rows, time) or one-hot floats in its only input."""
+    """A sequence model in its streaming form, with tokens (rows, time) or one-hot floats in its only input.
+
+    A model of a fixed number of rows takes more of them as several streams, one after the other in each step.
+    """
 
     def __init__(self, session: Session, logits: str | None) -> None:
-        self._stream = session.stream()
-        if len(self._stream.inputs) != 1:
-            names = ", ".join(info.name for info in self._stream.inputs)
+        self._session, self._streams = session, [session.stream()]
+        inputs = self._streams[0].inputs
+        if len(inputs) != 1:
+            names = ", ".join(info.name for info in inputs)
             raise DlcError(f"only a model of one input generates from its own output; this one has {names}")
-        (self._input,) = self._stream.inputs
-        outputs = {info.name: info for info in self._stream.outputs}
+        (self._input,) = inputs
+        outputs = {info.name: info for info in self._streams[0].outputs}
         self._logits = _known(outputs, logits if logits is not None else next(iter(outputs)), "output").name
         axes = session.package.manifest["stream_axes"]
         self._in, self._out = axes[self._input.name], axes.get(self._logits)
         if self._out is None:
             raise DlcError(f"output '{self._logits}' has no value for each step")
         self._hot = np.dtype(self._input.dtype).kind == "f"
+        self.longest: int | None = session.package.manifest["stream_length"]
 
     def begin(self, prompt: np.ndarray) -> np.ndarray:
         """See `Model.begin`: the prompt is one part of the sequence."""
-        array = self._stream.run({self._input.name: self._encoded(prompt)})[self._logits]
-        rows = np.moveaxis(array, self._out, 0)[-1]  # the other axes keep their order: rows, then classes
-        return np.asarray(rows.reshape(-1, rows.shape[-1]))
+        rows = self._input.shape[0 if self._hot else 1 - self._in]
+        count = 1 if not isinstance(rows, int) else prompt.shape[0] // rows
+        if isinstance(rows, int) and (count * rows != prompt.shape[0] or not count):
+            raise DlcError(f"the model takes {rows} rows at once, and the prompt has {prompt.shape[0]}")
+        self._streams += [self._session.stream() for _ in range(count - 1)]
+        return self._run(prompt)
 
     def next(self, tokens: np.ndarray) -> np.ndarray:
         """See `Model.next`."""
-        return self.begin(tokens[:, None])
+        return self._run(tokens[:, None])
+
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        parts = np.split(tokens, len(self._streams))
+        return np.concatenate([self._scores(*pair) for pair in zip(self._streams, parts, strict=True)])
+
+    def _scores(self, stream: Stream, tokens: np.ndarray) -> np.ndarray:
+        assert self._out is not None
+        array = stream.run({self._input.name: self._encoded(tokens)})[self._logits]
+        rows = np.moveaxis(array, self._out, 0)[-1]  # the other axes keep their order: rows, then classes
+        return np.asarray(rows.reshape(-1, rows.shape[-1]))
 
     def _encoded(self, tokens: np.ndarray) -> np.ndarray:
         if not self._hot:
@@ -158,13 +185,19 @@ def _known(infos: Mapping[str, TensorInfo], name: str, role: str) -> TensorInfo:
     return infos[name]
 
 
-def generate(model: Model, prompt: Any, steps: int, sampling: Sampling) -> np.ndarray:
-    """Tokens (rows, steps), int64, that follow the tokens of `prompt` (rows, at least one step)."""
+def generate(model: Model, prompt: Any, steps: int, sampling: Sampling, streams: int = 1) -> np.ndarray:
+    """Tokens (rows * streams, steps), int64, that follow the tokens of `prompt` (rows, at least one step)."""
     tokens = np.asarray(prompt)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] < 1:
         raise DlcError(f"the prompt must be integers (rows, steps), got {tokens.dtype}{list(tokens.shape)}")
-    if steps < 1:
-        raise DlcError(f"steps must be at least 1, got {steps}")
+    for name, count in (("steps", steps), ("streams", streams)):
+        if count < 1:
+            raise DlcError(f"{name} must be at least 1, got {count}")
+    total = tokens.shape[1] + steps - 1  # the last token is not given back
+    if model.longest is not None and total > model.longest:
+        text = f"{tokens.shape[1]} tokens of the prompt and {steps} steps are too many"
+        raise DlcError(f"{text}: the model was compiled for sequences of {model.longest} (max_length)")
+    tokens = np.repeat(tokens, streams, axis=0)
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(tokens.shape[0])]
     logits = model.begin(tokens)
     found = [sampling.choose(logits, generators)]

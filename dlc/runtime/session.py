@@ -95,6 +95,8 @@ class Session:
         self._execute: Callable[..., None] = getattr(executable, "run", _no_run)
         self._wanted = tuple((info.name, _dtype(info)) for info in self.inputs)
         self._given = tuple((info.name, _dtype(info)) for info in self.outputs)
+        # Outputs that a model writes over one of its inputs: output -> input.
+        self._updated: dict[int, int] = dict(self.package.manifest.get("build", {}).get("updated", ()))
         self._plans: dict[tuple[tuple[int, ...], ...], _Plan] = {}
         self._streaming: Session | None = None
 
@@ -125,7 +127,7 @@ class Session:
             return self._computed(arrays, outputs or {})
         plan = self._plan_of(arrays)
         if outputs is None:
-            results = self._allocated(plan)
+            results = self._allocated(plan, arrays)
             self._execute(arrays, results, plan.sizes)
             return {name: array for (name, _), array in zip(self._given, results, strict=True)}
         results = self._preallocated(outputs, arrays, plan)
@@ -180,6 +182,7 @@ class Session:
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
+        streams: int = 1,
         logits: str | None = None,
         token: str | None = None,
         states: Mapping[str, str] | None = None,
@@ -196,16 +199,19 @@ class Session:
             temperature: what the logits are divided by before a token is drawn; 0 always takes the largest.
             top_k: how many of the largest logits take part; 0 for all.
             seed: of the draws; a row's draws do not depend on the other rows.
+            streams: how many continuations of each row there are to be, next to each other in the result; each has
+                draws of its own.
             logits: the output that scores the classes; the first one unless said.
             token: a step model's input of tokens (one a row); the first that is no state unless said.
             states: a step model's output name -> the input that takes it in the next step.
             initial: the first values of states by input name; zeros where not given.
 
         Returns:
-            int64 (rows, steps).
+            int64 (rows * streams, steps).
 
         Raises:
-            DlcError: the model or an argument does not fit; says what is expected.
+            DlcError: the model or an argument does not fit, or the sequences would become longer than the model was
+                compiled for; says what is expected.
         """
         from dlc.runtime.generate import Model, Sampling, StepModel, StreamModel, generate
 
@@ -217,7 +223,7 @@ class Session:
             scores = [info.name for info in self.outputs if info.name not in states]
             chosen = token if token is not None else next(iter(free), "")
             model = StepModel(self, chosen, logits or next(iter(scores), ""), states, initial or {})
-        return generate(model, prompt, steps, Sampling(temperature, top_k, seed))
+        return generate(model, prompt, steps, Sampling(temperature, top_k, seed), streams)
 
     def close(self) -> None:
         """Free what the target holds beyond memory (processes, devices); the session cannot run afterwards."""
@@ -236,7 +242,7 @@ class Session:
         try:
             arrays = self._checked(inputs)
             plan = self._plan_of(arrays)
-            results = self._allocated(plan)
+            results = self._allocated(plan, arrays)
             return submit(arrays, results, plan.sizes), results
         except DlcError as error:
             future: Future[None] = Future()
@@ -247,8 +253,11 @@ class Session:
         future.result()
         return {name: array for (name, _), array in zip(self._given, results, strict=True)}
 
-    def _allocated(self, plan: _Plan) -> list[np.ndarray]:
-        return [empty(name, shape, dtype) for shape, (name, dtype) in zip(plan.shapes, self._given, strict=True)]
+    def _allocated(self, plan: _Plan, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [
+            empty(name, shape, dtype) if i not in self._updated else arrays[self._updated[i]]
+            for i, (shape, (name, dtype)) in enumerate(zip(plan.shapes, self._given, strict=True))
+        ]
 
     def _plan_of(self, arrays: list[np.ndarray]) -> _Plan:
         return self._plans.get(tuple([array.shape for array in arrays])) or self._plan(arrays)
@@ -306,7 +315,12 @@ class Session:
         if unknown:
             raise DlcError(f"unknown output '{unknown[0]}'; the model gives {_listing(self.outputs)}")
         results: list[np.ndarray] = []
-        for (name, dtype), shape in zip(self._given, plan.shapes, strict=True):
+        for i, ((name, dtype), shape) in enumerate(zip(self._given, plan.shapes, strict=True)):
+            if i in self._updated and name in outputs:
+                raise DlcError(f"output '{name}' is written over input '{self.inputs[self._updated[i]].name}'")
+            if i in self._updated:
+                results.append(inputs[self._updated[i]])
+                continue
             if name not in outputs:
                 results.append(empty(name, shape, dtype))
                 continue
@@ -386,6 +400,8 @@ def bind_symbols(
 
 
 def _evaluate(dim: str, sizes: Mapping[str, int]) -> int:
+    if dim in sizes:
+        return sizes[dim]
     from dlc.ir.interpret import evaluate_dim  # only models with symbolic extents need the table of operators
 
     return evaluate_dim(dim, sizes)

@@ -1,12 +1,12 @@
 """What the scores of an attention hold for the positions behind a step's own: whether a mask has hidden them.
 
-A mask is a value of positions alone (see `positions`), so its elements are looked at, all of them. What is computed from
-scores is known as far as these rules follow it: `LOW` weighs nothing in a softmax, because exp makes zero of it.
+A mask is a value of positions alone (see `positions`), so its elements are looked at, all of them. What is computed
+from scores is known as far as these rules follow it: `LOW` weighs nothing in a softmax, because exp makes zero of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,15 +52,7 @@ def computed(op: str, operands: Sequence[str]) -> str:
     """What an elementwise operator makes of operands of which so much is known."""
     if op in _UNARY:
         return _UNARY[op].get(operands[0], OTHER)
-    rule = {
-        "relax.add": _add,
-        "relax.subtract": _subtract,
-        "relax.multiply": _multiply,
-        "relax.divide": _divide,
-        "relax.where": _where,
-        "relax.maximum": _equal,
-        "relax.minimum": _minimum,
-    }.get(op)
+    rule = _RULES.get(op)
     return OTHER if rule is None else rule(*operands)
 
 
@@ -94,3 +86,14 @@ def _minimum(a: str, b: str) -> str:
 
 def _equal(a: str, b: str) -> str:
     return a if a == b else OTHER
+
+
+_RULES: Mapping[str, Callable[..., str]] = {
+    "relax.add": _add,
+    "relax.subtract": _subtract,
+    "relax.multiply": _multiply,
+    "relax.divide": _divide,
+    "relax.where": _where,
+    "relax.maximum": _equal,
+    "relax.minimum": _minimum,
+}

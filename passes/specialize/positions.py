@@ -6,8 +6,6 @@ sequence is computed when compiling, and a shorter sequence has the first rows o
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dlc.errors import DlcError
@@ -17,11 +15,15 @@ from dlc.ir.ops import OPS
 
 
 class NotLocalError(Exception):
-    """A node needs more of the sequence than the steps so far."""
+    """A node needs more of the sequence than the steps so far.
 
-    def __init__(self, node: Node, reason: str) -> None:
+    Attributes:
+        likely: whether the axis may be time all the same; else the node shows that it is another one.
+    """
+
+    def __init__(self, node: Node, reason: str, likely: bool = True) -> None:
         super().__init__(f"node {node.origin}: {reason}")
-        self.node = node
+        self.node, self.likely = node, likely
 
 
 class Positions:

@@ -20,7 +20,7 @@ from tvm import tirx
 
 from dlc.errors import DlcError
 from dlc.ir.convert import view
-from dlc.ir.graph import Graph, Node, free_name, symbol_names
+from dlc.ir.graph import Node, free_name, symbol_names
 from dlc.ir.loops import take_apart
 from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.specialize.positions import NotLocalError

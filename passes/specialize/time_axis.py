@@ -1,9 +1,9 @@
 """Follow the time axis of a sequence model through its graph: which axis of each value runs over time.
 
 A value is *local* when each of its steps depends on the same step of what it is computed from, on values without time,
-on its own position, and, through loops, causal convolutions and causal attention, on earlier steps. A model of which all
-outputs are local can be run on one part of a sequence after the other. `NotLocalError` names the node that is not, and
-why.
+on its own position, and, through loops, causal convolutions and causal attention, on earlier steps. A model of which
+all outputs are local can be run on one part of a sequence after the other. `NotLocalError` names the node that is not,
+and why.
 
 An attention is found where both operands of a product run over time: its result, the *scores*, has an axis over the
 steps and one over all positions, the *keys*. What sums over the keys must have hidden those behind a step (`causal`).
@@ -130,7 +130,7 @@ class TimeAxes:
         parts = take_apart(node)
         for state in parts.states:
             if self.of[state.initial] is not None:
-                raise NotLocalError(node, "a carried value begins with a value that runs over time")
+                raise NotLocalError(node, "a carried value begins with a value that runs over time", likely=False)
         for operand in parts.captured:
             if self.of[operand.outside] is not None:
                 raise NotLocalError(node, "its block reads a whole sequence at each step")
@@ -140,7 +140,7 @@ class TimeAxes:
                 raise NotLocalError(node, "it scans sequences of which not all run over time")
             self.loops.add(node.output.name)
         elif any(time is not None for time in over):
-            raise NotLocalError(node, "it scans another axis than time")
+            raise NotLocalError(node, "it scans another axis than time", likely=False)
 
     def _item(self, node: Node) -> Time | None:
         loop = self.producers[node.inputs[0]]
@@ -418,11 +418,13 @@ def time_axes(graph: Graph, longest: int | None) -> TimeAxes:
         try:
             found = TimeAxes(graph, source, longest)
         except NotLocalError as error:
-            position = order[error.node.output.name]
+            position = order[error.node.output.name] if error.likely else -1
             if position >= reached:  # the try that came furthest says most
                 best, reached = error, position
             continue
-        if (found.loops or found.histories or found.caches) and any(found.of[name] is not None for name in graph.outputs):
+        if (found.loops or found.histories or found.caches) and any(
+            found.of[name] is not None for name in graph.outputs
+        ):
             return found
     if best is not None:
         raise best

@@ -1,8 +1,8 @@
-"""Which carried values of a loop are updated where they lie: one row is stored, nothing is copied.
+"""Which states, of a loop or of a whole model, are updated where they lie: rows are stored, nothing is copied.
 
-The new value of a state is a chain of `dlc.scatter_rows` that begins at the old one. Each link may write into the
-memory of what it updates when everybody else who reads that has done so before; calls are put in such an order where
-there is one.
+The new value of a state is a chain of `dlc.scatter_rows` and `dlc.set_rows` that begins at the old one. Each link may
+write into the memory of what it updates when everybody else who reads that has done so before; calls are put in such an
+order where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dlc.ir.graph import Graph, Node
 
 VIEW = "relax.reshape"
-SCATTER = "dlc.scatter_rows"
+UPDATES = ("dlc.scatter_rows", "dlc.set_rows")
 Edges = set[tuple[str, str]]  # (a node's output, that of one which must come later)
 
 
@@ -24,7 +24,7 @@ class Updates:
     Attributes:
         order: the block's nodes, in an order that lets every update in `places` overwrite what it updates.
         places: the values that lie in a state's memory -> the state.
-        declined: output of a scatter on a carried value that has to copy it -> why.
+        declined: output of an update of a state that has to copy it -> why.
     """
 
     order: tuple[Node, ...]
@@ -43,20 +43,20 @@ def roots(graph: Graph, names: Sequence[str]) -> set[str]:
     return found
 
 
-def scatter_data(node: Node) -> str | None:
-    """The value that a region updates row by row, where it is nothing but a scatter of rows."""
-    if node.body is None or len(node.body.nodes) != 1 or node.body.nodes[0].op != SCATTER:
+def updated_data(node: Node) -> str | None:
+    """The value that a region updates row by row, where it is nothing but such an update."""
+    if node.body is None or len(node.body.nodes) != 1 or node.body.nodes[0].op not in UPDATES:
         return None
     names = dict(zip((v.name for v in node.body.inputs), node.inputs, strict=True))
     return names.get(node.body.nodes[0].inputs[0])
 
 
 def find_updates(graph: Graph, states: Mapping[str, int], news: Mapping[int, str], parts: Mapping[str, str]) -> Updates:
-    """Decide for a block of regions.
+    """Decide for a graph of regions.
 
     Args:
-        states: the block's inputs that are carried -> which carried value that is.
-        news: the carried values that change -> the block's output that replaces them.
+        states: the graph's inputs that are states -> which state that is.
+        news: the states that change -> the graph's output that replaces them.
         parts: values that are a part of another one's memory -> that one.
     """
     return _Search(graph, states, parts).run(news)
@@ -97,11 +97,11 @@ class _Search:
         return Updates(order, places, declined)
 
     def chain(self, name: str, state: int) -> list[Node]:
-        """The scatters that make `name` out of the state, last first; none where it is made otherwise."""
+        """The updates that make `name` out of the state, last first; none where it is made otherwise."""
         found: list[Node] = []
         while name not in self.states:
             node = self.producers.get(name)
-            data = scatter_data(node) if node is not None else None
+            data = updated_data(node) if node is not None else None
             if node is None or data is None:
                 return []
             found.append(node)
@@ -110,7 +110,7 @@ class _Search:
 
     def link(self, node: Node, wanted: Edges) -> str | None:
         """Why `node` cannot overwrite what it updates; adds to `wanted` what must come before it."""
-        data = scatter_data(node)
+        data = updated_data(node)
         assert data is not None
         root = self.root(data)
         assert node.body is not None

@@ -17,7 +17,7 @@ from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import IF, LOOP
 from dlc.targets.cpu import contraction_region
 from dlc.targets.cpu.explain import explanation
-from dlc.targets.cpu.in_place import scatter_data
+from dlc.targets.cpu.in_place import updated_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import (
     contract_plain,
@@ -30,6 +30,7 @@ from dlc.targets.cpu.kernels import (
     resample,
     scan,
     scatter,
+    set_rows,
     sources,
 )
 from dlc.targets.cpu.kernels.builder import SHARED
@@ -44,7 +45,7 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
-    "opaque": (resample, order, scan, scatter, sources, group_order),
+    "opaque": (resample, order, scan, scatter, set_rows, sources, group_order),
     "pointwise": (pointwise,),
 }
 
@@ -74,7 +75,7 @@ class CpuLowering(Lowering):
     Attributes:
         prepare: the target's passes, for the blocks of control flow.
         controls: how many loops and branches there were so far.
-        copied: what updates a carried value of a loop and has to copy it -> why.
+        copied: what updates a state and has to copy it -> why.
     """
 
     def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
@@ -128,7 +129,9 @@ class CpuLowering(Lowering):
     def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
         """The symbols that a kernel takes: those of its operands, and what its operators' attributes say of others."""
         found = [extent for node in body.nodes for extent in _extents(node)]
-        return symbols([*found, *(d for layout in layouts.values() for d in (*layout.shape, layout.size))])
+        return symbols(
+            [*found, *(d for layout in layouts.values() for d in (*layout.shape, layout.offset, layout.size))]
+        )
 
     def _contraction(
         self, node: Node, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any], fill: float | None
@@ -156,10 +159,10 @@ class CpuLowering(Lowering):
         # A family that has slow forms says which and why.
         note = family.note(body) if hasattr(family, "note") else ""
         inputs = list(node.inputs)
-        if family is scatter:
-            data = scatter_data(node)
+        if family in (scatter, set_rows):
+            data = updated_data(node)
             if data is not None and self.place(data) == self.place(node.output.name):
-                body = scatter.in_place(body)
+                body = family.in_place(body)
                 inputs.remove(data)
             elif node.output.name in self.copied:
                 note = f"copies the carried value: {self.copied[node.output.name]}"
@@ -198,4 +201,6 @@ def lower(module: Any, isa: Isa, prepare: Prepare = lambda _, module: module) ->
         isa: the instruction set.
         prepare: runs the target's passes on a block of control flow.
     """
-    return CpuLowering(module, isa, prepare).run()
+    from dlc.targets.cpu.lower_states import StatesLowering
+
+    return StatesLowering(module, isa, prepare).run()

@@ -64,6 +64,8 @@ class CpuExecutable:
         self._symbols: list[str] = build["symbols"]
         self._static: list[int] | None = build["sizes"]
         self._calls: list[dict[str, Any]] = build["calls"]
+        # Extents without a minus are never negative: only the others are looked at when sizes change.
+        self._decreasing = [call for call in self._calls if any("-" in str(d) for d in call["shape"])]
         self._explanation = explain.read(package)
         self._inputs = len(package.manifest["inputs"])
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
@@ -105,7 +107,7 @@ class CpuExecutable:
             return
         from dlc.ir.interpret import evaluate_dim  # only models with symbolic extents need the table of operators
 
-        for call in self._calls:
+        for call in self._decreasing:
             row = self._explanation.nodes[call["row"]]
             shape = [evaluate_dim(d, sizes) for d in call["shape"]]
             if min(shape, default=0) < 0:
@@ -176,7 +178,8 @@ class CpuExecutable:
                 if call["kind"] == "control flow":
                     continue
                 row = self._explanation.nodes[call["row"]]
-                place = outputs[call["index"]] if call["kind"] == "output" else state.workspace[offsets[number] :]
+                given = {"input": inputs, "output": outputs}.get(call["kind"])
+                place = state.workspace[offsets[number] :] if given is None else given[call["index"]]
                 array = _logical(place, call, sizes, bool(row["channels_last"]))
                 yield row, self._explanation.real(row["value"], array)
         finally:

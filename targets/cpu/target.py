@@ -112,6 +112,7 @@ class CpuTarget(Target):
             "sizes": [int(s) for s in sizes] if not program.symbols else None,
             "calls": _calls_json(program),
             "shared": is_shared(program),
+            "updated": sorted(program.updated.items()),
         }
         members = {**objects, "constants.safetensors": safetensors_bytes({"constants": blob})}
         variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))

@@ -40,7 +40,12 @@ def _copy(region: Region, name: str, first: Expr) -> None:
         out.store(place, value, lanes, piece.mask)
 
     with loops(outer) as index:
-        sweep(last, lanes, 4, lambda pieces: [visit(index, piece) for piece in pieces] and None)
+
+        def several(pieces: list[Piece]) -> None:
+            for piece in pieces:
+                visit(index, piece)
+
+        sweep(last, lanes, 4, several)
 
 
 def _write(region: Region) -> None:
