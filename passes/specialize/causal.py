@@ -1,7 +1,8 @@
 """What the scores of an attention hold for the positions behind a step's own: whether a mask has hidden them.
 
 A mask is a value of positions alone (see `positions`), so its elements are looked at, all of them. What is computed
-from scores is known as far as these rules follow it: `LOW` weighs nothing in a softmax, because exp makes zero of it.
+from scores is known as far as these rules follow it, for scores of ordinary size: what is low weighs nothing in a
+softmax, because exp makes zero of it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-LOW, ZERO, TRUE, FALSE, POSITIVE, OTHER = "low", "zero", "true", "false", "positive", "other"
-_LOWEST = -1e4  # older models mask with this; exp of it is zero in float32 and float64
+LOWEST, LOW, ZERO, TRUE, FALSE, POSITIVE, OTHER = "lowest", "low", "zero", "true", "false", "positive", "other"
+_LOW = -1e4  # older models mask with this; exp of it is zero in float32 and float64
+_LOWEST = -1e30  # stays low under any scale of ordinary size
+_ORDINARY = (1e-20, 1e20)
 
 _UNARY: Mapping[str, Mapping[str, str]] = {
-    "relax.exp": {LOW: ZERO},
-    "relax.nn.relu": {LOW: ZERO, ZERO: ZERO, POSITIVE: POSITIVE},
-    "relax.astype": {LOW: LOW, ZERO: ZERO},
+    "relax.exp": {LOWEST: ZERO, LOW: ZERO},
+    "relax.nn.relu": {LOWEST: ZERO, LOW: ZERO, ZERO: ZERO, POSITIVE: POSITIVE},
+    "relax.astype": {LOWEST: LOWEST, LOW: LOW, ZERO: ZERO},
     "dlc.quantize": {ZERO: ZERO},
     "dlc.dequantize": {ZERO: ZERO},
 }
+
+
+def is_low(state: str) -> bool:
+    """Whether a softmax makes zero of it."""
+    return state in (LOWEST, LOW)
 
 
 def constant_state(array: np.ndarray) -> str:
@@ -28,9 +36,11 @@ def constant_state(array: np.ndarray) -> str:
         return TRUE if array.all() else FALSE if not array.any() else OTHER
     if array.dtype.kind not in "fiu" or not array.size:
         return OTHER
-    if (array <= _LOWEST).all():
-        return LOW
-    return ZERO if not array.any() else POSITIVE if (array > 0).all() else OTHER
+    if (array <= _LOW).all():
+        return LOWEST if (array <= _LOWEST).all() else LOW
+    if not array.any():
+        return ZERO
+    return POSITIVE if ((array >= _ORDINARY[0]) & (array <= _ORDINARY[1])).all() else OTHER
 
 
 def ahead(table: np.ndarray, query: int, keys: int) -> np.ndarray:
@@ -57,35 +67,36 @@ def computed(op: str, operands: Sequence[str]) -> str:
 
 
 def _add(a: str, b: str) -> str:
-    return LOW if LOW in (a, b) else _equal(a, b)
+    return next((state for state in (LOWEST, LOW) if state in (a, b)), ZERO if a == b == ZERO else OTHER)
 
 
 def _subtract(a: str, b: str) -> str:
-    return LOW if a == LOW and b != LOW else a if b == ZERO else OTHER
+    return a if b == ZERO or (is_low(a) and not is_low(b)) else OTHER
 
 
 def _multiply(a: str, b: str) -> str:
     if ZERO in (a, b):
         return ZERO
-    return LOW if {a, b} == {LOW, POSITIVE} else OTHER
+    return LOW if {a, b} == {LOWEST, POSITIVE} else OTHER
 
 
 def _divide(a: str, b: str) -> str:
     if a == ZERO and b != ZERO:
         return ZERO
-    return LOW if (a, b) == (LOW, POSITIVE) else OTHER
+    return LOW if (a, b) == (LOWEST, POSITIVE) else OTHER
 
 
 def _where(condition: str, a: str, b: str) -> str:
-    return a if condition == TRUE else b if condition == FALSE else _equal(a, b)
+    return a if condition == TRUE else b if condition == FALSE else _either(a, b)
 
 
 def _minimum(a: str, b: str) -> str:
-    return LOW if LOW in (a, b) else _equal(a, b)
+    return next((state for state in (LOWEST, LOW) if state in (a, b)), _either(a, b))
 
 
-def _equal(a: str, b: str) -> str:
-    return a if a == b else OTHER
+def _either(a: str, b: str) -> str:
+    """What is known of a value that is one of two."""
+    return a if a == b else LOW if is_low(a) and is_low(b) else OTHER
 
 
 _RULES: Mapping[str, Callable[..., str]] = {
@@ -94,6 +105,6 @@ _RULES: Mapping[str, Callable[..., str]] = {
     "relax.multiply": _multiply,
     "relax.divide": _divide,
     "relax.where": _where,
-    "relax.maximum": _equal,
+    "relax.maximum": _either,
     "relax.minimum": _minimum,
 }

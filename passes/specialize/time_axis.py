@@ -22,7 +22,7 @@ from dlc.ir.interpret import evaluate_dim
 from dlc.ir.loops import take_apart
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM, LOOP
-from dlc.passes.specialize.causal import LOW, OTHER, ZERO, ahead, computed, constant_state
+from dlc.passes.specialize.causal import LOW, OTHER, ZERO, ahead, computed, constant_state, is_low
 from dlc.passes.specialize.positions import NotLocalError, Positions
 
 _FIRST_PRIME = 100_003
@@ -230,9 +230,15 @@ class TimeAxes:
         return Time(time.axis + rank - rows, time.factor, time.outer)
 
     def attention(self, node: Node, left: Time, right: Time) -> Time:
-        """Scores of queries and keys, or the weighted sums of values."""
+        """Scores of queries and keys, or the weighted sums of values; a product a step is no attention."""
         a, b = (len(self.values[name].shape) for name in node.inputs)
         rank = len(node.output.shape)
+        if (
+            left.axis < a - 2
+            and left.keys is None
+            and replace(left, axis=left.axis + rank - a) == replace(right, axis=right.axis + rank - b)
+        ):
+            return replace(left, axis=left.axis + rank - a)
         plain = left.is_plain and right.is_plain and right.keys is None and not isinstance(self.length, int)
         if left.keys is None and plain and (left.axis, right.axis) == (a - 2, b - 1):
             time = Time(rank - 2, keys=rank - 1)
@@ -249,7 +255,7 @@ class TimeAxes:
 
     def hidden(self, node: Node, time: Time, wanted: str) -> None:
         """Hold scores to what must be known of the positions behind a step, where all of them are read."""
-        if time.behind != wanted:
+        if time.behind != wanted and not (wanted == LOW and is_low(time.behind)):
             raise NotLocalError(node, "it is not causal: it reads scores of later steps that no mask is known to hide")
 
     def conv(self, node: Node) -> Time:

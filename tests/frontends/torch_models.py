@@ -85,3 +85,44 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(nn.functional.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
+
+
+class Gpt(nn.Module):
+    """Decoder layers over tokens and learned positions; attention from its parts, or torch's own."""
+
+    def __init__(self, own: bool, words: int = 50, width: int = 32, heads: int = 4, longest: int = 48) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(words, width), nn.Embedding(longest, width)
+        self.layers = nn.ModuleList(CausalLayer(own, width, heads, longest) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+class CausalLayer(nn.Module):
+    """Attention to the steps so far and a feed-forward part, each behind a normalisation."""
+
+    def __init__(self, own: bool, width: int, heads: int, longest: int) -> None:
+        super().__init__()
+        self.own, self.heads = own, heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.register_buffer("mask", torch.tril(torch.ones(longest, longest, dtype=torch.bool))[None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        parts = self.qkv(self.first(x)).split(width, -1)
+        q, k, v = (a.reshape(batch, length, self.heads, -1).transpose(1, 2) for a in parts)
+        if self.own:
+            scores = q @ k.transpose(-1, -2) / (width // self.heads) ** 0.5
+            scores = scores.masked_fill(~self.mask[:, :, :length, :length], float("-inf"))  # type: ignore[index]
+            mixed = torch.softmax(scores, -1) @ v
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(nn.functional.gelu(self.up(self.second(x))))  # type: ignore[no-any-return]
