@@ -63,6 +63,7 @@ class Session:
         inputs, outputs: what the model takes and gives, in order.
         limits: the largest sizes of symbols that the model works for, by their names; others have none.
         package: what it was loaded from.
+        threads: how many one run may use.
     """
 
     def __init__(self, package: Package | str | os.PathLike[str], threads: int = 1) -> None:
@@ -75,6 +76,7 @@ class Session:
         self.package = package if isinstance(package, Package) else Package.open(package)
         if not isinstance(threads, int) or threads < 1:
             raise DlcError(f"threads must be a positive number, got {threads!r}")
+        self.threads = threads
         self.package.variant()  # before any code is loaded
         manifest = self.package.manifest
         try:
@@ -104,6 +106,7 @@ class Session:
         """Another session of the same model that shares its constants; cheap."""
         twin = object.__new__(Session)
         twin.package, twin.inputs, twin.outputs, twin.limits = self.package, self.inputs, self.outputs, self.limits
+        twin.threads = self.threads
         twin._bind(self.executable.clone())
         return twin
 
@@ -170,7 +173,7 @@ class Session:
         if name is None:
             raise DlcError(f"{self.package.name}: the package has no streaming form; compile it with --stream")
         if self._streaming is None:
-            self._streaming = Session(self.package.nested(name))
+            self._streaming = Session(self.package.nested(name), self.threads)
         manifest = self.package.manifest
         return Stream(self._streaming, manifest["stream_axes"], manifest["stream_length"])
 

@@ -58,6 +58,42 @@ def ahead(table: np.ndarray, query: int, keys: int) -> np.ndarray:
     return moved[tuple(picks.values())]
 
 
+def planes(table: np.ndarray, query: int, keys: int) -> np.ndarray:
+    """A value of positions as (others, steps, keys), with one element along an axis that is not there (-1)."""
+    both = [axis for axis in (query, keys) if axis >= 0]
+    moved = np.moveaxis(table, both, range(-len(both), 0))
+    shape = moved.shape[moved.ndim - len(both) :]
+    steps = shape[0] if query >= 0 else 1
+    return moved.reshape(-1, steps, shape[-1] if keys >= 0 else 1)
+
+
+def shown(op: str, operands: Sequence[np.ndarray]) -> np.ndarray:
+    """Which elements of scores (steps, keys) no mask has hidden, behind an elementwise operator.
+
+    Args:
+        operands: (others, steps, keys) each: of a condition what it is, of others whether they are not low.
+    """
+    if op == "relax.where":
+        condition, a, b = operands
+        found = (condition & a) | (~condition & b)
+    else:
+        found = np.ones((1, 1, 1), np.bool_)
+        for each in operands:
+            found = found & each
+    return np.asarray(found.all(axis=0, keepdims=True))
+
+
+def is_shown(array: np.ndarray) -> np.ndarray:
+    """Elements of an operand as `shown` takes them."""
+    return array if array.dtype == np.bool_ else np.asarray(array > _LOW)
+
+
+def sees(table: np.ndarray, steps: int) -> bool:
+    """Whether every step is shown a position up to its own: else a softmax gives all a share, later ones too."""
+    whole = np.broadcast_to(table, (1, steps, steps))[0]
+    return bool((whole & np.tri(steps, dtype=np.bool_)).any(axis=1).all())
+
+
 def computed(op: str, operands: Sequence[str]) -> str:
     """What an elementwise operator makes of operands of which so much is known."""
     if op in _UNARY:

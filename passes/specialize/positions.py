@@ -6,11 +6,13 @@ sequence is computed when compiling, and a shorter sequence has the first rows o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph, Node, node_symbols
-from dlc.ir.interpret import apply
+from dlc.ir.interpret import apply, evaluate_dim
 from dlc.ir.ops import OPS
 
 
@@ -32,10 +34,11 @@ class Positions:
     Args:
         steps: the symbol of the number of steps; None where that is a number, and no value depends on it.
         longest: of the sequences; None where nobody said it.
+        sizes: a size of each symbol of the graph, which tells extents from each other.
     """
 
-    def __init__(self, graph: Graph, steps: str | None, longest: int | None) -> None:
-        self.graph, self.steps, self.longest = graph, steps, longest
+    def __init__(self, graph: Graph, steps: str | None, longest: int | None, sizes: Mapping[str, int]) -> None:
+        self.graph, self.steps, self.longest, self.sizes = graph, steps, longest, sizes
         self.nodes: dict[str, Node] = {}
         self._known: dict[int, dict[str, np.ndarray]] = {}
         fixed = set(graph.constants)
@@ -49,7 +52,8 @@ class Positions:
 
     def axes(self, name: str) -> list[int]:
         """The axes of a value that run over the steps."""
-        return [i for i, d in enumerate(self.nodes[name].output.shape) if str(d) == self.steps]
+        wanted = self.sizes[str(self.steps)]
+        return [i for i, d in enumerate(self.nodes[name].output.shape) if evaluate_dim(d, self.sizes) == wanted]
 
     def table(self, name: str, reader: Node) -> np.ndarray:
         """What the value is for the longest sequence.

@@ -23,8 +23,9 @@ from dlc.ir.convert import view
 from dlc.ir.graph import Node, free_name, symbol_names
 from dlc.ir.loops import take_apart
 from dlc.ir.rewrite import Rewriter, rewrite
+from dlc.passes.specialize.find_time import time_axes
 from dlc.passes.specialize.positions import NotLocalError
-from dlc.passes.specialize.time_axis import TimeAxes, time_axes
+from dlc.passes.specialize.time_axis import TimeAxes
 
 FIRST = "stream.first"
 PAST = "stream.past"
@@ -59,7 +60,7 @@ class _Streamer:
         self.first = self.rw.builder.input("stream_first", (), "bool")
         self.names = [FIRST]
         self.past: Any = 0
-        if self.axes.caches or self.axes.placed:
+        if self.axes.caches or self.axes.scores.placed:
             taken = {name for v in graph.values().values() for name in symbol_names(v.shape)}
             self.past = tirx.Var(free_name("past", taken), "int64")
             self.rw.builder.input("stream_past", (self.past,), "bool")
@@ -114,7 +115,7 @@ class _Streamer:
         if node.output.name in self.axes.histories:
             return self._convolution(node)
         rw, attrs = self.rw, dict(node.attrs)
-        placed = [self.axes.placed.get((node.output.name, name)) for name in node.inputs]
+        placed = [self.axes.scores.placed.get((node.output.name, name)) for name in node.inputs]
         reads = node.output.name in self.axes.readers
         time = self.axes.of[node.output.name]
         keys = None if time is None else time.keys

@@ -11,7 +11,7 @@ steps and one over all positions, the *keys*. What sums over the keys must have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -22,8 +22,9 @@ from dlc.ir.interpret import evaluate_dim
 from dlc.ir.loops import take_apart
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM, LOOP
-from dlc.passes.specialize.causal import LOW, OTHER, ZERO, ahead, computed, constant_state, is_low
+from dlc.passes.specialize.causal import LOW, ZERO
 from dlc.passes.specialize.positions import NotLocalError, Positions
+from dlc.passes.specialize.scores import Scores
 
 _FIRST_PRIME = 100_003
 
@@ -36,14 +37,12 @@ class Time:
         factor: elements a step.
         outer: how often the axis runs over time, one after the other: it is (outer, steps, factor) in one.
         keys: of scores, the axis that runs over all positions so far.
-        behind: of scores, what is known of the elements of later positions, see `causal`.
     """
 
     axis: int
     factor: int = 1
     outer: int = 1
     keys: int | None = None
-    behind: str = OTHER
 
     @property
     def is_plain(self) -> bool:
@@ -62,7 +61,7 @@ class TimeAxes:
         histories: the convolutions that look back, with the axis and the number of earlier steps.
         caches: the values of which all steps so far are read, with the axis of their steps.
         readers: the nodes whose second operand is one of `caches`.
-        placed: (node, operand) -> the operand's axes of (steps, keys), -1 for none, of what depends on positions alone.
+        scores: what is known of the scores of attentions, and where operands stand that depend on positions alone.
     """
 
     def __init__(self, graph: Graph, source: dict[str, int], longest: int | None) -> None:
@@ -78,12 +77,12 @@ class TimeAxes:
         if most is not None and longest is not None and longest > most:
             raise DlcError(f"max_length is {longest}, the model takes {most} steps at most")
         self.longest = most if longest is None else longest
-        self.positions = Positions(graph, steps, self.longest)
+        self.positions = Positions(graph, steps, self.longest, self.sizes)
         self.loops: set[str] = set()
         self.histories: dict[str, tuple[int, int]] = {}
         self.caches: dict[str, int] = {}
         self.readers: set[str] = set()
-        self.placed: dict[tuple[str, str], tuple[int, int]] = {}
+        self.scores = Scores(self.positions, graph.constants)
         self.producers = graph.producers()
         for node in graph.nodes:
             self.of[node.output.name] = self._time(node)
@@ -111,7 +110,10 @@ class TimeAxes:
         scores = any(time is not None and time.keys is not None for time in times)
         if scores and node.op not in _OF_SCORES and OPS[node.op].kind not in _OF_SCORES:
             raise NotLocalError(node, f"there is no rule how {node.op} treats the scores of an attention")
-        return rule(self, node)
+        made = rule(self, node)
+        if made is not None and made.keys is not None:
+            self.scores.keep(node)
+        return made
 
     def _made(self, node: Node) -> Time | None:
         """A value without time, or a constant that is as long as the sequence."""
@@ -175,9 +177,9 @@ class TimeAxes:
         for name in node.inputs:
             if self.of[name] is None or (along is not None and self.of[name].keys is None):  # type: ignore[union-attr]
                 self._fits(node, name, made)
-        if along is None:
-            return made
-        return Time(axis, keys=along, behind=computed(node.op, [self._behind(node, name) for name in node.inputs]))
+        if along is not None:
+            self.scores.compute(node)
+        return made
 
     def _fits(self, node: Node, name: str, made: Time) -> None:
         """Hold an operand to what it may have along the axes of time and keys: one element, or one a position."""
@@ -187,19 +189,9 @@ class TimeAxes:
         if self.varies(name):
             if set(self.positions.axes(name)) != {a for a in own if a >= 0} or not made.is_plain:
                 raise NotLocalError(node, "an operand of positions runs over another axis than time")
-            self.positions.table(name, node)  # raises where it is no such operand
-            self.placed[node.output.name, name] = own[0], own[1]
+            self.scores.place(node, name, (own[0], own[1]))
         elif own[1] >= 0 or (own[0] >= 0 and self.of[name] is None):
             raise NotLocalError(node, "an operand has a value of its own for each position in the sequence")
-
-    def _behind(self, node: Node, name: str) -> str:
-        """What is known of an operand of scores, for positions behind a step's own."""
-        time, array = self.of[name], self.graph.constants.get(name)
-        if array is not None:
-            return constant_state(array)
-        if (node.output.name, name) in self.placed:
-            return constant_state(ahead(self.positions.table(name, node), *self.placed[node.output.name, name]))
-        return OTHER if time is None else time.behind
 
     def quantize(self, node: Node) -> Time:
         """Scales along an axis, or one for all."""
@@ -213,7 +205,9 @@ class TimeAxes:
                 raise NotLocalError(node, "it has a scale of its own for each position in the sequence")
         if time is None:
             raise NotLocalError(node, "its scales run over time and its input does not")
-        return replace(time, behind=computed(node.op, [time.behind]))
+        if time.keys is not None:
+            self.scores.compute(node)
+        return time
 
     def matmul(self, node: Node) -> Time:
         """Rows may run over time, or the columns of a product with fixed rows; both in an attention."""
@@ -243,7 +237,7 @@ class TimeAxes:
         if left.keys is None and plain and (left.axis, right.axis) == (a - 2, b - 1):
             time = Time(rank - 2, keys=rank - 1)
         elif left.keys == a - 1 and plain and (left.axis, right.axis) == (a - 2, b - 2):
-            self.hidden(node, left, ZERO)
+            self.scores.hold(node, ZERO)
             time = Time(rank - 2)
         else:
             raise NotLocalError(node, "it multiplies what runs over time with what runs over time")
@@ -252,11 +246,6 @@ class TimeAxes:
         self.caches[node.inputs[1]] = right.axis
         self.readers.add(node.output.name)
         return time
-
-    def hidden(self, node: Node, time: Time, wanted: str) -> None:
-        """Hold scores to what must be known of the positions behind a step, where all of them are read."""
-        if time.behind != wanted and not (wanted == LOW and is_low(time.behind)):
-            raise NotLocalError(node, "it is not causal: it reads scores of later steps that no mask is known to hide")
 
     def conv(self, node: Node) -> Time:
         """Causal ones: all padding lies before the sequence."""
@@ -297,15 +286,16 @@ class TimeAxes:
         time, axes, _ = self.axes_of(node)
         if time.keys not in axes:
             return self.along(node)
-        self.hidden(node, time, LOW)
-        return replace(time, behind=ZERO)
+        self.scores.hold(node, LOW)
+        self.scores.behind[node.output.name] = ZERO
+        return time
 
     def reduction(self, node: Node) -> Time:
         """Reductions along other axes, or of masked scores along their keys."""
         time, axes, _ = self.axes_of(node)
         if time.keys in axes and node.op in ("relax.max", "relax.sum"):
-            self.hidden(node, time, LOW if node.op == "relax.max" else ZERO)
-            time = replace(time, keys=None, behind=OTHER)
+            self.scores.hold(node, LOW if node.op == "relax.max" else ZERO)
+            time = replace(time, keys=None)
         if time.axis in axes or time.keys in axes:
             raise NotLocalError(node, "it works along time")
         if node.attrs.get("keepdims", True):
@@ -376,7 +366,7 @@ class TimeAxes:
         place = prod(before[: time.keys])
         for axis, extent in enumerate(after):
             if prod(after[:axis]) == place and extent == before[time.keys] and made.is_plain:
-                return replace(made, keys=axis, behind=time.behind)
+                return replace(made, keys=axis)
         raise NotLocalError(node, "it mixes the keys of an attention with other axes")
 
 
@@ -405,47 +395,3 @@ _OF_SCORES = frozenset(
     {"elementwise", "reduction", "dlc.matmul", "relax.nn.softmax", "relax.permute_dims", "relax.broadcast_to",
      "relax.reshape", "relax.strided_slice"}
 )  # fmt: skip
-
-
-def time_axes(graph: Graph, longest: int | None) -> TimeAxes:
-    """The time axes of `graph`, by trying the axes of its inputs.
-
-    Args:
-        longest: how many steps a sequence may have; None for what the model says.
-
-    Raises:
-        DlcError: the model does not take so many steps.
-        NotLocalError: no axis of an input is time to all outputs; with the reason for the best try.
-    """
-    best: NotLocalError | None = None
-    reached = -1
-    order = {node.output.name: i for i, node in enumerate(graph.nodes)}
-    for source in _hypotheses(graph):
-        try:
-            found = TimeAxes(graph, source, longest)
-        except NotLocalError as error:
-            position = order[error.node.output.name] if error.likely else -1
-            if position >= reached:  # the try that came furthest says most
-                best, reached = error, position
-            continue
-        if (found.loops or found.histories or found.caches) and any(
-            found.of[name] is not None for name in graph.outputs
-        ):
-            return found
-    if best is not None:
-        raise best
-    raise NotLocalError(graph.nodes[-1], "no loop, causal convolution or attention runs over an axis of an input")
-
-
-def _hypotheses(graph: Graph) -> Sequence[dict[str, int]]:
-    """One axis of one input; other inputs of the same symbol have it too."""
-    tries = []
-    for value in graph.inputs:
-        for axis, dim in enumerate(value.shape):
-            source = {value.name: axis}
-            for other in graph.inputs:
-                same = [i for i, d in enumerate(other.shape) if not isinstance(d, int) and str(d) == str(dim)]
-                if other is not value and same:
-                    source[other.name] = same[0]
-            tries.append(source)
-    return tries

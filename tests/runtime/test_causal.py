@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dlc
 from dlc.bench import onnxruntime_session
@@ -24,7 +26,9 @@ CONSTANTS = f"""{constant("table", CLASSES, WIDTH)}, {constant("places", LONGEST
    {constant("wq", WIDTH, WIDTH)}, {constant("wk", WIDTH, WIDTH)}, {constant("wu", WIDTH, WIDTH)},
    {constant("head", WIDTH, CLASSES)}, int64 zero = {{0}}, int64 one = {{1}}, int64[1] first = {{0}},
    int64[1] second = {{1}}, int64[1] third = {{2}}, float low = {{-10000.0}}, float unit = {{1.0}},
-   float reach = {{-4.0}}"""
+   float reach = {{-4.0}}, {constant("taps", WIDTH, WIDTH, 3)}, int64[4] parts = {{0, 0, 2, 4}},
+   int64[4] twice = {{1, 2, 1, 1}}, int64[1] two = {{2}}, int64[1] minus = {{-1}}, int64[1] four = {{4}},
+   int64[3] whole = {{0, 0, 8}}"""
 BEGIN = """
     e = Gather (table, tokens)
     size = Shape (tokens)
@@ -107,12 +111,58 @@ TURNING = """
     right = Add (qas, qbc)
     x = Concat <axis = 2> (left, right)"""
 
+SHARED = """
+    q = MatMul (x, wq)
+    k = MatMul (x, wk)
+    u = MatMul (x, wu)
+    qs = Reshape (q, parts)
+    ks = Reshape (k, parts)
+    qh = Transpose <perm = [0, 2, 1, 3]> (qs)
+    kh = Transpose <perm = [0, 2, 3, 1]> (ks)
+    one_head = Slice (kh, first, second, second)
+    both_heads = Expand (one_head, twice)
+    rows_of_heads = Concat <axis = 0> (minus, steps1, four)
+    columns_of_heads = Concat <axis = 0> (minus, four, steps1)
+    qj = Reshape (qh, rows_of_heads)
+    kj = Reshape (both_heads, columns_of_heads)
+    products = MatMul (qj, kj)
+    rows = Slice (size, first, second)
+    shape = Concat <axis = 0> (rows, two, steps1, steps1)
+    scores = Reshape (products, shape)
+    seen = GreaterOrEqual (down, across)
+    masked = Where (seen, scores, low)
+    shares = Softmax <axis = 3> (masked)
+    joined = Concat <axis = 0> (minus, steps1, steps1)
+    sj = Reshape (shares, joined)
+    us = Reshape (u, parts)
+    uh = Transpose <perm = [0, 2, 1, 3]> (us)
+    uj = Reshape (uh, rows_of_heads)
+    mj = MatMul (sj, uj)
+    wide = Concat <axis = 0> (rows, two, steps1, four)
+    mh = Reshape (mj, wide)
+    mt = Transpose <perm = [0, 2, 1, 3]> (mh)
+    mixed = Reshape (mt, whole)
+    y = Add (x, mixed)
+    logits = MatMul (y, head)"""
+FILTERED = """
+    et = Transpose <perm = [0, 2, 1]> (e)
+    ft = Conv <kernel_shape = [3], dilations = [2], pads = [4, 0]> (et, taps)
+    f = Transpose <perm = [0, 2, 1]> (ft)
+    size = Shape (f)
+    steps = Gather <axis = 0> (size, one)
+    line = Range (zero, steps, one)
+    across = Unsqueeze (line, first)
+    down = Unsqueeze (line, second)
+    x = Identity (f)"""
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     **{f"mask: {n}": lambda m=m: model(BEGIN, PLACED, SCORES, m, SOFTMAX, END) for n, m in MASKS.items()},  # type: ignore[misc]
     "a table that is cut": lambda: model(BEGIN, CUT, SCORES, CAUSAL, SOFTMAX, END),
     "softmax in parts": lambda: model(BEGIN, PLAIN, SCORES, CAUSAL, PARTS_OF_SOFTMAX, END),
     "rotary": lambda: model(BEGIN, TURNING, SCORES, CAUSAL, SOFTMAX, END),
     "Attention": lambda: model(BEGIN, PLAIN, ATTENTION, opset=23),
+    "one head of keys for two of queries": lambda: model(BEGIN, PLAIN, SHARED),
+    "behind a convolution": lambda: model("\n e = Gather (table, tokens)", FILTERED, SCORES, CAUSAL, SOFTMAX, END),
     "LSTM": lambda: onnx.parser.parse_model(HEAD + LANGUAGE),
 }
 
@@ -245,6 +295,27 @@ def test_what_is_not_causal_is_refused_with_the_node(name: str) -> None:
     with pytest.raises(DlcError) as error:
         dlc.compile(model(BEGIN, *parts), target="reference", stream=True, max_length=LONGEST)
     assert str(error.value) == f"the model cannot be streamed: {reason}"
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.integers(0, LONGEST - 1), st.integers(0, LONGEST - 1))
+def test_every_element_of_a_mask_counts(step: int, key: int) -> None:
+    """A triangle with one element turned over: still causal where that is not behind the step, which sees another."""
+    table = np.tril(np.ones((LONGEST, LONGEST), bool))
+    table[step, key] ^= True
+    cut = "\n some = Slice (mask, first, steps1, first)\n seen = Slice (some, first, steps1, second)"
+    source = model(BEGIN, PLAIN, SCORES, cut + "\n masked = Where (seen, scores, low)", SOFTMAX, END)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(table, "mask"))
+    if key > step or step == 0:
+        with pytest.raises(
+            DlcError, match="scores of later steps" if key > step else "hides all positions from a step"
+        ):
+            dlc.compile(source, target="reference", stream=True)
+        return
+    session = dlc.load(dlc.compile(source, target="reference", stream=True))
+    tokens = tokens_of(session, 1, LONGEST)
+    whole = session.run({"tokens": tokens})["logits"]
+    np.testing.assert_allclose(in_parts(session, tokens, [1, 7, 8, 20]), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_longest_sequence_must_be_known() -> None:
