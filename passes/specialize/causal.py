@@ -43,21 +43,6 @@ def constant_state(array: np.ndarray) -> str:
     return POSITIVE if ((array >= _ORDINARY[0]) & (array <= _ORDINARY[1])).all() else OTHER
 
 
-def ahead(table: np.ndarray, query: int, keys: int) -> np.ndarray:
-    """The elements of a value of positions where the position along `keys` is behind that along `query`.
-
-    An axis that is not there is -1; one that is there but has one element is the same for all positions.
-    """
-    steps = max(table.shape[a] for a in (query, keys) if a >= 0)
-    rows, columns = np.triu_indices(steps, 1)
-    picks: dict[int, np.ndarray] = {}
-    for axis, index in ((query, rows), (keys, columns)):
-        if axis >= 0 and table.shape[axis] > 1:
-            picks[axis] = index
-    moved = np.moveaxis(table, list(picks), range(len(picks)))
-    return moved[tuple(picks.values())]
-
-
 def planes(table: np.ndarray, query: int, keys: int) -> np.ndarray:
     """A value of positions as (others, steps, keys), with one element along an axis that is not there (-1)."""
     both = [axis for axis in (query, keys) if axis >= 0]
@@ -65,6 +50,16 @@ def planes(table: np.ndarray, query: int, keys: int) -> np.ndarray:
     shape = moved.shape[moved.ndim - len(both) :]
     steps = shape[0] if query >= 0 else 1
     return moved.reshape(-1, steps, shape[-1] if keys >= 0 else 1)
+
+
+def ahead(table: np.ndarray, query: int, keys: int) -> np.ndarray:
+    """The elements of a value of positions where the position along `keys` is behind that along `query`.
+
+    An axis that is not there, or has one element for all positions, is -1.
+    """
+    found = planes(table, query, keys)
+    steps = max(found.shape[1:])
+    return np.broadcast_to(found, (len(found), steps, steps))[:, ~np.tri(steps, dtype=np.bool_)]
 
 
 def shown(op: str, operands: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,6 +37,7 @@ class Scores:
         self.placed: dict[tuple[str, str], tuple[int, int]] = {}
         self.behind: dict[str, str] = {}
         self.shown: dict[str, np.ndarray] = {}
+        self._tables: dict[bytes, np.ndarray] = {}
 
     def place(self, node: Node, name: str, axes: tuple[int, int]) -> None:
         """Note an operand of positions, of which `axes` run over steps and keys; NotLocalError where it is none."""
@@ -48,7 +50,9 @@ class Scores:
         masks, op = [self._shown(node, name) for name in node.inputs], node.op
         if op == "relax.where" and not self._is_known(node, node.inputs[0]):
             masks, op = masks[1:], ""  # one or the other, as the data say
-        self.shown[node.output.name] = shown(op, masks)
+        found = shown(op, masks)
+        same = hashlib.sha256(found.tobytes()).digest()  # the same in each layer
+        self.shown[node.output.name] = self._tables.setdefault(same, found)
 
     def keep(self, node: Node) -> None:
         """Follow an operator that moves scores, or one of which nothing else is known."""

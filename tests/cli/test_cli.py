@@ -398,3 +398,43 @@ def test_running_imports_no_compiler(files: Path) -> None:
         [sys.executable, "-c", code, "run", files / "model.dlc", "--random"], capture_output=True, text=True, check=True
     )
     assert run.stdout.endswith("[]\n")
+
+
+def test_a_sequence_in_parts_and_its_explanation(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (int64[1, time] tokens) => (float[1, time, 2] y)
+      <float[4, 2] places = {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0},
+       float[3, 2] table = {1.0, 0.0, 0.0, 1.0, 1.0, 1.0}, int64 zero = {0}, int64 one = {1}, float low = {-10000.0}> {
+        e = Gather (table, tokens)
+        size = Shape <start = 1> (tokens)
+        steps = Squeeze (size)
+        line = Range (zero, steps, one)
+        place = Gather (places, line)
+        x = Add (e, place)
+        turned = Transpose <perm = [0, 2, 1]> (x)
+        scores = MatMul (x, turned)
+        across = Unsqueeze (line, nought)
+        down = Unsqueeze (line, first)
+        seen = GreaterOrEqual (down, across)
+        masked = Where (seen, scores, low)
+        shares = Softmax <axis = 2> (masked)
+        y = MatMul (shares, x)
+    }"""
+    model, package = tmp_path / "m.onnx", tmp_path / "m.dlc"
+    text = text.replace("float low", "int64[1] nought = {0}, int64[1] first = {1}, float low")
+    onnx.save(onnx.parser.parse_model(text), model)
+    wanted = "say how long a sequence may become (max_length)"
+    assert fails("compile", model, "-o", package, "--stream").endswith(
+        f"node Add 'x': it depends on the positions of the steps: {wanted}"
+    )
+    assert "it must be positive, and is of a model with stream" in fails(
+        "compile", model, "-o", package, "--max-length", 3
+    )
+    assert not package.exists()
+    done("compile", model, "-o", package, "--stream", "--max-length", 4)
+    rows = json.loads(done("explain", package, "--stream", "--json"))["nodes"]
+    assert sum(row["kernel"].endswith(", in place") for row in rows) == 2
+    assert not any(
+        row["kernel"].endswith(", in place") for row in json.loads(done("explain", package, "--json"))["nodes"]
+    )
+    done("compile", model, "-o", package)
+    assert "the package has no streaming form; compile it with --stream" in fails("explain", package, "--stream")
