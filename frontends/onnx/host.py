@@ -120,6 +120,7 @@ def _infer(model: onnx.ModelProto, passed: Mapping[str, Tensor], symbols: Symbol
     """The types of the named outputs."""
     known = onnx.ModelProto()
     known.CopyFrom(model)
+    _correct(known.graph.node[0])
     for name, tensor in passed.items():
         if tensor.value is not None and tensor.value.size <= _SMALL:
             known.graph.initializer.append(numpy_helper.from_array(tensor.value, name))
@@ -130,6 +131,18 @@ def _infer(model: onnx.ModelProto, passed: Mapping[str, Tensor], symbols: Symbol
         raise ConversionError(lines[-1] if lines else type(error).__name__) from error
     dims = {str(d): d for t in passed.values() for d in t.shape}
     return [_tensor(value, dims, symbols) for value in inferred.graph.output]
+
+
+def _correct(node: onnx.NodeProto) -> None:
+    """Take away what onnx's inference gets wrong.
+
+    It adds a ConvTranspose's output_padding to the extents that SAME padding fixes at input times stride.
+    """
+    given = {a.name: a for a in node.attribute}
+    if node.op_type == "ConvTranspose" and "auto_pad" in given and given["auto_pad"].s.startswith(b"SAME"):
+        kept = [a for name, a in given.items() if name != "output_padding"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _tensor(value: onnx.ValueInfoProto, dims: dict[str, Dim], symbols: Symbols) -> Tensor:

@@ -195,6 +195,7 @@ def reverse_sequence(c: Context, x: Tensor, lengths: Tensor) -> Tensor:
     time, batch = c.attr("time_axis", 0), c.attr("batch_axis", 1)
     if {time, batch} != {0, 1} or x.rank < 2:
         raise ConversionError(f"time axis {time} and batch axis {batch} of {x}")
+    c.equal(x.shape[batch], lengths.shape[0], "the batch and the number of lengths")
     return reversed_sequences(c, x, lengths, time, batch)
 
 

@@ -117,7 +117,7 @@ class Reader:
     def scalar_parameters(self, node: Node) -> tuple[np.float32, int] | None:
         """The same where both are single numbers."""
         found = self.parameters(node)
-        if found is None or found[0].size != 1 or found[1].size != 1 or not found[0].reshape(()) > 0:
+        if found is None or found[0].size != 1 or found[1].size != 1 or not 0 < found[0].reshape(()) < np.inf:
             return None
         return np.float32(found[0].reshape(())), int(found[1].reshape(()))
 

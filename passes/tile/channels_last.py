@@ -91,10 +91,14 @@ class _Turner:
         full = array.reshape((1,) * (rank - array.ndim) + array.shape)
         return rw.const(np.ascontiguousarray(full.transpose(to_last(rank))))
 
+    def parameter(self, rw: Rewriter, name: str, rank: int) -> Any | None:
+        """A scale or zero point: a scalar, a vector along the node's axis, or one that broadcasts as operands do."""
+        return self.settle(rw, name) if len(rw.value(name).shape) <= 1 else self.aligned(rw, name, rank)
+
     # --- operators ---
 
     def window(self, rw: Rewriter, node: Node) -> Any:
-        inputs = [self.as_last(rw, node.inputs[0]), *(rw.new(n) for n in node.inputs[1:])]
+        inputs = [self.as_last(rw, node.inputs[0]), *(self.settle(rw, n) for n in node.inputs[1:])]
         return rw.emit(node.op, inputs, {**node.attrs, "layout": CHANNELS_LAST}, _last(node))
 
     def elementwise(self, rw: Rewriter, node: Node) -> Any | None:
@@ -102,11 +106,13 @@ class _Turner:
         if rank < 3 or not any(n in self.last and rw.constant(n) is None for n in node.inputs):
             return None
         if node.op in ("dlc.quantize", "dlc.dequantize"):
-            inputs = [self.as_last(rw, node.inputs[0]), *(rw.new(n) for n in node.inputs[1:])]
+            inputs = [self.as_last(rw, node.inputs[0]), *(self.parameter(rw, n, rank) for n in node.inputs[1:])]
             attrs = {**node.attrs, "axis": _axis(node.attrs["axis"], rank)}
-            return rw.emit(node.op, inputs, attrs, _last(node))
+            return None if any(i is None for i in inputs) else rw.emit(node.op, inputs, attrs, _last(node))
         if node.op == "dlc.table":
-            return rw.emit(node.op, [self.as_last(rw, node.inputs[0]), rw.new(node.inputs[1])], {}, _last(node))
+            return rw.emit(
+                node.op, [self.as_last(rw, node.inputs[0]), self.settle(rw, node.inputs[1])], {}, _last(node)
+            )
         inputs = [self.aligned(rw, n, rank) for n in node.inputs]
         return None if any(i is None for i in inputs) else rw.emit(node.op, inputs, node.attrs, _last(node))
 

@@ -6,6 +6,7 @@ Kernels arrive without blocks, schedules or threads, so most of TVM's default pi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import tvm
@@ -13,14 +14,15 @@ from tvm import s_tir, tirx
 
 from dlc.targets.cpu.isa import Isa
 
-_PIPELINE = "dlc_cpu"
+_PIPELINES = {bits: f"dlc_cpu_{bits}" for bits in (32, 64)}
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def _pipeline(bits: int) -> tuple[Any, Any, Any]:
+    """The steps, with indices in `bits` bits where they fit."""
     steps = [
         tirx.transform.FlattenBuffer(),
         tirx.transform.BF16ComputeLegalize(),
-        tirx.transform.NarrowDataType(32),
+        tirx.transform.NarrowDataType(bits),
         tirx.transform.VectorizeLoop(True),
         tirx.transform.UnrollLoop(),
         # Not only for size: LLVM's masked intrinsics are declared by constants that it folds.
@@ -36,7 +38,8 @@ def _pipeline() -> tuple[Any, Any, Any]:
     return sequence, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
 
 
-tirx.register_tir_pipeline(_PIPELINE, _pipeline)
+for _bits, _name in _PIPELINES.items():
+    tirx.register_tir_pipeline(_name, partial(_pipeline, _bits))
 
 
 def llvm_target(isa: Isa) -> Any:
@@ -55,5 +58,15 @@ _CONFIG = {"tirx.UnrollLoop": {"auto_max_depth": -1}}
 
 def compile_functions(module: Any, isa: Isa) -> Any:
     """Compile an IRModule of PrimFuncs; the result writes objects and shows assembly."""
+    try:
+        return _compile(module, isa, 32)
+    except ValueError as error:
+        # A loop of 2^31 steps: the last fits 32 bits, their number, which TVM then writes, does not.
+        if "exceeds range of int32" not in str(error):
+            raise
+        return _compile(module, isa, 64)
+
+
+def _compile(module: Any, isa: Isa, bits: int) -> Any:
     with tvm.transform.PassContext(config=_CONFIG):
-        return tvm.compile(module, target=llvm_target(isa), tir_pipeline=_PIPELINE).mod
+        return tvm.compile(module, target=llvm_target(isa), tir_pipeline=_PIPELINES[bits]).mod

@@ -19,10 +19,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 def recurrent(g: Graph, grow: Grow) -> None:
     """An LSTM, GRU or RNN with random optional inputs, over one direction or two."""
     try:
-        # onnxruntime's gates make numbers of what is not finite, because they are clamped.
         x = g.pick(lambda v: v.rank == 3 and v.dtype == "float32" and v.array.size > 0 and max(v.shape) < 20)
-        if not np.isfinite(x.array).all():
-            raise RejectedError
     except RejectedError:
         x = g.input(g.random("float32", (g.between(1, 5), g.between(1, 3), g.between(1, 6))))
     kind = g.one_of(list(_GATES))
@@ -49,6 +46,9 @@ def recurrent(g: Graph, grow: Grow) -> None:
         attrs["activations"] = [g.one_of(["Relu", "Sigmoid", "Tanh"])] * ways
     while weights[-1] is None:
         weights.pop()
+    # onnxruntime's gates make numbers of what is not finite, because they are clamped.
+    if not all(np.isfinite(v.array).all() for v in (x, *weights) if v is not None):
+        raise RejectedError
     g.add(kind, [x, *weights], g.between(1, 3 if kind == "LSTM" else 2), **attrs)
 
 
@@ -140,7 +140,8 @@ def scan(g: Graph, grow: Grow) -> None:
 def _quantised(g: Graph, x: Value, dtype: str = "") -> Value:
     """`x` through QuantizeLinear and DequantizeLinear."""
     dtype = dtype or g.one_of(["uint8", "uint8", "int8"])
-    scale = g.constant(max(float(np.abs(x.array).max(initial=0.1)), 0.05) / g.between(90, 140), "float32")
+    finite = np.abs(x.array[np.isfinite(x.array)])
+    scale = g.constant(float(finite.max(initial=0.1)) / g.between(90, 140), "float32")
     zero = g.constant(g.between(100, 140) if dtype == "uint8" else g.between(-9, 9), dtype)
     codes = g.add("QuantizeLinear", [x, scale, zero])[0]
     return g.add("DequantizeLinear", [codes, scale, zero])[0]

@@ -117,7 +117,7 @@ def _add(call: Call, args: Sequence[Expr]) -> Expr:
 def _subtract(call: Call, args: Sequence[Expr]) -> Expr:
     a, b = args
     if v.is_float(v.element(a)):
-        return v.fence(a) - v.fence(b)
+        return v.fence(a) - v.fence(hold(b))  # held: the simplifier takes x - x for zero, which infinity is not
     return wrapping(lambda x, y: x - y, a, b)
 
 
@@ -126,7 +126,11 @@ def _multiply(call: Call, args: Sequence[Expr]) -> Expr:
     a, b = args
     if call.out == "bool":
         return v.both(a, b)
-    return a * b if v.is_float(v.element(a)) else wrapping(lambda x, y: x * y, a, b)
+    if not v.is_float(v.element(a)):
+        return wrapping(lambda x, y: x * y, a, b)
+    # The simplifier takes 0 * x for zero, also of infinity and NaN.
+    a, b = (v.fence(x) if scalar == 0 else x for x, scalar in zip(args, call.scalars, strict=True))
+    return a * b
 
 
 def _quotient(a: Expr, b: Expr) -> Expr:
@@ -314,7 +318,9 @@ def _isinf(call: Call, args: Sequence[Expr]) -> Expr:
 def _comparison(compare: Callable[[Expr, Expr], Expr]) -> Emit:
     def emit(call: Call, args: Sequence[Expr]) -> Expr:
         # TVM compares bools as floats: bytes instead.
-        return compare(*(v.convert(a, "uint8") if v.element(a) == "bool" else a for a in args))
+        a, b = (v.convert(x, "uint8") if v.element(x) == "bool" else x for x in args)
+        # Held: the simplifier takes x == x for true, also of NaN.
+        return compare(a, hold(b) if v.is_float(v.element(b)) else b)
 
     return emit
 

@@ -51,6 +51,19 @@ def test_float_unary(isa: Isa, dtype: str) -> None:
     check(pointwise.emit, body.graph(*maths), [np.where(np.abs(x) < 1e20, x, 1)], isa, rtol=5e-7, atol=1e-14)
 
 
+@every_level
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_operands_that_algebra_takes_for_equal_or_zero(isa: Isa, dtype: str) -> None:
+    x = np.array([*SPECIAL, *SPECIAL], dtype)
+    body = Body()
+    i = body.input(x.shape, dtype)
+    outputs = [body.node(op, [i, i], x.shape, dtype) for op in ("subtract", "divide", "maximum")]
+    outputs += [body.node(op, [i, i], x.shape, "bool") for op in COMPARE]
+    zero = body.constant(0, dtype)
+    outputs += [body.node("multiply", pair, x.shape, dtype) for pair in ([i, zero], [zero, i])]
+    check(pointwise.emit, body.graph(*outputs), [x], isa)
+
+
 def _pairs(dtype: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     if np.dtype(dtype).kind == "f":
