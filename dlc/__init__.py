@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 def compile(
     model: Model,
     target: str = "cpu",
-    quantize: Literal["none", "int8", "int8-dynamic"] = "none",
+    quantize: Literal["none", "int8", "int8-dynamic", "int4"] = "none",
     calibration: Calibration | None = None,
     arithmetic: Literal["float", "fixed", "shift"] = "float",
     shapes: Mapping[str, Sequence[int | str] | Sequence[Sequence[int]]] | None = None,

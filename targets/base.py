@@ -113,12 +113,14 @@ class Target(ABC):
         runtime: the dotted name of the runtime module. It must import neither TVM's compiler (``tvm``) nor onnx.
         runs_host: it runs control flow and the host's operators itself.
         groups_rows: it has a kernel for ``dlc.grouped_matmul`` and what belongs to it.
+        block_weights: it has a kernel for ``dlc.block_matmul``.
     """
 
     name: ClassVar[str]
     runtime: ClassVar[str]
     runs_host: ClassVar[bool] = False
     groups_rows: ClassVar[bool] = False
+    block_weights: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

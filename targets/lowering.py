@@ -16,6 +16,7 @@ import numpy as np
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols, symbols
 from dlc.ir.graph import Graph, Node
+from dlc.ir.ops import block_matmul
 from dlc.ir.ops.host import ITEM
 from dlc.targets.program import Program, Ref
 
@@ -51,17 +52,23 @@ def _short(op: str) -> str:
     return op.removeprefix("relax.").removeprefix("dlc.")
 
 
+def _precision(body: Graph) -> str:
+    if any(n.op == block_matmul.NAME for n in body.nodes):
+        return "int4"
+    dtypes = {n.output.dtype for n in body.nodes} | {v.dtype for v in body.inputs}
+    return "int8" if dtypes & {"uint8", "int8"} else body.nodes[0].output.dtype
+
+
 def region_row(node: Node, symbol: str) -> dict[str, Any]:
     """What `dlc explain` says of a region whatever the target is: where it comes from, what is in it, its kernel."""
     assert node.body is not None
-    dtypes = {n.output.dtype for n in node.body.nodes} | {v.dtype for v in node.body.inputs}
     return {
         "node": node.origin.node or node.origin.value,
         "op": node.origin.op or _short(node.body.nodes[-1].op),
         "value": node.origin.value,
         "channels_last": node.origin.channels_last,
         "fused": [_short(n.op) for n in node.body.nodes],
-        "precision": "int8" if dtypes & {"uint8", "int8"} else node.body.nodes[0].output.dtype,
+        "precision": _precision(node.body),
         "symbol": symbol,
     }
 

@@ -22,6 +22,7 @@ from dlc.pipeline import Context, Pass
 VIEW = "relax.reshape"
 # Data movement that reads its input in order, and so may sit in the middle of an elementwise region.
 _STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
+_GROUPS = {"dlc.grouped_matmul": 2, "dlc.block_matmul": 3}  # which input says the rows' groups
 _CASTS = frozenset({"relax.astype", "dlc.dequantize"})
 _ANCHORS = frozenset({"contraction", "window", "reduction", "opaque"})
 
@@ -100,14 +101,14 @@ class _Grouping:
                 return
             self.join(group, reader)
             tail = reader
-            if anchor.op == "dlc.grouped_matmul":
+            if anchor.op in _GROUPS and len(anchor.inputs) > _GROUPS[anchor.op]:
                 self.absorb_taken(group, anchor, reader)
 
     def absorb_taken(self, group: int, anchor: Node, node: Node) -> None:
         """Take in the rows that only `node` reads at the groups of a grouped product: they are read where they lie."""
         for name in node.inputs:
             taken = self.producers.get(name)
-            if taken is None or taken.op != "relax.take" or taken.inputs[1] != anchor.inputs[2]:
+            if taken is None or taken.op != "relax.take" or taken.inputs[1] != anchor.inputs[_GROUPS[anchor.op]]:
                 continue
             of_rows = (
                 taken.attrs["axis"] == 0 and len(taken.output.shape) == 2 and taken.inputs[0] in self.graph.constants

@@ -15,7 +15,7 @@ def quantize_passes(options: Options) -> list[Pass]:
     What control flow runs is quantised like the graph around it, with ranges of its own.
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
-    late = [dynamic.PASS] if options.quantize == "int8-dynamic" else []
+    late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
     late += [groups.PASS] if options.quantize != "none" else []
     forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
     return [*calibrating, *(everywhere(step) for step in forming)]

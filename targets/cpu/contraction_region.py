@@ -15,8 +15,7 @@ import numpy as np
 from dlc.hardware import Machine
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
-from dlc.targets.cpu import grouped_region
-from dlc.targets.cpu.grouped_region import GroupedRegion
+from dlc.targets.cpu import block_region, grouped_region
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, kernel
@@ -29,27 +28,31 @@ from dlc.targets.layout import Layout, simplify
 
 Constants = Mapping[str, np.ndarray]
 
+#: Products of rows that have regions of their own: (their class, what has something against it).
+_OF_ROWS: dict[str, tuple[Any, Any]] = {
+    grouped_region.ANCHOR: (grouped_region.GroupedRegion, grouped_region.declines),
+    block_region.ANCHOR: (block_region.BlockRegion, block_region.declines),
+}
 _SHARED_MICROSECONDS = 10.0  # predicted time from which on a kernel is shared out
 
 
 def anchor_of(body: Graph) -> Node:
     """The contraction of a region."""
-    return next(n for n in body.nodes if n.op in ("dlc.conv", "dlc.matmul", grouped_region.ANCHOR))
+    return next(n for n in body.nodes if n.op in ("dlc.conv", "dlc.matmul", *_OF_ROWS))
 
 
-def packed_region(
-    body: Graph, layouts: Mapping[str, Layout], constants: Constants, isa: Isa
-) -> ContractionRegion | GroupedRegion:
+def packed_region(body: Graph, layouts: Mapping[str, Layout], constants: Constants, isa: Isa) -> Any:
     """The region as the packed kernels see it; only where `declines` has nothing against it."""
-    kind = GroupedRegion if anchor_of(body).op == grouped_region.ANCHOR else ContractionRegion
+    kind = _OF_ROWS.get(anchor_of(body).op, (ContractionRegion, None))[0]
     return kind(body, layouts, constants, isa)
 
 
 def declines(body: Graph, constants: Constants) -> str | None:
     """Why the packed kernels do not take the region (plain loops do, see `kernels/contract_plain.py`); else None."""
     node = anchor_of(body)
-    if node.op == grouped_region.ANCHOR:
-        return grouped_region.declines(body, constants)
+    if node.op in _OF_ROWS:
+        reason: str | None = _OF_ROWS[node.op][1](body, constants)
+        return reason
     values = body.values()
     if node.inputs[1] in constants and not isinstance(values[node.inputs[0]].shape[-1], int):
         return f"a constant weight, and an inner extent {values[node.inputs[0]].shape[-1]} known only when running"

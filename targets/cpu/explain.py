@@ -8,7 +8,12 @@ from dlc.ir.graph import Node
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.lowering import region_row
 
-_BY_ANCHOR = {"dlc.conv": "implicit GEMM", "dlc.matmul": "GEMM", "dlc.grouped_matmul": "grouped GEMM"}
+_BY_ANCHOR = {
+    "dlc.conv": "implicit GEMM",
+    "dlc.matmul": "GEMM",
+    "dlc.grouped_matmul": "grouped GEMM",
+    "dlc.block_matmul": "4-bit GEMM",
+}
 _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 

@@ -1,35 +1,23 @@
-"""A region whose anchor is `dlc.grouped_matmul`: the packed GEMM of one group, for each run of rows of that group.
-
-The rows come sorted by group (see `dlc.group_order`), so a run is all that a group has to do, its matrix is read once,
-and the matrices of groups without rows are not read at all. What the epilogue takes at the rows' groups (a bias, the
-scales of integer weights) is read where it lies.
-"""
+"""A region whose anchor is `dlc.grouped_matmul`: the packed GEMM of one group, for each run of rows of that group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tvm.script.ir_builder import tirx as T
 
 from dlc.hardware import Machine
 from dlc.ir.graph import Graph
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract
-from dlc.targets.cpu.kernels.anchored import Accumulator
-from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel, let
+from dlc.targets.cpu.kernels.builder import Expr, Operand, kernel
 from dlc.targets.cpu.kernels.contract import Axis, Contraction, Run, Schedule
-from dlc.targets.cpu.kernels.contract_loops import whole_index
-from dlc.targets.cpu.kernels.evaluate import Evaluator
 from dlc.targets.cpu.kernels.halo import fill_halo
-from dlc.targets.cpu.kernels.injective import wrapped_position
+from dlc.targets.cpu.runs import GUESS, Runs, part
 from dlc.targets.layout import Layout, simplify
 
 ANCHOR = "dlc.grouped_matmul"
-_GUESS = 4  # rows a group where the number of rows is not known: few enough for one row alone to run well
 
 
 def declines(body: Graph, constants: Mapping[str, np.ndarray]) -> str | None:
@@ -43,24 +31,16 @@ def declines(body: Graph, constants: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-class GroupedRegion:
-    """One grouped product with its epilogue; the interface is that of `ContractionRegion`.
-
-    Args:
-        body: the region.
-        layouts: layouts of the body's inputs and output, by the body's names.
-        constants: the body's inputs that are constants; the matrices are one.
-    """
+class GroupedRegion(Runs):
+    """One grouped product with its epilogue; the interface is that of `ContractionRegion`."""
 
     def __init__(
         self, body: Graph, layouts: Mapping[str, Layout], constants: Mapping[str, np.ndarray], isa: Isa
     ) -> None:
-        self.body, self.layouts, self.constants, self.isa = body, dict(layouts), constants, isa
-        self.anchor = next(n for n in body.nodes if n.op == ANCHOR)
-        self.values = body.values()
-        self.a, self.w, self.groups = self.anchor.inputs
+        anchor = next(n for n in body.nodes if n.op == ANCHOR)
+        super().__init__(body, layouts, constants, isa, anchor, anchor.inputs[2])
+        self.a, self.w = anchor.inputs[:2]
         self.count, self.k, self.n = (int(d) for d in self.values[self.w].shape)
-        self.rows = self.values[self.a].shape[0]
         zero = int(self.anchor.attrs.get("a_zero_point", 0))
         sums = constants[self.w].astype(np.int64).sum(1) if zero else None
         self.init = None if sums is None else (-zero * sums).astype(np.int32)
@@ -72,7 +52,7 @@ class GroupedRegion:
 
     def choose(self, machine: Machine) -> dict[str, Any]:
         """The schedule that the cost model ranks first for an even share of the rows, as JSON."""
-        rows = -(-self.rows // self.count) if isinstance(self.rows, int) else _GUESS
+        rows = -(-self.rows // self.count) if isinstance(self.rows, int) else GUESS
         problem = self.problem(max(rows, 1))
         every = [s for s in contract.candidates(problem, self.isa, machine) if s.unit in ("vector", "amx")]
         best = min(every, key=lambda s: contract.predicted_seconds(problem, s, self.isa, machine))
@@ -110,55 +90,22 @@ class GroupedRegion:
             if halo_fill is not None:
                 fill_halo(k.operands[-1], halo_fill)
             named = {label: operand for (label, _), operand in zip(operands, k.operands[:-1], strict=True)}
-            self._runs(named, k.operands[-1], _schedule(schedule))
+            self.runs(named, k.operands[-1], _schedule(schedule))
         return k.func
 
-    def _runs(self, named: Mapping[str, Operand], y: Operand, schedule: Schedule) -> None:
-        """Every run of rows of one group."""
-        rows, row = whole_index(self.rows), Accumulator("int64", 1, T.int64(0))
+    def multiply(
+        self, named: Mapping[str, Operand], y: Operand, begin: Expr, count: Expr, group: Expr, schedule: Any
+    ) -> None:
+        """See `Runs`."""
         size = contract.packed_size(self.problem(1), schedule, self.isa)
-        with T.While(row.get() < rows):
-            begin = let(row.get())
-            group = self._group(named, begin)
-            with self._end(named, begin, group, rows) as end:
-                count = let(end - begin)
-                a = _part(named[self.a], begin * self.k, Layout.dense((count, self.k)))
-                w = _part(named[self.w], group * size, Layout.dense((size,)))
-                init = None if self.init is None else _part(named[""], group * self.n, Layout.dense((self.n,)))
+        a = part(named[self.a], begin * self.k, Layout.dense((count, self.k)))
+        w = part(named[self.w], group * size, Layout.dense((size,)))
+        init = None if self.init is None else part(named[""], group * self.n, Layout.dense((self.n,)))
 
-                def store(_: Sequence[Expr], i: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
-                    index = (simplify(begin + i), channel)
-                    evaluator = Evaluator(self.body, named, self.isa)
-                    evaluator.bind(self.anchor.output.name, acc)
-                    y.store(index, evaluator.value(self.body.outputs[0], index, lanes, mask), lanes, mask)
+        def store(_: Sequence[Expr], i: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
+            self.store(named, y, (simplify(begin + i), channel), acc, lanes, mask)
 
-                contract.emit(self.problem(count), schedule, self.isa, a, w, init, store)
-                row.set(end)
-
-    def _group(self, named: Mapping[str, Operand], row: Expr) -> Expr:
-        """The group of a row, never outside the matrices."""
-        place = Evaluator(self.body, named, self.isa).value(self.groups, (row,))
-        return let(wrapped_position(place, self.count))
-
-    @contextmanager
-    def _end(self, named: Mapping[str, Operand], begin: Expr, group: Expr, rows: Expr) -> Iterator[Expr]:
-        """Where the run that begins at a row ends."""
-        end, going = Accumulator("int64", 1, begin + T.int64(1)), Accumulator("int32", 1, T.int32(1))
-        with T.While(going.get() != T.int32(0)):
-            going.set(T.int32(0))
-            at = let(end.get())
-            # Not one condition: both sides of it would be evaluated, and one of them reads.
-            with T.If(at < rows), T.Then(), T.If(self._group(named, at) == group), T.Then():
-                end.set(at + T.int64(1))
-                going.set(T.int32(1))
-        yield let(end.get())
-
-
-def _part(operand: Operand, begin: Expr, layout: Layout) -> Operand:
-    """The part of a flat operand from position `begin` on."""
-    address = T.address_of(operand.buffer[simplify(begin)])
-    buffer = T.decl_buffer((layout.size,), operand.storage, data=T.bind(address))
-    return replace(operand, layout=layout, buffer=buffer)
+        contract.emit(self.problem(count), schedule, self.isa, a, w, init, store)
 
 
 def _schedule(values: Mapping[str, Any]) -> Schedule:

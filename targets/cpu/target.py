@@ -35,6 +35,7 @@ class CpuTarget(Target):
     name: ClassVar[str] = "cpu"
     runtime: ClassVar[str] = "dlc.targets.cpu.runtime"
     groups_rows: ClassVar[bool] = True
+    block_weights: ClassVar[bool] = True
 
     def __init__(self, isa: Isa, spec: str) -> None:
         self.isa, self._spec = isa, spec

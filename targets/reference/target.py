@@ -24,6 +24,7 @@ class ReferenceTarget(Target):
     runtime = "dlc.targets.reference.runtime"
     runs_host = True
     groups_rows = True
+    block_weights = True
 
     @classmethod
     def parse(cls, spec: str) -> ReferenceTarget:

@@ -101,8 +101,10 @@ def test_all_rows_may_choose_one_expert() -> None:
     np.testing.assert_allclose(compute(dlc.compile(model), x), expected(model, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int8-dynamic"])
-def test_integer_experts_are_accurate(quantize: str) -> None:
+@pytest.mark.parametrize(
+    ("quantize", "decibels", "precision"), [("int8", 28, "int8"), ("int8-dynamic", 28, "int8"), ("int4", 16, "int4")]
+)
+def test_integer_experts_are_accurate(quantize: str, decibels: float, precision: str) -> None:
     model, x = experts.model(inputs=64, hidden=128, outputs=64), inputs_of(64, 3, 64)
     calibration = {"calibration": {"x": x[:, None]}} if quantize == "int8" else {}
     results = []
@@ -112,9 +114,10 @@ def test_integer_experts_are_accurate(quantize: str) -> None:
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-5)
     exact = expected(model, x)
     noise = np.linalg.norm(results[1] - exact) / np.linalg.norm(exact)
-    assert -20 * np.log10(noise) > 28
-    products = [row for row in read(package).nodes if "grouped_matmul" in row["fused"]]
-    assert [row["precision"] for row in products] == ["int8", "int8"]
+    assert -20 * np.log10(noise) > decibels
+    op = "block_matmul" if precision == "int4" else "grouped_matmul"
+    products = [row for row in read(package).nodes if op in row["fused"]]
+    assert {row["precision"] for row in products} == {precision} and len(products) >= 2
 
 
 def test_weights_that_are_not_finite_stay_float_and_say_so() -> None:

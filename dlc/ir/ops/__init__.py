@@ -2,6 +2,7 @@
 
 from dlc.ir.ops import (
     bitcast,
+    block_matmul,
     conv,
     cumulate,
     determinant,
@@ -27,6 +28,7 @@ __all__ = [
     "OPS",
     "OpSpec",
     "bitcast",
+    "block_matmul",
     "conv",
     "cumulate",
     "determinant",
