@@ -347,7 +347,7 @@ def check_size(tensor: Tensor) -> None:
     known = [d for d in tensor.shape if isinstance(d, int)]
     if any(d < 0 for d in known):
         raise ConversionError(f"{tensor} has a negative extent")
-    if prod(known) > _MOST_ELEMENTS:
+    if prod(max(d, 1) for d in known) > _MOST_ELEMENTS:
         raise ConversionError(f"{tensor} is too large")
 
 

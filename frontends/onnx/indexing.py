@@ -13,6 +13,7 @@ from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor
 
 _LONGEST_RANGE = 1 << 24  # of a constant range
+_FURTHEST = 1 << 60  # where a range may begin or end: differences stay within 64 bits
 
 
 def count_up(c: Context, extent: Dim, dtype: str = "int64") -> Tensor:
@@ -35,6 +36,9 @@ def range_(c: Context, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     (step,) = c.ints(delta, "the step of Range")
     if step < 1:
         raise ConversionError(f"a step of {step} needs limits that are known when compiling")
+    for bound in (begin, end):
+        if isinstance(bound, int) and abs(bound) > _FURTHEST:
+            raise ConversionError(f"a range from {begin} to {end}")
     positions = count_up(c, c.symbols.simplify((end - begin + step - 1) // step), start.dtype)
     scaled = positions if step == 1 else c.emit("multiply", positions, step)
     if isinstance(begin, int) and begin == 0:
@@ -175,8 +179,9 @@ def eye_like(c: Context, x: Tensor) -> Tensor:
 
 @converter("NonZero", since=9)
 def non_zero(c: Context, x: Tensor) -> Tensor:
-    """The positions of a constant's elements that are not zero."""
-    return c.constant(np.array(np.nonzero(c.known(x, "the input, whose content decides the shape of the output,"))))
+    """The positions of a constant's elements that are not zero: (rank, how many), also of a scalar."""
+    array = c.known(x, "the input, whose content decides the shape of the output,")
+    return c.constant(np.array(np.nonzero(np.atleast_1d(array)))[: array.ndim])
 
 
 @converter("Compress", since=9)

@@ -6,6 +6,7 @@ of stored integers, because the integer weights below it are what the quantise p
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ def _symbolic(item: Any) -> bool:
     if isinstance(item, tuple | list):
         return any(_symbolic(i) for i in item)
     return not (item is None or isinstance(item, int | float | str | bool))
+
+
+def _bytes(node: Node) -> int:
+    """The size of a node's result, as far as its extents are numbers."""
+    return prod(d for d in node.output.shape if isinstance(d, int)) * np.dtype(node.output.dtype).itemsize
 
 
 def evaluate(node: Node, inputs: list[np.ndarray]) -> np.ndarray | None:
@@ -49,12 +55,12 @@ def run(module: Any, context: Context) -> Any:
         inputs = [array for array in found if array is not None]
         if len(inputs) != len(found):
             return None
+        read, made = sum(array.nbytes for array in inputs), _bytes(node)
+        if made > LARGEST_GROWTH and made > 2 * read:
+            context.decline("fold_constants", node.origin, f"the result has {made} bytes, its inputs {read}")
+            return None
         result = evaluate(node, inputs)
         if result is None:
-            return None
-        read = sum(array.nbytes for array in inputs)
-        if result.nbytes > LARGEST_GROWTH and result.nbytes > 2 * read:
-            context.decline("fold_constants", node.origin, f"the result has {result.nbytes} bytes, its inputs {read}")
             return None
         folded[node.output.name] = result
         return None if node.output.dtype in PACKED else state.const(result)

@@ -227,9 +227,10 @@ def cumulate(g: Graph) -> None:
 def softmax(g: Graph) -> None:
     x = g.floats(1)
     axis = g.between(-x.rank if g.opset >= 11 else 0, x.rank - 1) if g.chance(0.8) else None
-    if not x.array.size:  # Hardmax of no elements is open
+    op = g.one_of(["Softmax", "Softmax", "LogSoftmax", "Hardmax"])
+    if not x.array.size or (op == "Hardmax" and np.isnan(x.array).any()):  # which is the largest is open
         raise RejectedError
-    g.add(g.one_of(["Softmax", "Softmax", "LogSoftmax", "Hardmax"]), [x], axis=axis)
+    g.add(op, [x], axis=axis)
 
 
 def _batch_norm(g: Graph, x: Value) -> None:
@@ -269,6 +270,8 @@ def normalise(g: Graph) -> None:
         sized = weights if g.opset >= 21 else [g.weight(x.dtype, (groups,)) for _ in range(2)]
         g.add("GroupNormalization", [x, *sized], num_groups=groups)
     elif kind == "lrn":
+        if not np.isfinite(x.array).all():  # onnxruntime subtracts what leaves the window
+            raise RejectedError
         g.add("LRN", [x], size=g.one_of([1, 3, 5]), alpha=g.one_of([None, 0.1]), bias=g.one_of([None, 2.0]))
     else:
         if x.rank != 4 or x.array.size < 16 * x.shape[1]:  # onnxruntime subtracts squares: little is left of a few

@@ -27,6 +27,7 @@ _OF_LARGEST = {"float64": 1e-14, "float32": 4e-6, "float16": 1e-3}  # small elem
 _AMPLIFIED = 16.0  # times the largest change that was seen
 _ROUGH = {
     "InstanceNormalization": 64.0,
+    "GroupNormalization": 64.0,
     "MeanVarianceNormalization": 64.0,
 }  # onnxruntime subtracts nearly equal numbers inside these
 _ABSOLUTE = dict.fromkeys(
