@@ -1,6 +1,6 @@
 """Hard experts and output layers beside torch and onnxruntime.
 
-    python bench/experts.py [--row experts|words] [--tokens 1,32,256] [--blocks N] [--quantize none|int8-dynamic]
+    python bench/experts.py [--row experts|words] [--tokens 1,32,256] [--blocks N] [--quantize none|int8-dynamic|int4]
 
 One thread each, taking turns in blocks; processor time (other work on the machine counts less), ratios of medians. The
 results are compared first.
@@ -9,15 +9,18 @@ results are compared first.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 import dlc
 from dlc import functions
@@ -227,7 +230,17 @@ def _full_row(options: argparse.Namespace, x: np.ndarray) -> Row:
         name = "torch, dynamic int8"
     peer = torch_engine(torch.nn.Sequential(module, _Best()), x)
     engines = {"dlc": dlc_engine(session, {"x": x}), name: peer, "onnxruntime": onnxruntime_engine(model, {"x": x})}
+    if options.quantize != "none":
+        engines["onnxruntime, dynamic int8"] = onnxruntime_engine(_dynamic_int8(model), {"x": x})
     return Row("the best of a full softmax", engines, (x @ weight).argmax(-1))
+
+
+def _dynamic_int8(model: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("model.onnx", "int8.onnx")]
+        onnx.save(model, paths[0])
+        quantize_dynamic(*paths)
+        return onnx.load(paths[1])
 
 
 class _Best(torch.nn.Module):
@@ -262,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], default=[16, 512, 2048])
     parser.add_argument("--dense", type=int, default=32, help="tokens up to which onnxruntime is measured")
     parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--quantize", choices=["none", "int8-dynamic"], default="none")
+    parser.add_argument("--quantize", choices=["none", "int8-dynamic", "int4"], default="none")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for row in expert_rows(options) if options.row == "experts" else word_rows(options):

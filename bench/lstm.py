@@ -2,9 +2,10 @@
 
     python bench/lstm.py [--row "LSTM 5x512"] [--blocks N] [--threads N]
 
-onnxruntime's int8 is its dynamic quantisation (DynamicQuantizeLSTM), ours is calibrated. Both take turns in blocks; a
+onnxruntime's int8 is its dynamic quantisation (DynamicQuantizeLSTM), ours is calibrated; a step at a time is also run
+with 4-bit weights (`int4`, beside onnxruntime's int8). Both take turns in blocks; a
 ratio is theirs over ours, of medians, with the 95 % interval over the blocks. One thread is timed by the processor's
-time, several by the clock. The decibels are of the results in int8 against onnxruntime's in fp32.
+time, several by the clock. The decibels are of the quantised results against onnxruntime's in fp32.
 """
 
 from __future__ import annotations
@@ -126,17 +127,17 @@ def main(chosen: str | None, blocks: int, threads: int) -> None:
         samples = rng.standard_normal((3, row.steps, 1, row.inputs)).astype(np.float32)
         feed = {"x": samples[0]}
         wanted = _peer(model, False, 1).run(None, feed)[0]
-        for precision in ("none", "int8"):
-            int8 = precision == "int8"
-            calibration = [{"x": x} for x in samples[1:]] if int8 else None
+        for precision in ("none", "int8", "int4") if row.steps == 1 else ("none", "int8"):
+            quantised = precision != "none"
+            calibration = [{"x": x} for x in samples[1:]] if precision == "int8" else None
             package = dlc.compile(model, target="cpu", quantize=precision, calibration=calibration)
             for count, clock in ((1, time.process_time), (threads, time.perf_counter)):
-                ours, theirs = dlc.load(package, threads=count), _peer(model, int8, count)
+                ours, theirs = dlc.load(package, threads=count), _peer(model, quantised, count)
                 got, peer = next(iter(ours.run(feed).values())), theirs.run(None, feed)[0]
                 times = _times([partial(ours.run, feed), partial(theirs.run, None, feed)], blocks, clock)
                 middle, low, high = interval(times[0], times[1])
-                notes = f", {_decibels(got, wanted):.1f} dB against {_decibels(peer, wanted):.1f}" if int8 else ""
-                label = f"{name}, {'int8' if int8 else 'fp32'}, {count} thread{'s' if count > 1 else ''}"
+                notes = f", {_decibels(got, wanted):.1f} dB against {_decibels(peer, wanted):.1f}" if quantised else ""
+                label = f"{name}, {precision if quantised else 'fp32'}, {count} thread{'s' if count > 1 else ''}"
                 print(
                     f"{label}: {np.median(times[0]) * 1e3:.2f} ms, onnxruntime {np.median(times[1]) * 1e3:.2f} ms: "
                     f"{middle:.2f} times ({low:.2f}-{high:.2f}){notes}",
