@@ -283,7 +283,8 @@ def resize(g: Graph) -> None:
     x = _image(g)
     if (x.rank != 4 and g.chance(0.6)) or not np.isfinite(x.array).all():  # a weight of 0 times infinity is open
         raise RejectedError
-    scales = [1.0, 1.0] + [float(g.one_of([1, 2, 3, 0.5, 1.5, 0.7])) for _ in x.shape[2:]]
+    # Not 0.7: a nearest neighbour would be chosen by a rounding error, at (3 + 0.5) / 0.7 - 0.5.
+    scales = [1.0, 1.0] + [float(g.one_of([1, 2, 3, 0.5, 1.5, 0.71])) for _ in x.shape[2:]]
     mode = g.one_of(["nearest", "nearest", "linear", "linear", "cubic"])
     if g.opset < 10:
         g.add("Upsample", [x, g.constant([max(1, s) for s in scales], "float32")], mode=g.one_of(["nearest", "linear"]))
