@@ -2,8 +2,8 @@
 
     python bench/lstm.py [--row "LSTM 5x512"] [--blocks N] [--threads N]
 
-onnxruntime's int8 is its dynamic quantisation (DynamicQuantizeLSTM), ours is calibrated; a step at a time is also run
-with 4-bit weights (`int4`, beside onnxruntime's int8). Both take turns in blocks; a
+onnxruntime's int8 is its dynamic quantisation (DynamicQuantizeLSTM), ours is calibrated, or has 4-bit weights
+(`int4`, beside onnxruntime's int8). Both take turns in blocks; a
 ratio is theirs over ours, of medians, with the 95 % interval over the blocks. One thread is timed by the processor's
 time, several by the clock. The decibels are of the quantised results against onnxruntime's in fp32.
 """
@@ -127,7 +127,7 @@ def main(chosen: str | None, blocks: int, threads: int) -> None:
         samples = rng.standard_normal((3, row.steps, 1, row.inputs)).astype(np.float32)
         feed = {"x": samples[0]}
         wanted = _peer(model, False, 1).run(None, feed)[0]
-        for precision in ("none", "int8", "int4") if row.steps == 1 else ("none", "int8"):
+        for precision in ("none", "int8", "int4"):
             quantised = precision != "none"
             calibration = [{"x": x} for x in samples[1:]] if precision == "int8" else None
             package = dlc.compile(model, target="cpu", quantize=precision, calibration=calibration)

@@ -25,10 +25,14 @@ from dlc.pipeline import Context
 
 BLOCK = 32
 _MOST = 1 << 16
+#: Numbers of a matrix below which bits cost accuracy and gain nothing. What chooses experts is as small as a rule, and
+#: a wrong choice is a wrong result.
+_LEAST = 1 << 14
 
 
-def wanted(depth: int, origin: Origin, context: Context) -> bool:
-    """Whether a product over `depth` elements gets 4-bit weights; notes why not where they were asked for."""
+def wanted(weight: np.ndarray, origin: Origin, context: Context) -> bool:
+    """Whether a product with a weight (..., K, N) gets 4 bits for it; notes why not where they were asked for."""
+    depth, width = weight.shape[-2:]
     if context.options.quantize != "int4":
         return False
     reason = None
@@ -38,6 +42,8 @@ def wanted(depth: int, origin: Origin, context: Context) -> bool:
         reason = f"K = {depth} is no multiple of {BLOCK}"
     elif depth > _MOST:
         reason = f"K = {depth} is more than {_MOST}"
+    elif depth * width < _LEAST:
+        reason = f"{depth} x {width} bytes stay in the nearest cache, half of them would be read no faster"
     if reason is not None:
         context.decline("int4", origin, f"8-bit weights: {reason}")
     return reason is None

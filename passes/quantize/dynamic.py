@@ -52,7 +52,7 @@ def _product(rw: Rewriter, node: Node, context: Context) -> Any:
     count, flat = prod(shape[:-1], start=1), len(shape) == 2
     rows = rw.new(x) if flat else rw.emit("relax.reshape", [rw.new(x)], {"shape": (count, shape[-1])}, origin)
     last = node.origin if flat else origin
-    if blocks.wanted(weight.shape[0], node.origin, context):
+    if blocks.wanted(weight, node.origin, context):
         result = blocks.product(rw, rows, weight, count, origin, last)
     else:
         codes, w_scale = arithmetic.quantize_weight(weight, 1)

@@ -41,7 +41,7 @@ def run(module: Any, context: Context) -> Any:
 def _product(rw: Rewriter, node: Node, weight: np.ndarray, context: Context) -> Any:
     x, _, groups = node.inputs
     origin, count = unnamed(node.origin), node.output.shape[0]
-    if blocks.wanted(weight.shape[1], node.origin, context):
+    if blocks.wanted(weight, node.origin, context):
         return blocks.product(rw, rw.new(x), weight, count, origin, node.origin, rw.new(groups))
     parts = [arithmetic.quantize_weight(matrix, 1) for matrix in weight]
     codes, scales = (rw.const(np.stack([part[i] for part in parts])) for i in range(2))

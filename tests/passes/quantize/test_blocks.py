@@ -35,7 +35,7 @@ def _both(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 @pytest.mark.parametrize("shape", [[5, 96], [2, 3, 96], ["n", 3, 96], [1, 96]])
 def test_targets_agree_to_the_bit_and_the_error_is_that_of_four_bits(shape: list[int | str]) -> None:
     rng = np.random.default_rng(1)
-    weight = rng.standard_normal((96, 50)).astype(np.float32)
+    weight = rng.standard_normal((96, 200)).astype(np.float32)
     weight[:32] *= 100  # one scale for all 96 would leave nothing of the others
     x = rng.standard_normal([2 if d == "n" else d for d in shape]).astype(np.float32)
     x[..., :32] = 0
@@ -47,13 +47,21 @@ def test_targets_agree_to_the_bit_and_the_error_is_that_of_four_bits(shape: list
 
 def test_explain_says_four_bits_and_why_not() -> None:
     rng = np.random.default_rng(2)
-    package = dlc.compile(_product(rng.standard_normal((64, 8)).astype(np.float32), [2, 64]), quantize="int4")
+    package = dlc.compile(_product(rng.standard_normal((64, 256)).astype(np.float32), [2, 64]), quantize="int4")
     (row,) = [row for row in read(package).nodes if "block_matmul" in row["fused"]]
     assert row["precision"] == "int4" and row["kernel"].startswith("4-bit GEMM") and not read(package).declined
-    package = dlc.compile(_product(rng.standard_normal((48, 8)).astype(np.float32), [2, 48]), quantize="int4")
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [((48, 400), "K = 48 is no multiple of 32"),
+     ((64, 8), "64 x 8 bytes stay in the nearest cache, half of them would be read no faster")],
+)  # fmt: skip
+def test_other_products_keep_eight_bits_and_say_why(shape: tuple[int, int], reason: str) -> None:
+    weight = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    package = dlc.compile(_product(weight, [2, shape[0]]), quantize="int4")
     (declined,) = read(package).declined
-    assert declined["node"] == "MatMul 'product'"
-    assert declined["reason"] == "8-bit weights: K = 48 is no multiple of 32"
+    assert declined["node"] == "MatMul 'product'" and declined["reason"] == f"8-bit weights: {reason}"
     assert {row["precision"] for row in read(package).nodes if "matmul" in row["fused"]} == {"int8"}
 
 
