@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "dlc.functions"
+TRIE_STEP = "TrieStep"
 _OPSETS = f'<domain: "{DOMAIN}", opset_import: ["" : 18]>'
 
 #: Activations of experts: the lines that make ``h`` of ``s``.
@@ -138,3 +139,56 @@ def tree_softmax() -> onnx.FunctionProto:
             total = ReduceSum<keepdims = 0>(counted, steps)
             log_p = Neg(total)
         }""")
+
+
+def trie_step(halvings: int) -> onnx.FunctionProto:
+    """``TrieStep(parent, word, offsets, words)``: the numbers of the n-grams that continue others by a word.
+
+    The function of `dlc.ir.ops.trie_step`, in standard operators: a binary search of ``[base, base + size)``, in which
+    base moves to the middle where the word there is not greater. The importer makes that operator of it; a function of
+    this name whose body differs is just a graph.
+
+    Args:
+        halvings: enough for the largest set of continuations: the bits of its size less one.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node
+
+    def constant(name: str, value: int) -> onnx.NodeProto:
+        held = numpy_helper.from_array(np.array(value, np.int32))
+        return node("Constant", [], [name], value=held)
+
+    nodes = [
+        constant("one", 1),
+        constant("two", 2),
+        constant("zero", 0),
+        node("Add", ["parent", "one"], ["next"]),
+        node("Gather", ["offsets", "parent"], ["base_0"]),
+        node("Gather", ["offsets", "next"], ["end"]),
+        node("Sub", ["end", "base_0"], ["size_0"]),
+    ]
+    for k in range(halvings):
+        nodes += [
+            node("Div", [f"size_{k}", "two"], [f"half_{k}"]),
+            node("Add", [f"base_{k}", f"half_{k}"], [f"middle_{k}"]),
+            node("Gather", ["words", f"middle_{k}"], [f"stored_{k}"]),
+            node("Cast", [f"stored_{k}"], [f"there_{k}"], to=TensorProto.INT32),
+            node("LessOrEqual", [f"there_{k}", "word"], [f"right_{k}"]),
+            node("Where", [f"right_{k}", f"middle_{k}", f"base_{k}"], [f"base_{k + 1}"]),
+            node("Sub", [f"size_{k}", f"half_{k}"], [f"size_{k + 1}"]),
+        ]
+    nodes += [
+        node("Gather", ["words", f"base_{halvings}"], ["stored"]),
+        node("Cast", ["stored"], ["there"], to=TensorProto.INT32),
+        node("Equal", ["there", "word"], ["equal"]),
+        node("Greater", ["size_0", "zero"], ["some"]),
+        node("And", ["equal", "some"], ["found"]),
+        node("Size", ["words"], ["length"]),
+        node("Cast", ["length"], ["length_32"], to=TensorProto.INT32),
+        node("Sub", ["length_32", "one"], ["none"]),
+        node("Where", ["found", f"base_{halvings}", "none"], ["entry"]),
+    ]
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_function(DOMAIN, TRIE_STEP, ["parent", "word", "offsets", "words"], ["entry"], nodes, opsets)

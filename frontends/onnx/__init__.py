@@ -35,6 +35,7 @@ from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     shape,
     slicing,
     spectral,
+    trie,
     vendor_experts,
     vendor_fused,
     vendor_quantised,

@@ -32,6 +32,7 @@ from dlc.targets.cpu.kernels import (
     scatter,
     set_rows,
     sources,
+    trie,
 )
 from dlc.targets.cpu.kernels.builder import SHARED
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
@@ -45,7 +46,7 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
-    "opaque": (resample, order, scan, scatter, set_rows, sources, group_order),
+    "opaque": (resample, order, scan, scatter, set_rows, sources, group_order, trie),
     "pointwise": (pointwise,),
 }
 

@@ -1,8 +1,8 @@
 """Export to ONNX: the model's tables and a look-up in standard operators, as model-local functions.
 
 The graph of a model of order n is one node of the function ``NgramLogProb`` in the domain ``dlc.functions``. Its body
-is written in standard operators, so any ONNX runtime runs it; a compiler may recognise the function by domain, name
-and inputs, and put a native look-up in its place. The names and the inputs below are therefore an interface.
+is written in standard operators and in calls of ``TrieStep`` (`dlc.functions.trie_step`), whose body is, so any ONNX
+runtime runs it.
 
 ``NgramLogProb(ngram, log10_1, backoff_1, offsets_2, words_2, log10_2, backoff_2, ..., offsets_n, words_n, log10_n)``
 gives ``log10``, float32 (N,): for each row of ``ngram``, int64 (N, n), log10 P(last word | the words before it).
@@ -33,15 +33,14 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from dlc.functions import DOMAIN, TRIE_STEP, trie_step
 from dlc.zoo.exporting import run_exported, write_model
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.arpa import MARKS, read_arpa
 from dlc.zoo.ngram.model import NgramModel
 
 OPSET = 17
-DOMAIN = "dlc.functions"
 LOOKUP = "NgramLogProb"
-STEP = "TrieStep"
 OUTPUT = "log10"
 _ZERO = -99.0
 _TOLERANCE = 1e-5
@@ -78,7 +77,7 @@ def build(model: NgramModel) -> ModelProto:
     """The ONNX model: ``ngram`` int64 (N, order) to ``log10`` float32 (N,)."""
     arrays = tables(model)
     halvings = max((_halvings(arrays[f"offsets_{k}"]) for k in range(2, model.order + 1)), default=0)
-    functions = [_step_function(halvings), _lookup_function(model.order)]
+    functions = [trie_step(halvings), _lookup_function(model.order)]
     node = helper.make_node(LOOKUP, [data.INPUT, *arrays], [OUTPUT], name="lookup", domain=DOMAIN)
     graph = helper.make_graph(
         [node],
@@ -118,43 +117,6 @@ def _constant(name: str, value: int, kind: type[np.generic] = np.int32) -> NodeP
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, kind)))
 
 
-def _step_function(halvings: int) -> FunctionProto:
-    """``TrieStep``: searches ``[base, base + size)``; base moves to the middle where the word there is not greater."""
-    node = helper.make_node
-    nodes = [
-        _constant("one", 1),
-        _constant("two", 2),
-        _constant("zero", 0),
-        node("Add", ["parent", "one"], ["next"]),
-        node("Gather", ["offsets", "parent"], ["base_0"]),
-        node("Gather", ["offsets", "next"], ["end"]),
-        node("Sub", ["end", "base_0"], ["size_0"]),
-    ]
-    for k in range(halvings):
-        nodes += [
-            node("Div", [f"size_{k}", "two"], [f"half_{k}"]),
-            node("Add", [f"base_{k}", f"half_{k}"], [f"middle_{k}"]),
-            node("Gather", ["words", f"middle_{k}"], [f"stored_{k}"]),
-            node("Cast", [f"stored_{k}"], [f"there_{k}"], to=TensorProto.INT32),
-            node("LessOrEqual", [f"there_{k}", "word"], [f"right_{k}"]),
-            node("Where", [f"right_{k}", f"middle_{k}", f"base_{k}"], [f"base_{k + 1}"]),
-            node("Sub", [f"size_{k}", f"half_{k}"], [f"size_{k + 1}"]),
-        ]
-    nodes += [
-        node("Gather", ["words", f"base_{halvings}"], ["stored"]),
-        node("Cast", ["stored"], ["there"], to=TensorProto.INT32),
-        node("Equal", ["there", "word"], ["equal"]),
-        node("Greater", ["size_0", "zero"], ["some"]),
-        node("And", ["equal", "some"], ["found"]),
-        node("Size", ["words"], ["length"]),
-        node("Cast", ["length"], ["length_32"], to=TensorProto.INT32),
-        node("Sub", ["length_32", "one"], ["none"]),
-        node("Where", ["found", f"base_{halvings}", "none"], ["entry"]),
-    ]
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_function(DOMAIN, STEP, ["parent", "word", "offsets", "words"], ["entry"], nodes, opsets)
-
-
 def _lookup_function(order: int) -> FunctionProto:
     """``NgramLogProb``: word j of a row is ``word_j``; ``at_i_k`` is the entry of the words from i on, k of them."""
     node = helper.make_node
@@ -174,7 +136,7 @@ def _lookup_function(order: int) -> FunctionProto:
         for length in range(2, k + 1):
             entry = f"at_{first}_{length}"
             step = [history, f"word_{first + length - 1}", f"offsets_{length}", f"words_{length}"]
-            nodes.append(node(STEP, step, [entry], domain=DOMAIN))
+            nodes.append(node(TRIE_STEP, step, [entry], domain=DOMAIN))
             history, parent = entry, history
         nodes += [
             node("Gather", [f"backoff_{k - 1}", parent], [f"weight_{k}"]),

@@ -21,6 +21,7 @@ from dlc.ir.ops import (
     scatter_rows,
     set_rows,
     top_indices,
+    trie_step,
 )
 from dlc.ir.ops.registry import OPS, OpSpec
 
@@ -47,4 +48,5 @@ __all__ = [
     "scatter_rows",
     "set_rows",
     "top_indices",
+    "trie_step",
 ]
