@@ -141,6 +141,122 @@ def tree_softmax() -> onnx.FunctionProto:
         }""")
 
 
+def class_best() -> onnx.FunctionProto:
+    """``ClassBest(x, class_weight, class_bias, word_weight, word_bias)``: the most probable word in two levels.
+
+    Exact: classes are tried in the order of their probability, and no further one as soon as no row's next class is as
+    probable as the best word so far: a word is never more probable than its class (best first search). Inputs as of
+    `class_softmax`; the results are class and word, (T,) int64, and log p, (T,).
+    """
+    return _function("""
+        ClassBest(x, class_weight, class_bias, word_weight, word_bias) => (class, word, log_p) {
+            columns = Constant<value_ints = [1]>()
+            first = Constant<value_ints = [0]>()
+            one = Constant<value_int = 1>()
+            sums = MatMul(x, class_weight)
+            logits = Add(sums, class_bias)
+            class_log = LogSoftmax<axis = -1>(logits)
+            shape = Shape(class_log)
+            count = Gather(shape, one)
+            counts = Unsqueeze(count, first)
+            bounds, order = TopK<axis = -1>(class_log, counts)
+            last = Sub(count, one)
+            row = Unsqueeze(x, columns)
+            lowest = Constant<value_float = -3.0e38>()
+            rows = Shape<start = 0, end = 1>(x)
+            best_0 = Expand(lowest, rows)
+            zero = Constant<value_int = 0>()
+            class_0 = Expand(zero, rows)
+            yes = Constant<value = bool {1}>()
+            log_p, class, word = Loop<body = try (int64 i, bool going, float[T] best, int64[T] best_class,
+                    int64[T] best_word) => (bool goes, float[T] best_new, int64[T] class_new, int64[T] word_new) {
+                number = Gather<axis = 1>(order, i)
+                bound = Gather<axis = 1>(bounds, i)
+                weight = Gather<axis = 0>(word_weight, number)
+                bias = Gather<axis = 0>(word_bias, number)
+                product = MatMul(row, weight)
+                word_sums = Squeeze(product, columns)
+                word_logits = Add(word_sums, bias)
+                word_log = LogSoftmax<axis = -1>(word_logits)
+                most = ReduceMax<keepdims = 0>(word_log, columns)
+                place = ArgMax<axis = 1, keepdims = 0>(word_log)
+                total = Add(bound, most)
+                better = Greater(total, best)
+                best_new = Where(better, total, best)
+                class_new = Where(better, number, best_class)
+                word_new = Where(better, place, best_word)
+                after = Add(i, one)
+                inside = Min(after, last)
+                next = Gather<axis = 1>(bounds, inside)
+                hope = Greater(next, best_new)
+                hopes = Cast<to = 7>(hope)
+                some = ReduceMax<keepdims = 0>(hopes)
+                goes = Cast<to = 9>(some)
+            }>(count, yes, best_0, class_0, class_0)
+        }""")
+
+
+def tree_best() -> onnx.FunctionProto:
+    """``TreeBest(x, weight, bias, children)``: the most probable leaf of a binary tree.
+
+    Exact, by best first search: of the nodes that have been reached the most probable is opened next, and the first
+    leaf among them is the answer, for no path grows more probable. x (1, K), weight (V - 1, K), bias (V - 1), children
+    (V - 1, 2) int64: inner nodes, and V - 1 + w for word w; the first child has probability sigmoid(x . weight + bias),
+    the second the rest. The results are word, (1,) int64, and log p, (1,).
+    """
+    return _function("""
+        TreeBest(x, weight, bias, children) => (word, log_p) {
+            first = Constant<value_ints = [0]>()
+            columns = Constant<value_ints = [1]>()
+            one = Constant<value_int = 1>()
+            pair = Constant<value_ints = [2, 1]>()
+            inner = Shape<start = 0, end = 1>(weight)
+            last = Sub(inner, columns)
+            leaves = Add(inner, columns)
+            lowest = Constant<value_float = -3.0e38>()
+            nothing = Expand(lowest, leaves)
+            certain = Constant<value_floats = [0.0]>()
+            root = Constant<value_ints = [0]>()
+            at_root = Unsqueeze(root, columns)
+            scores_0 = ScatterND(nothing, at_root, certain)
+            none = Constant<value_int = 0>()
+            nodes_0 = Expand(none, leaves)
+            trips = Squeeze(leaves, first)
+            yes = Constant<value = bool {1}>()
+            scores_end, nodes_end, word, log_p = Loop<body = open (int64 i, bool going, float[V] scores, int64[V] nodes,
+                    int64[1] word_before, float[1] log_before)
+                    => (bool goes, float[V] scores_new, int64[V] nodes_new, int64[1] word_new, float[1] log_new) {
+                at = ArgMax<axis = 0, keepdims = 1>(scores)
+                log_new = Gather(scores, at)
+                node = Gather(nodes, at)
+                word_new = Sub(node, inner)
+                place = Min(node, last)
+                row = Gather(weight, place)
+                product = Mul(row, x)
+                sum = ReduceSum<keepdims = 0>(product, columns)
+                offset = Gather(bias, place)
+                logit = Add(sum, offset)
+                opposite = Neg(logit)
+                against = Softplus(opposite)
+                towards = Softplus(logit)
+                left = Sub(log_new, against)
+                right = Sub(log_new, towards)
+                both = Concat<axis = 0>(left, right)
+                kids_row = Gather(children, place)
+                kids = Squeeze(kids_row, first)
+                fresh = Add(i, one)
+                fresh_row = Unsqueeze(fresh, first)
+                inside = Min(fresh_row, inner)
+                places_flat = Concat<axis = 0>(at, inside)
+                places = Reshape(places_flat, pair)
+                scores_new = ScatterND(scores, places, both)
+                nodes_new = ScatterND(nodes, places, kids)
+                open = Less(node, inner)
+                goes = Squeeze(open, first)
+            }>(trips, yes, scores_0, nodes_0, root, certain)
+        }""")
+
+
 def trie_step(halvings: int) -> onnx.FunctionProto:
     """``TrieStep(parent, word, offsets, words)``: the numbers of the n-grams that continue others by a word.
 

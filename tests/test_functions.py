@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import dlc
 from dlc import functions
@@ -128,3 +128,75 @@ def test_the_tree_is_a_distribution() -> None:
     model = model_of(functions.tree_softmax(), given, TREE_WEIGHTS, ["x", *TREE_WEIGHTS, "word"], ["T"])
     (log_p,) = dlc.load(dlc.compile(model)).run(given).values()
     assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-5)
+
+
+# --- best first search ----------------------------------------------------------------------------------------------
+
+
+def searched(function: Any, x: np.ndarray, weights: dict[str, np.ndarray], outputs: dict[str, Any]) -> Any:
+    """(the package, its results by name) of a search, after onnxruntime's were compared."""
+    graph = helper.make_graph(
+        [helper.make_node(function.name, ["x", *weights], list(outputs), "call", domain=functions.DOMAIN)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", x.shape[1]])],
+        [helper.make_tensor_value_info(n, kind, ["T"]) for n, kind in outputs.items()],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(functions.DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    package = dlc.compile(model)
+    results = dlc.load(package).run({"x": x})
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, wanted in zip(outputs, session.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(results[name], wanted, rtol=1e-4, atol=1e-5)
+    return package, results
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("sharpness", [0.01, 1.0, 30.0])  # from "look at every class" to "the first one has it"
+def test_the_best_word_of_two_levels_is_that_of_all_words(sharpness: float) -> None:
+    weights = {n: a * np.float32(sharpness) if n.startswith("class") else a for n, a in CLASS_WEIGHTS.items()}
+    kinds = {"class": TensorProto.INT64, "word": TensorProto.INT64, "log_p": TensorProto.FLOAT}
+    package, results = searched(functions.class_best(), X, weights, kinds)
+    classes = log_softmax(X @ weights["class_weight"] + weights["class_bias"])
+    words = log_softmax(np.einsum("tk,cks->tcs", X, weights["word_weight"]) + weights["word_bias"])
+    every = (classes[:, :, None] + words).reshape(len(X), -1)
+    np.testing.assert_array_equal(results["class"] * words.shape[2] + results["word"], every.argmax(1))
+    np.testing.assert_allclose(results["log_p"], every.max(1), rtol=1e-4, atol=1e-5)
+    inside = [row for row in read(package).nodes if "inside" in row]
+    assert any("grouped_matmul" in row["fused"] for row in inside) and not read(package).declined
+
+
+def random_tree(rng: np.random.Generator, words: int) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
+    """(children (words - 1, 2), for each word the (node, side) from the root) of a random binary tree."""
+    children = np.zeros((words - 1, 2), np.int64)
+    open_places, paths = [(0, side, []) for side in (0, 1)], [[]] * words
+    for node in range(1, words - 1):
+        parent, side, path = open_places.pop(rng.integers(len(open_places)))
+        children[parent, side] = node
+        open_places += [(node, below, [*path, (parent, side)]) for below in (0, 1)]
+    for word, (parent, side, path) in enumerate(open_places):
+        children[parent, side] = words - 1 + word
+        paths[word] = [*path, (parent, side)]
+    return children, paths
+
+
+@pytest.mark.parametrize("words", [2, 3, 17, 60])
+def test_the_best_leaf_of_a_tree_is_that_of_all_leaves(words: int) -> None:
+    rng = np.random.default_rng(words)
+    children, paths = random_tree(rng, words)
+    weights = {
+        "weight": rng.standard_normal((words - 1, FEATURES)).astype(np.float32),
+        "bias": rng.standard_normal(words - 1).astype(np.float32), "children": children,
+    }  # fmt: skip
+    kinds = {"word": TensorProto.INT64, "log_p": TensorProto.FLOAT}
+    for row in range(3):
+        x = X[row : row + 1]
+        _, results = searched(functions.tree_best(), x, weights, kinds)
+        logits = (weights["weight"] @ x[0] + weights["bias"]).astype(np.float64)
+        logs = [sum(-np.logaddexp(0, -logits[n] if side == 0 else logits[n]) for n, side in path) for path in paths]
+        assert results["word"][0] == int(np.argmax(logs))
+        assert results["log_p"][0] == pytest.approx(max(logs), rel=1e-4, abs=1e-5)
