@@ -140,6 +140,8 @@ def _section(
     grams: list[list[str]] = []
     for index in range(size):
         number, line = next(lines, (0, ""))
+        if not number:
+            raise DlcError(f"{path} is cut off: it announces {size} {order}-grams and ends behind {index} of them")
         fields = line.split()
         if len(fields) not in (order + 1, order + 2):
             raise DlcError(f"{path}, line {number}: expected a {order}-gram with its figures, found '{line[:40]}'")
