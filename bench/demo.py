@@ -77,7 +77,7 @@ def main() -> None:
     with console.status("compiling fp32 and int8"):
         dlc.compile(model).save(OUT / "vision-fp32.dlc")
         dlc.compile(model, quantize="int8", calibration={"image": calibration}).save(OUT / "vision-int8.dlc")
-        peers = quantized_forms(model, calibration, OUT)
+        peers = quantized_forms(model, calibration[:, None], OUT)
     with console.status("running and timing"):
         fp32, logits = rows("fp32", OUT / "vision-fp32.dlc", [model], images, labels)
         int8, _ = rows("int8", OUT / "vision-int8.dlc", peers, images, labels)

@@ -14,7 +14,7 @@ def quantized_forms(model: Path, calibration: np.ndarray, folder: Path) -> list[
 
     Args:
         model: an ONNX file with one input.
-        calibration: samples, shape (samples, ...) without the batch dimension.
+        calibration: samples, each of the input's shape: (samples, batch, ...).
         folder: where the files go.
     """
     import onnx
@@ -30,7 +30,7 @@ def quantized_forms(model: Path, calibration: np.ndarray, folder: Path) -> list[
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             sample = next(self.samples, None)
-            return None if sample is None else {name: sample[None]}
+            return None if sample is None else {name: sample}
 
     prepared = folder / f"{Path(model).stem}-prepared.onnx"
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)

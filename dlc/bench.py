@@ -74,7 +74,8 @@ def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray], threads: int) ->
     return f"onnxruntime {onnxruntime.__version__}", lambda: session.run(None, feeds)
 
 
-def _openvino(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+def openvino_run(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    """OpenVINO's name and version, and what runs a model once; raises ImportError where it is not installed."""
     import openvino
 
     core = openvino.Core()
@@ -89,7 +90,7 @@ def _openvino(model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tu
 
 _PEERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], int], tuple[str, Run]]] = {
     "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
+    "openvino": openvino_run,
 }
 
 
