@@ -110,6 +110,14 @@ def interpret(
     return _Run(observe, known, run_part, observe_inside).graph(graph, inputs)
 
 
+def _one(node: Node, value: Any, what: str) -> Any:
+    """The element of what must have one."""
+    array = np.asarray(value)
+    if array.size != 1:
+        raise DlcError(f"node {node.origin}: the {what} has shape {list(array.shape)}, it must be one element")
+    return array.reshape(())[()]
+
+
 class _Run:
     """One run of a graph and of what is inside it.
 
@@ -173,7 +181,7 @@ class _Run:
     def host(self, node: Node, inputs: list[Any]) -> Any:
         """Run an operator of `dlc.ir.ops.host`."""
         if node.op == IF:
-            taken = node.blocks[0 if bool(np.asarray(inputs[0]).reshape(-1)[0]) else 1]
+            taken = node.blocks[0 if bool(_one(node, inputs[0], "condition")) else 1]
             return tuple(self.block(taken, inputs[1:]))
         if node.op == LOOP:
             return self.loop(node, inputs)
@@ -202,8 +210,8 @@ class _Run:
     def loop(self, node: Node, inputs: list[Any]) -> tuple[Any, ...]:
         """Run ``dlc.loop``."""
         rest = list(inputs)
-        trips = int(np.asarray(rest.pop(0)).reshape(-1)[0]) if node.attrs["has_trips"] else None
-        going = bool(np.asarray(rest.pop(0)).reshape(-1)[0]) if node.attrs["has_condition"] else True
+        trips = int(_one(node, rest.pop(0), "trip count")) if node.attrs["has_trips"] else None
+        going = bool(_one(node, rest.pop(0), "condition")) if node.attrs["has_condition"] else True
         count, scans = node.attrs["carried"], node.attrs["scanned"]
         carried, scanned, captured = rest[:count], rest[count : count + scans], rest[count + scans :]
         (block,) = node.blocks
@@ -213,7 +221,7 @@ class _Run:
             slices = [np.require(array[iteration], requirements="C") for array in scanned]
             at, condition = np.asarray(iteration, np.int64), np.asarray(going)
             going, *results = self.block(block, [at, condition, *carried, *slices, *captured])
-            going = bool(np.asarray(going).reshape(-1)[0])
+            going = bool(_one(node, going, "condition"))
             carried = results[:count]
             for stack, result in zip(stacks, results[count:], strict=True):
                 stack.append(result)
