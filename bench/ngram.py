@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dlc.explain import read
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.arpa import write_arpa
 from dlc.zoo.ngram.counts import count
-from dlc.zoo.ngram.export import OUTPUT, build, tables
+from dlc.zoo.ngram.export import OUTPUT, build
 from dlc.zoo.ngram.smoothing import kneser_ney
 
 VOCABULARY = 50_000
@@ -53,6 +54,20 @@ def _resident() -> int:
     """Bytes of memory that the process has."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
+
+
+def _form(proto: Any, quantize: Any) -> tuple[dlc.Session, str, int]:
+    """(the loaded package, what to say of it, the bytes of its tables: of the package less its code)."""
+    started = time.perf_counter()
+    package = dlc.compile(proto, quantize=quantize, cache=False)
+    rows = read(package).nodes
+    steps = sum("trie_step" in row.get("fused", ()) for row in rows)
+    seconds = time.perf_counter() - started
+    note = f"{len(rows)} kernels, {steps} of them steps through the trie, compiled in {seconds:.1f} s"
+    with tempfile.TemporaryDirectory() as folder:
+        package.save(Path(folder) / "p.dlc")
+        held = (Path(folder) / "p.dlc").stat().st_size
+    return dlc.load(package), note, held
 
 
 def _kenlm(path: Path) -> tuple[Any, int] | None:
@@ -89,42 +104,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = [len(part) for part in model.log10]
     print(f"{sizes[-1]:,} {order}-grams, {sum(sizes):,} of all orders; {len(rows):,} queries")
     proto = build(model)
-    started = time.perf_counter()
-    package = dlc.compile(proto, cache=False)
-    session = dlc.load(package)
-    steps = sum("trie_step" in row.get("fused", ()) for row in read(package).nodes)
-    held = sum(array.nbytes for array in tables(model).values())
-    print(f"dlc: {len(read(package).nodes)} kernels, {steps} of them steps through the trie, "
-          f"compiled in {time.perf_counter() - started:.1f} s; tables {held / 1e6:.0f} MB")  # fmt: skip
+    forms = {"dlc": _form(proto, "none"), "dlc, 8 bits": _form(proto, "int8-dynamic")}
+    for name, (_, note, held) in forms.items():
+        print(f"{name}: {note}; {held / 1e6:.0f} MB")
     batches = [{data.INPUT: rows[at : at + options.batch]} for at in range(0, len(rows), options.batch)]
 
-    def ours() -> np.ndarray:
+    def scores_of(session: dlc.Session) -> np.ndarray:
         return np.concatenate([session.run(batch)[OUTPUT] for batch in batches])
 
-    scores = ours()
+    scores, coarse = (scores_of(session) for session, *_ in forms.values())
     print(f"largest difference from the exact tables: {np.abs(scores - model.score(rows)).max():.1e}")
+    print(f"mean log10 {scores.mean():.4f}, in 8 bits {coarse.mean():.4f}")
     with tempfile.TemporaryDirectory() as folder:
         arpa = Path(folder) / "model.arpa"
         write_arpa(arpa, model, words)
         peer = _kenlm(arpa)
     sentence = " ".join(words[number] for number in queries)
-    times: dict[str, list[float]] = {"dlc": [], "kenlm": []}
+    times: dict[str, list[float]] = {**{name: [] for name in forms}, "kenlm": []}
     if peer is not None:
         found = np.array([score for score, *_ in peer[0].full_scores(sentence, bos=False, eos=False)])[order - 1 :]
         print(
             f"KenLM, probing: {peer[1] / 1e6:.0f} MB; largest difference of a score {np.abs(scores - found).max():.1e}"
         )
     for _ in range(options.blocks):
-        times["dlc"].append(_seconds(ours))
+        for name, (session, *_) in forms.items():
+            times[name].append(_seconds(partial(scores_of, session)))
         if peer is not None:
             times["kenlm"].append(_seconds(lambda: peer[0].score(sentence, bos=False, eos=False)))
     for name, taken in times.items():
         if taken:
             print(f"{name}: {len(rows) / np.median(taken) / 1e6:.2f} million words a second")
-    if peer is not None:
-        middle, low, high = interval(np.array(times["dlc"]), np.array(times["kenlm"]))
+    for name, (_, _, held) in forms.items() if peer is not None else ():
+        middle, low, high = interval(np.array(times[name]), np.array(times["kenlm"]))
         print(
-            f"KenLM's time over ours: {middle:.2f} ({low:.2f}-{high:.2f}); its memory over ours: {peer[1] / held:.2f}"
+            f"KenLM's time over that of {name}: {middle:.2f} ({low:.2f}-{high:.2f}); memory {held / peer[1]:.2f} of its"
         )
 
 

@@ -740,6 +740,43 @@ def quantize_blocks(w: ArrayLike, block: int) -> tuple[NDArray[np.int8], NDArray
     return codes.reshape(values.shape), np.squeeze(scale, -2).astype(np.float32)
 
 
+def codebook(values: ArrayLike, rounds: int = 12) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """At most 256 numbers that stand for a table's values, and which of them stands for each.
+
+    Lloyd's algorithm in one dimension ("Least Squares Quantization in PCM", 1982): the squared error of what it
+    gives is locally least. A table of no more than 256 different values is exact.
+
+    Args:
+        values: finite real values, of any shape; converted to float32.
+
+    Returns:
+        codes uint8 in the shape of `values`, and the numbers float32, ascending: values are about ``numbers[codes]``.
+
+    Raises:
+        ValueError: for NaN or infinity, or no values.
+    """
+    table = np.asarray(values, dtype=np.float32)
+    if not table.size or not np.all(np.isfinite(table)):
+        raise ValueError("a table must have values, all finite")
+    different, counts = np.unique(table, return_counts=True)
+    numbers = different.astype(np.float64)
+    if numbers.size > 256:
+        # Where there are many of them, numbers lie as the cube root of the density (Panter and Dite, 1951).
+        many, edges = np.histogram(table.astype(np.float64), 4096)
+        share = np.concatenate([[0.0], np.cumsum(np.cbrt(many))])
+        begun = np.interp((np.arange(254) + 0.5) / 254 * share[-1], share, edges)
+        centres = np.unique(np.concatenate([different[[0, -1]], begun]))
+        for _ in range(rounds):
+            group = np.searchsorted((centres[1:] + centres[:-1]) / 2, numbers)
+            total = np.bincount(group, counts * numbers, centres.size)
+            many = np.bincount(group, counts, centres.size)
+            centres = np.unique(total[many > 0] / many[many > 0])
+        numbers = centres
+    kept = np.unique(numbers.astype(np.float32))
+    borders = (kept[1:].astype(np.float64) + kept[:-1]) / 2
+    return np.searchsorted(borders, table.astype(np.float64)).astype(np.uint8), kept
+
+
 def _as_bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rounded to the nearest number that bfloat16 holds."""
     return x.astype(ml_dtypes.bfloat16).astype(np.float32)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dlc.options import Options
-from dlc.passes.quantize import calibrate, cleanup, dynamic, form_integers, groups, mark, settle_weights, to_unsigned
+from dlc.passes.quantize import (
+    calibrate,
+    cleanup,
+    codebooks,
+    dynamic,
+    form_integers,
+    groups,
+    mark,
+    settle_weights,
+    to_unsigned,
+)
 from dlc.passes.specialize.blocks import everywhere
 from dlc.pipeline import Pass
 
@@ -16,6 +26,6 @@ def quantize_passes(options: Options) -> list[Pass]:
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
     late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
-    late += [groups.PASS] if options.quantize != "none" else []
+    late += [groups.PASS, codebooks.PASS] if options.quantize != "none" else []
     forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
     return [*calibrating, *(everywhere(step) for step in forming)]
