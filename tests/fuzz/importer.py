@@ -48,10 +48,13 @@ def _inputs(session: dlc.Session, rng: np.random.Generator) -> dict[str, np.ndar
 
 def _endless(graph: onnx.GraphProto) -> bool:
     """Whether a damaged number may have become the trip count of a Loop, which takes its time then in any runtime."""
-    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.name == "value")]
+    if not any(node.op_type == "Loop" for node in graph.node):
+        return False
+    used = {name for node in graph.node for name in node.input}  # others may be of any length
+    tensors = [t for t in graph.initializer if t.name in used]
+    tensors += [a.t for node in graph.node for a in node.attribute if a.name == "value"]
     here = (t for t in tensors if t.data_type == TensorProto.INT64 and t.data_location != TensorProto.EXTERNAL)
-    large = any((to_array(t) > _MANY).any() for t in here)
-    return large and any(node.op_type == "Loop" for node in graph.node)
+    return any((to_array(t) > _MANY).any() for t in here)
 
 
 def _run(path: Path, target: str, rng: np.random.Generator) -> Finding | None:
