@@ -266,6 +266,8 @@ def normalise(g: Graph) -> None:
             raise RejectedError
         g.add("InstanceNormalization", [x, *weights])
     elif kind == "group":
+        if x.dtype == "float64":  # onnxruntime does not compute in float32 there, as stash_type asks
+            raise RejectedError
         groups = int(g.one_of([d for d in range(1, x.shape[1] + 1) if x.shape[1] % d == 0]))
         sized = weights if g.opset >= 21 else [g.weight(x.dtype, (groups,)) for _ in range(2)]
         g.add("GroupNormalization", [x, *sized], num_groups=groups)
