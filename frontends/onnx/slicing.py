@@ -82,6 +82,7 @@ def slice_inputs(
 
 # --- padding ---------------------------------------------------------------------------------------------------------
 
+_WIDEST = 1 << 60  # what extents and widths add up to stays within 64 bits
 _MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
@@ -90,6 +91,8 @@ def _pad(c: Context, x: Tensor, pads: Sequence[int], axes: Sequence[int], fill: 
     mode = c.attr("mode", "constant")
     if mode not in _MODES or len(pads) != 2 * len(axes):
         raise ConversionError(f"mode '{mode}' with {len(pads)} widths for {len(axes)} axes")
+    if any(abs(width) > _WIDEST for width in pads):
+        raise ConversionError(f"widths {list(pads)}")
     before, after = [0] * x.rank, [0] * x.rank
     for i, axis in enumerate(axes):
         before[c.axis(axis, x.rank)], after[c.axis(axis, x.rank)] = pads[i], pads[len(axes) + i]
