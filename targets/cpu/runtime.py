@@ -28,15 +28,19 @@ def _aligned_bytes(size: int) -> np.ndarray:
 
 
 class _State:
-    """What one call in flight needs for itself: the argument table and the workspace."""
+    """What one call in flight needs for itself: the argument table and the workspace.
 
-    __slots__ = ("argument", "size", "table", "workspace")
+    `key` are the symbols' sizes that both are made for; None at first.
+    """
+
+    __slots__ = ("argument", "key", "size", "table", "workspace")
 
     def __init__(self, words: int) -> None:
         self.table = np.zeros(words, np.uint64)
         self.argument = ctypes.c_void_p(self.table.ctypes.data)
         self.workspace = _aligned_bytes(0)
         self.size = -1
+        self.key: list[int] | None = None
 
 
 class CpuExecutable:
@@ -126,7 +130,8 @@ class CpuExecutable:
             state = _State(self._fixed + 5 + len(self._symbols))
             state.table[self._fixed] = self._constants.ctypes.data
             state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
-        if self._static is None or state.size < 0:
+        key = [sizes[name] for name in self._symbols]
+        if state.key != key:
             need = self._evaluate(sizes)[0]
             if need > state.size:
                 try:
@@ -134,7 +139,8 @@ class CpuExecutable:
                 except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
                     raise DlcError(f"{self._package.name}: no memory for a workspace of {need} bytes") from error
                 state.table[self._fixed + 1] = state.workspace.ctypes.data
-            state.table[self._fixed + 4 : -1] = [sizes[name] for name in self._symbols]
+            state.table[self._fixed + 4 : -1] = key
+            state.key = key
         return state
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
