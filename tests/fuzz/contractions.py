@@ -278,6 +278,8 @@ def normalise(g: Graph) -> None:
     else:
         if x.rank != 4 or x.array.size < 16 * x.shape[1]:  # onnxruntime subtracts squares: little is left of a few
             raise RejectedError
+        if not np.ptp(x.array.astype(np.float64), axis=(0, 2, 3)).all():  # a little below zero is left of a constant
+            raise RejectedError
         g.add("MeanVarianceNormalization", [x], axes=[0, 2, 3])
 
 
