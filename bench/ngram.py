@@ -1,6 +1,6 @@
 """Back-off n-gram tables beside KenLM: words a second of full 5-gram scores, and the memory of the tables.
 
-    python bench/ngram.py [--words 3200000] [--order 5] [--batch 4096] [--blocks 30]
+    python bench/ngram.py [--words 3200000] [--order 5] [--batch 4096] [--blocks 30] [--tables trie|hashed|hashed8]
 
 A text of random words (Zipf's law over 50,000), whose n-grams of every order are counted and smoothed by `zoo/ngram`
 (Kneser-Ney); the queries are a text half of whose stretches come from it, so that all orders of back-off occur. KenLM
@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dlc
 from dlc.bench import interval
 from dlc.explain import read
-from dlc.zoo.ngram import data
+from dlc.zoo.ngram import data, export, hashed
 from dlc.zoo.ngram.arpa import write_arpa
 from dlc.zoo.ngram.counts import count
-from dlc.zoo.ngram.export import OUTPUT, build, tables
+from dlc.zoo.ngram.export import OUTPUT
 from dlc.zoo.ngram.smoothing import kneser_ney
 
 VOCABULARY = 50_000
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4096, help="rows of one call")
     parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--tables", choices=["trie", "hashed", "hashed8"], default="hashed")
     options = parser.parse_args(arguments)
     rng, order = np.random.default_rng(0), options.order
     text = _zipf(rng, options.words)
@@ -88,13 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = np.lib.stride_tricks.sliding_window_view(queries, order).astype(np.int64)
     sizes = [len(part) for part in model.log10]
     print(f"{sizes[-1]:,} {order}-grams, {sum(sizes):,} of all orders; {len(rows):,} queries")
-    proto = build(model)
+    quantised = options.tables == "hashed8"
+    proto = export.build(model) if options.tables == "trie" else hashed.build(model, quantised)
+    held = sum(numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer)
     started = time.perf_counter()
     package = dlc.compile(proto, cache=False)
     session = dlc.load(package)
-    steps = sum("trie_step" in row.get("fused", ()) for row in read(package).nodes)
-    held = sum(array.nbytes for array in tables(model).values())
-    print(f"dlc: {len(read(package).nodes)} kernels, {steps} of them steps through the trie, "
+    print(f"dlc, {options.tables}: {len(read(package).nodes)} kernels, "
           f"compiled in {time.perf_counter() - started:.1f} s; tables {held / 1e6:.0f} MB")  # fmt: skip
     batches = [{data.INPUT: rows[at : at + options.batch]} for at in range(0, len(rows), options.batch)]
 
