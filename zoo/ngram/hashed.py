@@ -31,8 +31,8 @@ def tables(model: NgramModel, quantised: bool = False) -> tuple[_Tables, int]:
     """
     words, log10, backoff = _listed(model, quantised)
     pairs = np.stack([log10, backoff], 1).astype(np.float32)
-    values, place = np.unique(pairs.view(np.int64).ravel(), return_inverse=True)
-    values = values.view(np.float32).reshape(-1, 2) if len(values) else np.zeros((1, 2), np.float32)
+    bits, place = np.unique(pairs.view(np.int64).ravel(), return_inverse=True)
+    values = bits.view(np.float32).reshape(-1, 2) if len(bits) else np.zeros((1, 2), np.float32)
     slots, probes = _slots(words, place)
     first_backoff = model.backoff[0] if model.order > 1 else np.zeros(model.vocabulary)
     found = {
