@@ -358,14 +358,14 @@ def backoff_score(order: int, probes: int) -> onnx.FunctionProto:
     for end in (order - 1, order - 2):
         for i in range(len(HASHES)):
             for j in range(end, -1, -1):
-                if j == end:
-                    lines.append(f"hash_{i}_{j}_{end} = Mod(digit_{j}, prime_{i})")
-                else:
-                    lines += [
-                        f"times_{i}_{j}_{end} = Mul(hash_{i}_{j + 1}_{end}, factor_{i})",
-                        f"plus_{i}_{j}_{end} = Add(times_{i}_{j}_{end}, digit_{j})",
-                        f"hash_{i}_{j}_{end} = Mod(plus_{i}_{j}_{end}, prime_{i})",
-                    ]
+                sum_ = f"digit_{j}"
+                if j < end:
+                    sum_ = f"sum_{i}_{j}_{end}"
+                    lines.append(f"{sum_} = Add(hash_{i}_{j + 1}_{end}, digit_{j})")
+                lines += [
+                    f"times_{i}_{j}_{end} = Mul({sum_}, factor_{i})",
+                    f"hash_{i}_{j}_{end} = Mod(times_{i}_{j}_{end}, prime_{i})",
+                ]
         for j in range(end - 1, -1, -1):
             lines += _found_in_slots(f"{j}_{end}")
     lines.append(f"{'result_1' if order > 1 else 'log10_p'} = Gather(log10_1, word_{order - 1})")

@@ -4,7 +4,7 @@ Inputs: ngram (N, n) int64; log10_1 and backoff_1 (V,) float32, of the words; sl
 (M,) float32. The result is float32 (N,).
 
 A slot holds ``print * 2**32 + place``, or -1 where it is empty. The n-gram w_1 ... w_k, read from its last word, has
-two hashes, ``h = (h * factor + word + 1) mod prime``: the first chooses its row of 8 slots, ``h * rows >> 31`` with
+two hashes, ``h = (h + word + 1) * factor mod prime``: the first chooses its row of 8 slots, ``h * rows >> 31`` with
 ``rows = S - probes + 1``; the second is its print. It is looked for there and in the rows that follow, `probes` (an
 attribute) in all, until a row has it or has an empty slot. Its probability is ``log10[place]``, its back-off weight
 ``backoff[place]``. A table of 8-bit values has at most 65,536 places: the pairs of two codes. An n-gram that is not
@@ -48,7 +48,7 @@ def hashes(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for prime, factor in HASHES:
         value = np.zeros(len(words), np.int64)
         for column in words.T[::-1]:
-            value = (value * factor + column + 1) % prime
+            value = (value + column + 1) * factor % prime
         found.append(value)
     return found[0], found[1]
 

@@ -49,7 +49,7 @@ class _Scores:
             values = [T.int64(0), T.int64(0)]
             for j in range(end, -1, -1):
                 values = [
-                    hold(T.truncmod(value * T.int64(factor) + words[j] + T.int64(1), T.int64(prime)))
+                    hold(T.truncmod((value + words[j] + T.int64(1)) * T.int64(factor), T.int64(prime)))
                     for value, (prime, factor) in zip(values, op.HASHES, strict=True)
                 ]
                 if (j, end) in self.grams:
@@ -96,9 +96,7 @@ class _Scores:
                     result.set(self._of(self.log10, place))
                 with T.Else():
                     if k == 2:
-                        result.set(
-                            self.region.value(self.first_backoff, (self.word(query, 0 + n - 2),), 1) + result.get()
-                        )
+                        result.set(self.region.value(self.first_backoff, (self.word(query, n - 2),), 1) + result.get())
                     else:
                         history = self.find(n - k, n - 2, at)
                         weight = hold(self._of(self.backoff, history))
