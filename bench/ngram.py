@@ -1,6 +1,7 @@
 """Back-off n-gram tables beside KenLM: words a second of full 5-gram scores, and the memory of the tables.
 
     python bench/ngram.py [--words 3200000] [--order 5] [--batch 4096] [--blocks 30]
+                           [--tables "hash table, 8 bits" ...]
 
 A text of random words (Zipf's law over 50,000), whose n-grams of every order are counted and smoothed by `zoo/ngram`
 (Kneser-Ney); the queries are a text half of whose stretches come from it, so that all orders of back-off occur. KenLM
@@ -27,13 +28,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import dlc
 from dlc.bench import interval
 from dlc.explain import read
-from dlc.zoo.ngram import data
+from dlc.zoo.ngram import data, export, hashed
 from dlc.zoo.ngram.arpa import write_arpa
 from dlc.zoo.ngram.counts import count
-from dlc.zoo.ngram.export import OUTPUT, build
+from dlc.zoo.ngram.export import OUTPUT
 from dlc.zoo.ngram.smoothing import kneser_ney
 
 VOCABULARY = 50_000
+FORMS = ("trie", "trie, 8 bits", "hash table", "hash table, 8 bits")
 _STRETCH = 20  # words of the queries that come from one place
 
 
@@ -61,9 +63,8 @@ def _form(proto: Any, quantize: Any) -> tuple[dlc.Session, str, int]:
     started = time.perf_counter()
     package = dlc.compile(proto, quantize=quantize, cache=False)
     rows = read(package).nodes
-    steps = sum("trie_step" in row.get("fused", ()) for row in rows)
     seconds = time.perf_counter() - started
-    note = f"{len(rows)} kernels, {steps} of them steps through the trie, compiled in {seconds:.1f} s"
+    note = f"{len(rows)} kernels, compiled in {seconds:.1f} s"
     with tempfile.TemporaryDirectory() as folder:
         package.save(Path(folder) / "p.dlc")
         held = (Path(folder) / "p.dlc").stat().st_size
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4096, help="rows of one call")
     parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--tables", action="append", choices=FORMS, help="only these")
     options = parser.parse_args(arguments)
     rng, order = np.random.default_rng(0), options.order
     text = _zipf(rng, options.words)
@@ -103,8 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = np.lib.stride_tricks.sliding_window_view(queries, order).astype(np.int64)
     sizes = [len(part) for part in model.log10]
     print(f"{sizes[-1]:,} {order}-grams, {sum(sizes):,} of all orders; {len(rows):,} queries")
-    proto = build(model)
-    forms = {"dlc": _form(proto, "none"), "dlc, 8 bits": _form(proto, "int8-dynamic")}
+    made = [(export.build(model), q) for q in ("none", "int8-dynamic")]
+    made += [(hashed.build(model, quantised), "none") for quantised in (False, True)]
+    protos = dict(zip(FORMS, made, strict=True))
+    forms = {name: _form(*protos[name]) for name in options.tables or protos}
     for name, (_, note, held) in forms.items():
         print(f"{name}: {note}; {held / 1e6:.0f} MB")
     batches = [{data.INPUT: rows[at : at + options.batch]} for at in range(0, len(rows), options.batch)]
@@ -112,9 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def scores_of(session: dlc.Session) -> np.ndarray:
         return np.concatenate([session.run(batch)[OUTPUT] for batch in batches])
 
-    scores, coarse = (scores_of(session) for session, *_ in forms.values())
-    print(f"largest difference from the exact tables: {np.abs(scores - model.score(rows)).max():.1e}")
-    print(f"mean log10 {scores.mean():.4f}, in 8 bits {coarse.mean():.4f}")
+    exact = model.score(rows)
+    for name, (session, *_) in forms.items():
+        scores = scores_of(session)
+        print(
+            f"{name}: largest difference {np.abs(scores - exact).max():.1e}, mean {scores.mean():.4f} of {exact.mean():.4f}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         arpa = Path(folder) / "model.arpa"
         write_arpa(arpa, model, words)
@@ -124,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if peer is not None:
         found = np.array([score for score, *_ in peer[0].full_scores(sentence, bos=False, eos=False)])[order - 1 :]
         print(
-            f"KenLM, probing: {peer[1] / 1e6:.0f} MB; largest difference of a score {np.abs(scores - found).max():.1e}"
+            f"KenLM, probing: {peer[1] / 1e6:.0f} MB; largest difference of a score {np.abs(exact - found).max():.1e}"
         )
     for _ in range(options.blocks):
         for name, (session, *_) in forms.items():

@@ -9,6 +9,7 @@ largest class, V words, L the longest path.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from dlc.errors import DlcError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "dlc.functions"
 TRIE_STEP = "TrieStep"
+BACKOFF_SCORE = "BackoffScore"
 _OPSETS = f'<domain: "{DOMAIN}", opset_import: ["" : 18]>'
 
 #: Activations of experts: the lines that make ``h`` of ``s``.
@@ -308,3 +310,113 @@ def trie_step(halvings: int) -> onnx.FunctionProto:
     ]
     opsets = [helper.make_opsetid("", 17)]
     return helper.make_function(DOMAIN, TRIE_STEP, ["parent", "word", "offsets", "words"], ["entry"], nodes, opsets)
+
+
+def backoff_score(order: int, probes: int) -> onnx.FunctionProto:
+    """``BackoffScore(ngram, log10_1, backoff_1, slots, log10, backoff)``: log10 P of last words by back-off.
+
+    The function of `dlc.ir.ops.backoff_score`, which tells the inputs, in standard operators. The importer makes that
+    operator of it; a function of this name whose body differs is just a graph.
+
+    Args:
+        order: words of an n-gram, at least 1.
+        probes: rows of slots in which an n-gram may be, at least 1.
+    """
+    from dlc.ir.ops.backoff_score import HASHES
+
+    lines = [
+        f"row_steps = Constant<value_ints = [{', '.join(map(str, range(probes)))}]>()",
+        f"spare = Constant<value_int = {probes - 1}>()",
+        *(f"prime_{i} = Constant<value_int = {prime}>()" for i, (prime, _) in enumerate(HASHES)),
+        *(f"factor_{i} = Constant<value_int = {factor}>()" for i, (_, factor) in enumerate(HASHES)),
+        "zero = Constant<value_int = 0>()",
+        "one = Constant<value_int = 1>()",
+        "nothing = Constant<value_int = -1>()",
+        "nowhere = Constant<value_float = 0.0>()",
+        "halved = Constant<value_int = 2147483648>()",
+        "whole = Constant<value_int = 4294967296>()",
+        "columns = Constant<value_ints = [1]>()",
+        "inner = Constant<value_ints = [1, 2]>()",
+        "deep = Constant<value_ints = [2]>()",
+        "vocabulary = Size(log10_1)",
+        "last_word = Sub(vocabulary, one)",
+        "places = Size(log10)",
+        "last_place = Sub(places, one)",
+        "dims = Shape(slots)",
+        "all_rows = Gather(dims, zero)",
+        "rows = Sub(all_rows, spare)",
+        "not_negative = Max(ngram, zero)",
+        "words = Min(not_negative, last_word)",
+    ]
+    for j in range(order):
+        lines += [
+            f"column_{j} = Constant<value_int = {j}>()",
+            f"word_{j} = Gather<axis = 1>(words, column_{j})",
+            f"digit_{j} = Add(word_{j}, one)",
+        ]
+    # Of the n-grams that end with the last word, and of their histories, which end one word before.
+    for end in (order - 1, order - 2):
+        for i in range(len(HASHES)):
+            for j in range(end, -1, -1):
+                sum_ = f"digit_{j}"
+                if j < end:
+                    sum_ = f"sum_{i}_{j}_{end}"
+                    lines.append(f"{sum_} = Add(hash_{i}_{j + 1}_{end}, digit_{j})")
+                lines += [
+                    f"times_{i}_{j}_{end} = Mul({sum_}, factor_{i})",
+                    f"hash_{i}_{j}_{end} = Mod(times_{i}_{j}_{end}, prime_{i})",
+                ]
+        for j in range(end - 1, -1, -1):
+            lines += _found_in_slots(f"{j}_{end}")
+    lines.append(f"{'result_1' if order > 1 else 'log10_p'} = Gather(log10_1, word_{order - 1})")
+    for k in range(2, order + 1):
+        first = order - k
+        gram, history = f"{first}_{order - 1}", f"{first}_{order - 2}"
+        if k == 2:
+            lines.append(f"weight_{k} = Gather(backoff_1, word_{first})")
+        else:
+            lines += [
+                f"stored_{k} = Gather(backoff, at_{history})",
+                f"weight_{k} = Where(there_{history}, stored_{k}, nowhere)",
+            ]
+        lines += [
+            f"listed_{k} = Gather(log10, at_{gram})",
+            f"backed_off_{k} = Add(weight_{k}, result_{k - 1})",
+            f"{f'result_{k}' if k < order else 'log10_p'} = Where(there_{gram}, listed_{k}, backed_off_{k})",
+        ]
+    body = "\n".join(lines)
+    return _function(f"BackoffScore(ngram, log10_1, backoff_1, slots, log10, backoff) => (log10_p) {{ {body} }}")
+
+
+def _found_in_slots(gram: str) -> list[str]:
+    """Lines that look an n-gram up: ``there_`` says whether it is listed, ``at_`` is its place, pulled in.
+
+    Names get the n-gram's, but for those behind ``^``, which all n-grams share.
+    """
+    lines = """scaled = Mul(hash_0, ^rows)
+               home = Div(scaled, ^halved)
+               home_column = Unsqueeze(home, ^columns)
+               row = Add(home_column, ^row_steps)
+               raw = Gather<axis = 0>(^slots, row)
+               read = Max(raw, ^nothing)
+               low = Mul(hash_1, ^whole)
+               low_row = Unsqueeze(low, ^inner)
+               rest = Sub(read, low_row)
+               above = GreaterOrEqual(rest, ^zero)
+               below = Less(rest, ^whole)
+               fits = And(above, below)
+               candidates = Where(fits, rest, ^nothing)
+               best = ReduceMax<keepdims = 0>(candidates, ^deep)
+               has = GreaterOrEqual(best, ^zero)
+               least = ReduceMin<keepdims = 0>(read, ^deep)
+               empty = Less(least, ^zero)
+               ended = Or(has, empty)
+               ends = Cast<to = 6>(ended)
+               chosen = ArgMax<axis = 1, keepdims = 1>(ends)
+               place_column = GatherElements<axis = 1>(best, chosen)
+               place = Squeeze(place_column, ^columns)
+               there = GreaterOrEqual(place, ^zero)
+               from_zero = Max(place, ^zero)
+               at = Min(from_zero, ^last_place)"""
+    named = re.sub(r"(?<![\w^<])(hash_[01]|[a-z][a-z_]*)(?= =|[,)])(?! = \d)", rf"\1_{gram}", lines)
+    return [line.strip() for line in named.replace("^", "").splitlines()]

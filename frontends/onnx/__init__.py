@@ -16,6 +16,7 @@ import onnx
 from dlc.errors import DlcError
 from dlc.frontends.onnx import (  # noqa: F401  (each registers its converters)
     activation,
+    backoff,
     control,
     convolution,
     einsum,

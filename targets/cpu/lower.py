@@ -20,6 +20,7 @@ from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.in_place import updated_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import (
+    backoff,
     contract_plain,
     group_order,
     normalise,
@@ -46,7 +47,7 @@ FAMILIES: dict[str, tuple[ModuleType, ...]] = {
     "contraction": (contract_plain,),  # what `contraction_region` declines
     "window": (pool,),
     "reduction": (reduce, normalise),
-    "opaque": (resample, order, scan, scatter, set_rows, sources, group_order, trie),
+    "opaque": (resample, order, scan, scatter, set_rows, sources, group_order, trie, backoff),
     "pointwise": (pointwise,),
 }
 

@@ -1,6 +1,7 @@
 """The operators of the IR; importing this package fills the table `OPS`. Imports no TVM."""
 
 from dlc.ir.ops import (
+    backoff_score,
     bitcast,
     block_matmul,
     conv,
@@ -28,6 +29,7 @@ from dlc.ir.ops.registry import OPS, OpSpec
 __all__ = [
     "OPS",
     "OpSpec",
+    "backoff_score",
     "bitcast",
     "block_matmul",
     "conv",
