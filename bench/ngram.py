@@ -119,9 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exact = model.score(rows)
     for name, (session, *_) in forms.items():
         scores = scores_of(session)
-        print(
-            f"{name}: largest difference {np.abs(scores - exact).max():.1e}, mean {scores.mean():.4f} of {exact.mean():.4f}"
-        )
+        apart, means = np.abs(scores - exact).max(), (scores.mean(), exact.mean())
+        print(f"{name}: largest difference {apart:.1e}, mean {means[0]:.4f} of {means[1]:.4f}")
     with tempfile.TemporaryDirectory() as folder:
         arpa = Path(folder) / "model.arpa"
         write_arpa(arpa, model, words)

@@ -43,12 +43,12 @@ _NO_WINDOW = re.compile(r"does not fit extent|has shape \[([^\]]*\b)?0\b")
 def _lenient(case: Case) -> bool:
     """Whether an oracle takes sizes that ONNX does not allow.
 
-    onnxruntime does not hold a GatherND's batches to be as many in both operands, repeats extents of one in an Einsum,
-    and drops what a Compress's condition has too much; onnx.reference does not hold a ReverseSequence's lengths to be
-    as many as its batches, nor the sizes of a Split to be all of its input.
+    onnxruntime does not hold a GatherND's batches to be as many in both operands, repeats extents of one in an Einsum
+    and in the input of a PRelu, and drops what a Compress's condition has too much; onnx.reference does not hold a
+    ReverseSequence's lengths to be as many as its batches, nor the sizes of a Split to be all of its input.
     """
     return any(
-        node.op_type in ("Einsum", "Compress", "ReverseSequence", "Split")
+        node.op_type in ("Einsum", "Compress", "PRelu", "ReverseSequence", "Split")
         or (node.op_type == "GatherND" and any(a.name == "batch_dims" and a.i for a in node.attribute))
         for node in case.model.graph.node
     )
