@@ -1,8 +1,8 @@
 """The tables of a back-off model as one hash table: the inputs of `dlc.functions.backoff_score`, and its ONNX model.
 
 It is larger than the trie of `dlc.zoo.ngram.export` and faster: an n-gram is one read of a cache line, and no read
-waits for another. With `quantised` the probabilities and weights of each order above 1 have 8 bits: codes of 256
-values, the means of as many equally full bins (as KenLM's quantised tries have them).
+waits for another. With `quantised` the probabilities and weights of each order above 1 are of 256 numbers each, see
+`dlc.ir.arithmetic.codebook`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from dlc.errors import DlcError
 from dlc.functions import BACKOFF_SCORE, DOMAIN, backoff_score
+from dlc.ir.arithmetic import codebook
 from dlc.ir.ops.backoff_score import ROW, hashes
 from dlc.zoo.ngram import data
 from dlc.zoo.ngram.model import NgramModel
@@ -74,12 +75,11 @@ def _listed(model: NgramModel, quantised: bool) -> tuple[list[np.ndarray], np.nd
 
 
 def _coded(values: np.ndarray) -> np.ndarray:
-    """Values rounded to 256: each to the mean of its bin, of equally full bins; 0 stays 0."""
-    found = np.zeros(len(values))
-    other = np.flatnonzero(values)
-    for part in np.array_split(other[np.argsort(values[other], kind="stable")], 255):
-        found[part] = values[part].mean() if len(part) else 0
-    return found
+    """Values rounded to 256 numbers."""
+    if not len(values):
+        return values
+    codes, numbers = codebook(values)
+    return numbers[codes]
 
 
 def _slots(words: list[np.ndarray], place: np.ndarray) -> tuple[np.ndarray, int]:

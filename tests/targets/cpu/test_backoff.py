@@ -131,3 +131,21 @@ def test_another_body_of_the_name_is_just_a_graph() -> None:
 def test_the_codes_of_an_order_are_256_at_most() -> None:
     arrays, _ = hashed.tables(_model(3, 2, 60_000, 300), quantised=True)
     assert len(np.unique(arrays["log10_all"])) <= 256
+
+
+def test_ngrams_that_share_words_are_spread_over_the_table() -> None:
+    shares = 1 / np.arange(1, 5001)
+    text = np.random.default_rng(4).choice(5000, 60_000, p=shares / shares.sum()).astype(np.int32)
+    _, probes = hashed.tables(kneser_ney(count([text], 5000, 5)))
+    assert probes <= 12  # a hash that keeps the first words' differences out of its upper bits needs hundreds
+
+
+def test_values_in_eight_bits_are_close() -> None:
+    model = _model(6, 3, 40_000, 300)
+    rows = np.random.default_rng(7).integers(0, 300, (2000, 3))
+    results = []
+    for quantised in (False, True):
+        session = dlc.load(dlc.compile(hashed.build(model, quantised)))
+        results.append(session.run({data.INPUT: rows})[hashed.OUTPUT])
+    assert 0 < np.abs(results[1] - results[0]).max() < 0.3
+    assert abs(results[1].mean() - results[0].mean()) < 0.005
