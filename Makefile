@@ -55,6 +55,7 @@ bench: setup
 	@$(BIN)/python bench/contract_kernels.py
 	@$(BIN)/python bench/symbolic.py
 	@$(BIN)/python bench/threads.py
+	@$(BIN)/python bench/cpu.py
 
 docs: setup
 	@$(BIN)/python scripts/make_docs.py
