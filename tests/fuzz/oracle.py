@@ -94,11 +94,13 @@ EXACT = set(
 )
 
 
-# onnx.reference is wrong for some attributes of these, such as uneven paddings; Erf it rounds to float32.
+# onnx.reference is wrong for some attributes of these, such as uneven paddings; Erf it rounds to float32, and LRN it
+# computes for as many channels as there are images.
 _MISTRUSTED = set(
     [
         "Erf",
         "LpNormalization",
+        "LRN",
         "Softmax",
         "LogSoftmax",
         "Hardmax",
