@@ -1,4 +1,4 @@
-"""The one integer arithmetic of the compiler, in plain numpy.
+"""The one integer arithmetic of the compiler, in plain numpy (and the small floats of ``ml_dtypes``).
 
 Every target, pass and test takes its numbers from here: a kernel is right when it equals these functions element for
 element. The derivations, the bounds and their proofs are in ``docs/arithmetic.md``; the names below follow it.

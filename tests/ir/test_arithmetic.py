@@ -836,7 +836,7 @@ def test_the_example_in_the_document_runs() -> None:
         exec(compile(block, "docs/arithmetic.md", "exec"), {})
 
 
-def test_the_module_imports_numpy_only() -> None:
+def test_the_module_imports_numpy_and_its_types_only() -> None:
     source = Path(ar.__file__).read_text(encoding="utf-8")
     names = set(re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE))
-    assert names == {"__future__", "collections", "dataclasses", "typing", "numpy"}
+    assert names == {"__future__", "collections", "dataclasses", "typing", "numpy", "ml_dtypes"}
