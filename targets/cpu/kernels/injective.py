@@ -87,8 +87,11 @@ def reshape(ev: Evaluator, node: Node, at: At) -> Expr:
             view = replace(operand, layout=Layout.dense(shape))
             return widen(view.load(at.index, at.lanes, at.mask), operand.dtype)
         at = to_gather(at)
+    # A vector may begin outside its row, in lanes that a mask excludes: the row is found by its first element.
+    several = not at.gather and at.lanes > 1
+    components, begin = ((*at.index[:-1], 0), at.index[-1]) if several else (at.index, 0)
     flat: Expr = None
-    for component, stride in zip(at.index, dense_strides(shape), strict=True):
+    for component, stride in zip(components, dense_strides(shape), strict=True):
         term = as_int64(component) * (_lift(stride, component) if _lanes(component) > 1 else as_int64(stride))
         flat = term if flat is None else flat + term
     index = []
@@ -96,6 +99,7 @@ def reshape(ev: Evaluator, node: Node, at: At) -> Expr:
         part = T.floordiv(flat, _lift(stride, flat)) if not (isinstance(stride, int) and stride == 1) else flat
         part = T.floormod(part, _lift(own[axis], flat)) if axis else part
         index.append(simplify(part) if _lanes(part) == 1 else hold(part))
+    index[-1] = _add(index[-1], begin)
     return ev.at(node.inputs[0], replace(at, index=tuple(index)))
 
 

@@ -347,6 +347,18 @@ def test_movements_in_a_row(data: st.DataObject) -> None:
 
 
 @every_level
+def test_a_vector_that_begins_before_its_row(isa: Isa) -> None:
+    """The first lane of a padded row is padding: it must not decide which row the others are read from."""
+    body = Body()
+    value = body.node("exp", [body.input((3, 20))], (3, 20))
+    value = body.node("strided_slice", [value], (3, 20), axes=[0], begin=[2], end=[-1], strides=[-1])
+    value = body.node("reshape", [value], (60, 1), shape=[60, 1])
+    value = body.node("nn.pad", [value], (62, 3), pad_width=[1, 1, 1, 1], mode="constant", value=7.0)
+    given = np.random.default_rng(0).standard_normal((3, 20), "float32")
+    check(pointwise.emit, body.graph(value), [given], isa, rtol=1e-6)
+
+
+@every_level
 def test_symbolic_movement(isa: Isa) -> None:
     rng, n = np.random.default_rng(3), symbolic("n")
     body = Body()
