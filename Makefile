@@ -37,7 +37,7 @@ demo: setup
 
 # Two workers: the suite is sized for two cores. The closing line is pytest's own summary.
 test: test-setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 # Both fuzzers side by side; SEED=N repeats a run. Exits with 1 and the paths of the stored cases when one finds something.
 SECONDS ?= 600

@@ -19,10 +19,12 @@ from dlc.cli.main import main
 from tests.feeds import FEEDS
 from tests.models import LIGHT, light_model, package_model
 
-MODELS = [*LIGHT, "basic-pitch", "magika"]
+ALL = os.environ.get("DLC_MODELS") == "all"
+# The largest take a minute each; their fp32 form is always tested, in tests/frontends/test_models.py.
+MODELS = [*(name for name in LIGHT if ALL or name not in ("vgg19", "densenet121")), "basic-pitch", "magika"]
 # What is not here takes up to a minute to compile.
 QUICK = ["romanizer-encoder", "romanizer-decoder", "vad-op18", "vad-sequence", "minilm-int8", "captcha"]
-SIZED = sorted(FEEDS) if os.environ.get("DLC_MODELS") == "all" else QUICK
+SIZED = sorted(FEEDS) if ALL else QUICK
 # Floats that differ in their last place become codes on both sides of a tie here and there, which changes what follows.
 TOLERANCE = {"captcha-int8": ("--snr", "40")}
 

@@ -14,7 +14,7 @@ from dlc.targets.cpu.isa import levels_of
 from tests.property.graphs import inputs_of, quantizable_models
 
 LEVELS = [isa.name for isa in levels_of(this_machine())]
-GRAPHS = int(os.environ.get("DLC_GRAPHS", "30"))  # a release is tested with 200
+GRAPHS = int(os.environ.get("DLC_GRAPHS", "16"))  # a release is tested with 200
 
 
 @pytest.mark.slow
