@@ -54,6 +54,8 @@ X86_LEVELS: tuple[Isa, ...] = (
     Isa("avx2", "haswell", (), _AVX2, 256, 16, "pmaddwd", True),
     Isa("sse2", "x86-64", (), frozenset({"sse2"}), 128, 16, "pmaddwd", False),
 )
+# What `cpu:portable` holds code for: every x86-64 processor of the last ten years has one of them.
+PORTABLE = tuple(isa for isa in X86_LEVELS if isa.has_fma)
 # Never chosen by itself: the code generator of `amx` on any processor with VNNI, to test it and to look for faults.
 AMX_EMULATED = Isa("amx_emulated", "cascadelake", ("-prefer-256-bit",), _VNNI, 512, 32, "amx", True, emulated=True)
 GENERIC = Isa("generic", "", (), frozenset(), 128, 16, "plain", False)
