@@ -181,9 +181,7 @@ def compile_module(module: Any, context: Context) -> Package:
     from dlc.levels import join_levels
 
     # Each compilation has a module and notes of its own: passes rewrite and add to them.
-    packages = {
-        name: _compile_forms(module.clone(), context.branched(target, name)) for name, target in levels.items()
-    }
+    packages = {name: _compile_forms(module.clone(), context.branched(target, name)) for name, target in levels.items()}
     return join_levels(packages, context.target.spec)
 
 
@@ -208,7 +206,8 @@ def part_package(module: Any, target: Target, context: Context) -> tuple[Package
     from dlc.ir.convert import view
 
     if target.levels():
-        raise DlcError(f"target {target.spec} takes whole models: name a level, such as {next(iter(target.levels().values())).spec}")
+        specs = ", ".join(level.spec for level in target.levels().values())
+        raise DlcError(f"target {target.spec} is for whole models, and a part is for one level: {specs}")
     graph = view(module)
     build = compile_build(module, target, context)
     manifest = _manifest(graph, target, build, context)

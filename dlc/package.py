@@ -352,4 +352,6 @@ def _lacking(variants: list[dict[str, Any]], arch: str, features: frozenset[str]
         return f"the package is for {wanted} processors, and this machine is {arch or platform.machine()}"
     least = min(fitting, key=lambda v: len(set(v["requires"]) - features))
     missing = ", ".join(sorted(set(least["requires"]) - features))
-    return f"this machine's CPU lacks features that the package needs: {missing} (variant {least['name']})"
+    # Where Linux withholds the tiles, `dlc.hardware` leaves AMX out.
+    withheld = ", or Linux withholds them from this process" if "amx" in missing else ""
+    return f"this machine's CPU lacks features that the package needs: {missing} (variant {least['name']}){withheld}"

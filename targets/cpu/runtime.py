@@ -13,7 +13,6 @@ from dlc import explain
 from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
-from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.members import Team
 
 _ALIGNMENT = 64
@@ -54,10 +53,6 @@ class CpuExecutable:
         import tvm_ffi_orcjit
 
         build = package.manifest["build"]
-        if build["isa"] == "amx" and not request_amx():
-            raise DlcError(
-                f"{package.name}: the operating system does not grant AMX tiles; compile for cpu:avx512_vnni"
-            )
         self._package = package  # the constants are mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(

@@ -1,5 +1,6 @@
-"""The CPU target: ``cpu`` (the best instruction set of this machine), ``cpu:<level>`` (``cpu:avx2``) or ``cpu:portable``
-(several levels in one package).
+"""The CPU target: ``cpu`` (the best instruction set of this machine) or ``cpu:<level>`` (``cpu:avx2``).
+
+``cpu:portable`` holds several levels in one package.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
-from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import PORTABLE, Isa, isa_by_name, levels_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PORTABLE_NAME = "portable"
 
 def best_level() -> Isa:
     """The best instruction set that this machine has and that its operating system lets a process use."""
-    return next(isa for isa in levels_of(this_machine()) if isa.name != "amx" or request_amx())
+    return levels_of(this_machine())[0]
 
 
 class CpuTarget(Target):
@@ -105,7 +105,9 @@ class CpuTarget(Target):
         memory = plan(program)
         constants = Constants(program.constants)
         objects = compile_program(program, memory, constants, self.isa)
-        chunks = {f"constants{i}.safetensors": safetensors_bytes({"constants": c}) for i, c in enumerate(constants.chunks)}
+        chunks = {
+            f"constants{i}.safetensors": safetensors_bytes({"constants": c}) for i, c in enumerate(constants.chunks)
+        }
         sizes = size_expressions(program, memory)
         manifest = {
             "isa": self.isa.name,
