@@ -120,7 +120,7 @@ class CpuTarget(Target):
             "updated": sorted(program.updated.items()),
         }
         members = {**objects, **chunks}
-        variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))
+        variant = Variant(self.isa.name, self.isa.arch or this_machine().arch, tuple(sorted(self.isa.requires)))
         return Build(members, manifest, program.rows(), (variant,))
 
     def describe(self) -> dict[str, Any]:
