@@ -1,7 +1,8 @@
 // Runs the entry of a CPU package once: linked with its objects, for processors that the tests have as an emulator only.
 //
-// stdin: int64 words: the number of symbols, what dlc_sizes writes, inputs, outputs, chunks of constants; the symbols'
-// sizes; the bytes of every input, output and chunk; then the contents of inputs and chunks. stdout: the outputs.
+// stdin: int64 words: the number of symbols, what dlc_sizes writes, inputs, outputs, chunks of constants; the bytes of
+// the thread team's memory or 0; the symbols' sizes; the bytes of every input, output and chunk. Then the contents of
+// inputs and chunks, and the team's memory as it begins. stdout: the outputs.
 // Exit code 3: something behind an output or the workspace was written.
 
 #include <stdint.h>
@@ -18,6 +19,9 @@ typedef struct {
 
 int __tvm_ffi_dlc_main(void* self, const Any* arguments, int32_t count, Any* result);
 int __tvm_ffi_dlc_sizes(void* self, const Any* arguments, int32_t count, Any* result);
+// Only in packages that share something out.
+__attribute__((weak)) int __tvm_ffi_dlc_start(void* self, const Any* arguments, int32_t count, Any* result);
+__attribute__((weak)) int __tvm_ffi_dlc_stop(void* self, const Any* arguments, int32_t count, Any* result);
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
   fprintf(stderr, "%s: ", kind);
@@ -50,9 +54,10 @@ static void call(int (*function)(void*, const Any*, int32_t, Any*), void* table)
 }
 
 int main(void) {
-  int64_t head[5];
+  int64_t head[6];
   take(head, sizeof head);
   const int64_t symbols = head[0], written = head[1], inputs = head[2], outputs = head[3], chunks = head[4];
+  const int64_t team_bytes = head[5];
   const int64_t arrays = inputs + outputs + chunks;
   int64_t* sizes = calloc(symbols + written, sizeof *sizes);
   int64_t* bytes = calloc(arrays, sizeof *bytes);
@@ -70,7 +75,17 @@ int main(void) {
   table[arrays] = (uintptr_t)scratch;
   table[arrays + 2] = INT64_MAX;
   for (int64_t i = 0; i < symbols; ++i) table[arrays + 3 + i] = sizes[i];
-  call(__tvm_ffi_dlc_main, table);
+  if (team_bytes) {
+    need(__tvm_ffi_dlc_start != NULL, 2, "the package shares nothing out");
+    uint8_t* team = room(team_bytes);
+    take(team, team_bytes);
+    call(__tvm_ffi_dlc_start, team);
+    table[arrays + symbols + 3] = (uintptr_t)team;
+    call(__tvm_ffi_dlc_main, table);
+    call(__tvm_ffi_dlc_stop, team);
+  } else {
+    call(__tvm_ffi_dlc_main, table);
+  }
   guarded(scratch, workspace);
   for (int64_t i = inputs; i < inputs + outputs; ++i) {
     guarded((const uint8_t*)table[i], bytes[i]);

@@ -95,18 +95,19 @@ def test_functions_and_rounding(tmp_path: Path) -> None:
         float[n, 40] e, float[n, 40] t, float[n, 40] s, float[n, 40] p, float[n, 40] r, int32[n, 40] c, float[n, 40] m
     ) {
         half = Constant <value_float = 0.5> ()
-        low = Constant <value_float = -3e9> ()
-        z = Max (low, x)
         e = Exp (x)
         t = Tanh (x)
         s = Sigmoid (x)
-        p = Softmax (z)
+        p = Softmax (x)
         r = Round (x)
-        c = Cast <to = 6> (z)
+        q = IsNaN (x)
+        k = Where (q, half, x)
+        c = Cast <to = 6> (k)
         m = Max (x, half)
     }"""
     x = (RNG.standard_normal((5, 40)) * 8).astype(np.float32)
     x[0, :8] = [0.5, 1.5, -0.5, -2.5, 8388607.5, -0.0, 1e9, -60]
+    x[4, 3] = np.nan
     pairs = list(held(onnx.parser.parse_model(text), {"x": x}, "aarch64", tmp_path))
     for result, wanted in pairs:
         np.testing.assert_allclose(result, wanted, rtol=3e-6, atol=1e-7)
@@ -126,6 +127,20 @@ def test_recurrence(tmp_path: Path) -> None:
     x = RNG.standard_normal((6, 2, 5)).astype(np.float32)
     for result, wanted in held(model, {"x": x}, "aarch64", tmp_path):
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+
+
+@needs_emulator
+def test_threads(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[300, 400] x) => (float[300, 400] y) { e = Exp (x)
+        y = Softmax (e) }"""
+    x = RNG.standard_normal((300, 400)).astype(np.float32)
+    package = dlc.compile(onnx.parser.parse_model(text), "cpu:aarch64")
+    assert package.manifest["build"]["shared"]
+    (one,), (three,) = (run_emulated(package, {"x": x}, [x], tmp_path, threads) for threads in (1, 3))
+    wanted = np.exp(np.exp(x) - np.exp(x).max(1, keepdims=True))
+    np.testing.assert_allclose(one, wanted / wanted.sum(1, keepdims=True), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(one, three)
 
 
 def test_the_levels_of_a_machine() -> None:
