@@ -31,14 +31,18 @@ def join(
         declined: what was not done on top of what the packages say.
     """
     members: dict[str, Any] = {}
-    rows, reasons = list(head), list(declined)
+    rows, reasons = list(head), {_key(d): d for d in declined}
     for name, package in packages.items():
         members |= package.nested_members(name)
         part, label = explain.read(package), (labels or {}).get(name, name)
         rows += [{**row, "part": ": ".join(filter(None, (label, row.get("part"))))} for row in part.nodes]
-        reasons += [d for d in part.declined if d not in reasons]
-    record = {"nodes": rows, "declined": reasons, "values": explain.read(base).values}
+        reasons |= {_key(d): d for d in part.declined}  # what several say is said once
+    record = {"nodes": rows, "declined": list(reasons.values()), "values": explain.read(base).values}
     members["explain.json"] = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
     kept = {key: value for key, value in base.manifest.items() if not key.startswith("stream")}
     variants = joined_json([package.manifest for package in packages.values()])
     return Package.create({**kept, "variants": variants, **manifest}, members)
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True)
