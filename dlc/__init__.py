@@ -53,7 +53,8 @@ def compile(
 
     Args:
         model: an .onnx file, ``zoo:NAME``, or an ``onnx.ModelProto``.
-        target: ``cpu`` (this machine), ``cpu:avx2``, ``reference``, ...; `dlc targets` lists them.
+        target: ``cpu`` (this machine), ``cpu:avx2``, ``cpu:portable`` (several instruction sets in one package),
+            ``reference``, ...; `dlc targets` lists them.
         quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
             ``int8-dynamic`` makes integer matrix products with a scale a row at run time, without calibration.
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
@@ -107,11 +108,12 @@ def load(package: Package | str | os.PathLike[str], threads: int = 1) -> Session
     """A session that runs a package.
 
     Args:
-        package: a .dlc file, or what `compile` returned.
+        package: a .dlc file, or what `compile` returned. Of several levels in it the best of this machine is loaded, or
+            the one that the environment variable ``DLC_LEVEL`` names.
         threads: how many threads one ``run`` may use.
 
     Raises:
-        DlcError: the package is damaged, of a newer format, or needs what this machine lacks.
+        DlcError: the package is damaged, of another format, or needs what this machine lacks.
     """
     from dlc.runtime.session import Session
 

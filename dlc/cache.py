@@ -99,7 +99,7 @@ class Cache:
 
     def store(self, key: str, package: Package) -> None:
         """Keep `package` under `key`, then remove what is too much; a failure is a warning."""
-        size = sum(len(package.member(name)) for name in package.members)
+        size = sum({m["sha256"]: m["size"] for m in package.manifest["members"].values()}.values())
         if size > self.limit:
             _log.info("compile cache: not stored: the package is larger than the cache: %d bytes", size)
             return

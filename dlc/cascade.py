@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,10 @@ import numpy as np
 from dlc import explain
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph
+from dlc.join import join as join_packages
 from dlc.package import Package
 from dlc.runtime.cascade import LARGE, SMALL, confidence
 from dlc.runtime.session import Session
-from dlc.targets.base import joined_json
 
 RUNTIME = "dlc.runtime.cascade"
 
@@ -93,10 +92,8 @@ def join(small: Package, large: Package, probabilities: bool, threshold: Thresho
     build = {"threshold": value, "probabilities": probabilities, "asked": None, "agreement": None}
     if found is not None:
         build |= found.measured(value)
-    members = {**small.nested_members(SMALL), **large.nested_members(LARGE)}
-    members["explain.json"] = _explanation(small, large, build)
-    manifest = {**small.manifest, "runtime": RUNTIME, "build": build}
-    return Package.create({**manifest, "variants": joined_json([small.manifest, large.manifest])}, members)
+    packages = {SMALL: small, LARGE: large}
+    return join_packages(packages, small, {"runtime": RUNTIME, "build": build}, head=[_head(packages, build)])
 
 
 def _check(small: Package, large: Package) -> None:
@@ -152,16 +149,18 @@ def _renamed(session: Session, sample: Mapping[str, np.ndarray]) -> dict[str, np
     return dict(zip((info.name for info in session.inputs), sample.values(), strict=True))
 
 
-def _explanation(small: Package, large: Package, build: Mapping[str, Any]) -> bytes:
-    parts = {SMALL: explain.read(small), LARGE: explain.read(large)}
-    costs = {name: sum(row.get("predicted_us") or 0.0 for row in part.nodes) for name, part in parts.items()}
+def _head(packages: Mapping[str, Package], build: Mapping[str, Any]) -> dict[str, Any]:
+    """The explanation's first row: when the large model is asked, and what that costs."""
     when = f"asks the large model where the largest probability is below {build['threshold']:.4g}"
     head: dict[str, Any] = {"node": "cascade", "op": "", "value": "", "kernel": when}
     if build["asked"] is not None:
         asked, agreement = build["asked"], build["agreement"]
         head["kernel"] += f": {asked:.1%} of the calibration samples; {agreement:.1%} are answered as it answers"
+        costs = {name: _predicted(package) for name, package in packages.items()}
         head["predicted_us"] = costs[SMALL] + build["asked"] * costs[LARGE]
-    rows = [head, *({**row, "part": name} for name, part in parts.items() for row in part.nodes)]
-    declined = [d for part in parts.values() for d in part.declined]
-    record = {"nodes": rows, "declined": declined, "values": {}}
-    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+    return head
+
+
+def _predicted(package: Package) -> float:
+    """Microseconds; of several levels those of the best that this machine runs."""
+    return sum(row.get("predicted_us") or 0.0 for row in explain.read(package.chosen()).nodes)

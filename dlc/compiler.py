@@ -175,6 +175,18 @@ def _compile_model(model: Any, options: Options, calibration: Any, progress: Pro
 
 def compile_module(module: Any, context: Context) -> Package:
     """The package of an IRModule that has been through the common passes."""
+    levels = context.target.levels()
+    if not levels:
+        return _compile_forms(module, context)
+    from dlc.levels import join_levels
+
+    # Each compilation has a module and notes of its own: passes rewrite and add to them.
+    packages = {name: _compile_forms(module.clone(), context.branched(target, name)) for name, target in levels.items()}
+    return join_levels(packages, context.target.spec)
+
+
+def _compile_forms(module: Any, context: Context) -> Package:
+    """The package for one target, with the streaming form in it where that is asked for."""
     target: Target = context.target
     context.progress("build", 0, 1)
     if not context.options.stream:
@@ -183,7 +195,7 @@ def compile_module(module: Any, context: Context) -> Package:
 
     # The passes of a target may rewrite a module in place: the other form is made first.
     form = streaming(module, context.options.max_length)
-    parts, _ = part_package(form.module, target, replace(context, part=STREAM))
+    parts, _ = part_package(form.module, target, replace(context, part=f"{context.part}/{STREAM}".strip("/")))
     package, _ = part_package(module, target, context)
     facts = {"stream": STREAM, "stream_axes": form.axes, "stream_length": form.longest}
     return package.with_nested(STREAM, parts, facts)
@@ -193,6 +205,9 @@ def part_package(module: Any, target: Target, context: Context) -> tuple[Package
     """Compile an IRModule behind the common passes for one target: the whole model, or a part of it."""
     from dlc.ir.convert import view
 
+    if target.levels():
+        specs = ", ".join(level.spec for level in target.levels().values())
+        raise DlcError(f"target {target.spec} is for whole models, and a part is for one level: {specs}")
     graph = view(module)
     build = compile_build(module, target, context)
     manifest = _manifest(graph, target, build, context)

@@ -15,6 +15,7 @@ from dlc.package import Package
 # key of a row -> heading; a column that no row has is left out
 _COLUMNS = {
     "stage": "stage",
+    "part": "part",
     "inside": "inside",
     "node": "node",
     "op": "operator",

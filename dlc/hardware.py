@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlc.tile_permission import request_amx
+
 _CPU_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
 _DEFAULT_CACHES = {1: 32 << 10, 2: 512 << 10, 3: 8 << 20}
 
@@ -18,7 +20,8 @@ class Machine:
     Attributes:
         arch: ``x86_64``, ``aarch64``, ... as ``platform.machine()`` says it.
         model: the processor's name, for reports only.
-        features: CPU flags as Linux names them (``avx512_vnni``, ``amx_int8``, ...).
+        features: CPU flags as Linux names them (``avx512_vnni``, ``amx_int8``, ...), without those that the operating
+            system withholds from this process.
         l1, l2, l3: data-cache sizes in bytes, per core for l1 and l2.
         cores: logical cores available to this process.
     """
@@ -45,6 +48,13 @@ def _read_caches() -> dict[int, int]:
         scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
         sizes[level] = int(text.rstrip("KMG")) * scale
     return sizes
+
+
+def _granted(features: frozenset[str]) -> frozenset[str]:
+    """The features that a process may use: Linux gives the state of AMX's tiles to those that ask for it only."""
+    if "amx_tile" not in features or request_amx():
+        return features
+    return frozenset(f for f in features if not f.startswith("amx_"))
 
 
 def _read_cpuinfo() -> tuple[str, frozenset[str]]:
@@ -77,4 +87,4 @@ def this_machine() -> Machine:
     model, features = _read_cpuinfo()
     caches = _read_caches()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Machine(platform.machine(), model, features, caches[1], caches[2], caches[3], cores)
+    return Machine(platform.machine(), model, _granted(features), caches[1], caches[2], caches[3], cores)

@@ -2,7 +2,8 @@
 
 ``manifest.json`` comes first and holds the format version, the target and its runtime module, inputs and outputs, what
 the CPU must have, the options, and the sha256 of every other member. Members are stored uncompressed at multiples of 64
-bytes, so that constants are used where the file is mapped. The archive's comment holds the sha256 of everything that is
+bytes, so that constants are used where the file is mapped; of members with the same content the first is stored, and
+the others are found by their sha256. The archive's comment holds the sha256 of everything that is
 not a member's content (the manifest and the zip's own headers). The same members give the same bytes.
 
 A hash is not a signature: a package is native code, so load only what you trust.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import platform
@@ -30,14 +32,18 @@ from dlc.runtime.tensors import ALIGNMENT, open_constants, safetensors_bytes
 
 __all__ = ["FORMAT", "MANIFEST", "Package", "open_constants", "read_manifest", "safetensors_bytes"]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+LEVEL = "DLC_LEVEL"
+LEVELS = "dlc.levels"  # the runtime of a package that holds one for each level of a machine
 _SEAL = b"dlc sha256:"
 _SEAL_LENGTH = len(_SEAL) + 64
 _LOCAL_HEADER = 30
 _ZIP64_EXTRA = 20  # what zipfile appends to the local header of a member near 2 GiB
 _EXTRA_ID = 0xD935  # the extra field that Android's zipalign pads with
 _ZIP_START = b"PK\x03\x04"
+
+_log = logging.getLogger("dlc")
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,8 @@ class Package:
         data = _map(path)
         manifest, entries = _read(data, str(path))
         _check_seal(data, entries, str(path))
-        members = {name: data[entry.begin : entry.end] for name, entry in entries.items() if name != MANIFEST}
-        _check_members(manifest["members"], members, str(path))
-        return cls(manifest, members, str(path))
+        stored = {name: data[entry.begin : entry.end] for name, entry in entries.items() if name != MANIFEST}
+        return cls(manifest, _checked_members(manifest["members"], stored, str(path)), str(path))
 
     @property
     def members(self) -> list[str]:
@@ -128,12 +133,21 @@ class Package:
     def variant(self) -> dict[str, Any] | None:
         """The best variant that this machine can run; None when the package has none because any machine will do.
 
+        Of several, the environment variable ``DLC_LEVEL`` names the one to take.
+
         Raises:
-            DlcError: the machine lacks CPU features that every variant needs; names them.
+            DlcError: the machine lacks CPU features that every variant needs, or the one that is named; names them. Or
+                there is none of that name.
         """
         variants: list[dict[str, Any]] = self.manifest.get("variants") or []
         if not variants:
             return None
+        named = os.environ.get(LEVEL)
+        if named and len(variants) > 1:
+            names = ", ".join(v["name"] for v in variants)
+            variants = [v for v in variants if v["name"] == named]
+            if not variants:
+                raise DlcError(f"{self.name}: {LEVEL} is {named}, and the package has code for {names}")
         # Read only now: a package for any machine loads where the machine cannot be described.
         from dlc.hardware import this_machine
 
@@ -143,11 +157,29 @@ class Package:
                 return variant
         raise DlcError(f"{self.name}: {_lacking(variants, machine.arch, machine.features)}")
 
+    def levels(self) -> list[str]:
+        """The folders in which packages for levels of a machine lie, best first; none where there is one code only."""
+        return [v["name"] for v in self.manifest["variants"]] if self.manifest.get("runtime") == LEVELS else []
+
+    def chosen(self) -> Package:
+        """What this machine runs of the package: itself, or the best level of those that lie in it (`dlc.levels`).
+
+        Raises:
+            DlcError: as `variant`.
+        """
+        variant = self.variant()
+        if variant is None or variant["name"] not in self.levels():
+            return self
+        _log.info("%s: level %s", self.name, variant["name"])
+        return self.nested(variant["name"])
+
     def write(self, file: BinaryIO) -> None:
         """Write the package to a binary file that can be read back (opened with ``w+b``)."""
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, MANIFEST, _manifest_bytes(self.manifest), file.tell())
-            for name in self.members:
+            table = self.manifest["members"]
+            first = {table[name]["sha256"]: name for name in reversed(self.members)}
+            for name in sorted(first.values()):
                 _add(archive, name, self._members[name], file.tell())
             archive.comment = _SEAL + b"0" * 64
         file.flush()
@@ -274,6 +306,8 @@ def _read(data: memoryview, path: str) -> tuple[dict[str, Any], dict[str, _Entry
     if not isinstance(version, int) or version > FORMAT:
         text = f"package format {version} is newer than {FORMAT}, the newest that this dlc reads: update dlc"
         raise DlcError(f"{path}: {text}")
+    if version < FORMAT:
+        raise DlcError(f"{path}: package format {version} is older than {FORMAT}: compile the model again")
     if not isinstance(manifest.get("members"), dict):
         raise DlcError(f"{path}: member '{MANIFEST}' was altered: it lists no members")
     return manifest, entries
@@ -295,14 +329,20 @@ def _check_seal(data: memoryview, entries: Mapping[str, _Entry], path: str) -> N
         raise DlcError(f"{path}: the package was altered: its manifest or its zip headers do not match their hash")
 
 
-def _check_members(table: Mapping[str, Any], members: Mapping[str, memoryview], path: str) -> None:
-    for name in sorted(set(table) | set(members)):
-        if name not in members:
-            raise DlcError(f"{path}: member '{name}' is missing")
+def _checked_members(table: Mapping[str, Any], stored: Mapping[str, memoryview], path: str) -> dict[str, memoryview]:
+    """Every member of the table, those too that are stored under another name with the same content."""
+    found = {}
+    for name, data in sorted(stored.items()):
         if name not in table:
             raise DlcError(f"{path}: member '{name}' is not in the manifest")
-        if hashlib.sha256(members[name]).hexdigest() != table[name].get("sha256"):
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != table[name].get("sha256"):
             raise DlcError(f"{path}: member '{name}' was altered: it does not match its hash")
+        found[digest] = data
+    for name, record in table.items():
+        if record.get("sha256") not in found:
+            raise DlcError(f"{path}: member '{name}' is missing")
+    return {name: found[record["sha256"]] for name, record in table.items()}
 
 
 def _lacking(variants: list[dict[str, Any]], arch: str, features: frozenset[str]) -> str:
@@ -312,4 +352,6 @@ def _lacking(variants: list[dict[str, Any]], arch: str, features: frozenset[str]
         return f"the package is for {wanted} processors, and this machine is {arch or platform.machine()}"
     least = min(fitting, key=lambda v: len(set(v["requires"]) - features))
     missing = ", ".join(sorted(set(least["requires"]) - features))
-    return f"this machine's CPU lacks features that the package needs: {missing} (variant {least['name']})"
+    # Where Linux withholds the tiles, `dlc.hardware` leaves AMX out.
+    withheld = ", or Linux withholds them from this process" if "amx" in missing else ""
+    return f"this machine's CPU lacks features that the package needs: {missing} (variant {least['name']}){withheld}"

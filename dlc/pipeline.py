@@ -6,10 +6,11 @@ Environment: ``DLC_DEBUG=1`` verifies the IR after every pass; ``DLC_DUMP=DIR`` 
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ class Context:
     def decline(self, pass_name: str, origin: Origin, reason: str) -> None:
         """Record that a rewrite was not done."""
         self.declined.append(Declined(pass_name, origin, reason))
+
+    def branched(self, target: Any, part: str) -> Context:
+        """A context of its own for one of several compilations that go on from here."""
+        return replace(
+            self,
+            target=target,
+            part=part,
+            declined=[*self.declined],
+            notes=copy.deepcopy(self.notes),
+            blocks=copy.deepcopy(self.blocks),
+        )
 
 
 @dataclass(frozen=True)

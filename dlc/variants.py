@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dlc import explain
 from dlc.errors import DlcError
+from dlc.join import join
 from dlc.package import Package
 from dlc.runtime.variants import GENERAL
-from dlc.targets.base import joined_json
 
 RUNTIME = "dlc.runtime.variants"
 
@@ -84,29 +82,12 @@ def _join(packages: Mapping[str, Package], reason: str) -> Package:
         for name, package in packages.items()
         if name != GENERAL
     }
-    rows = [
-        {**row, "part": f"{name} {_text(package)}"}
-        for name, package in packages.items()
-        for row in explain.read(package).nodes
-    ]
-    declined = [d for package in packages.values() for d in explain.read(package).declined]
-    if reason:
-        declined.append({"pass": "variants", "node": "", "value": "", "reason": reason})
-    members: dict[str, Any] = {}
-    for name, package in packages.items():
-        members |= package.nested_members(name)
-    values = explain.read(first).values
-    record = {"nodes": rows, "declined": declined, "values": values}
-    members["explain.json"] = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-    manifest = {
-        **first.manifest,
-        "runtime": RUNTIME,
-        "build": {"variants": table, "general": GENERAL in packages},
-        "variants": joined_json([p.manifest for p in packages.values()]),
-    }
+    declined = [{"pass": "variants", "node": "", "value": "", "reason": reason}] if reason else []
+    manifest: dict[str, Any] = {"runtime": RUNTIME, "build": {"variants": table, "general": GENERAL in packages}}
     if GENERAL not in packages:
         manifest |= {role: _open(role, list(packages.values())) for role in ("inputs", "outputs")}
-    return Package.create(manifest, members)
+    labels = {name: f"{name} {_text(package)}" for name, package in packages.items()}
+    return join(packages, first, manifest, labels, declined=declined)
 
 
 def _text(package: Package) -> str:

@@ -53,13 +53,18 @@ class Variant:
 
 
 def joined(variants: Sequence[Sequence[Variant]]) -> tuple[Variant, ...]:
-    """The variants of a package of several: one, that asks for what the best of each asks for; none where none does."""
-    needed = [alternatives[0] for alternatives in variants if alternatives]
-    if not needed:
-        return ()
-    names = "+".join(dict.fromkeys(v.name for v in needed))
-    requires = sorted({flag for v in needed for flag in v.requires})
-    return (Variant(names, needed[0].arch, tuple(requires)),)
+    """The variants of a package of several, best first; none where none has any.
+
+    The n-th asks for what the n-th of each asks for, or the last of those that have fewer.
+    """
+    every = [alternatives for alternatives in variants if alternatives]
+    found = []
+    for rank in range(max(map(len, every), default=0)):
+        needed = [alternatives[min(rank, len(alternatives) - 1)] for alternatives in every]
+        names = "+".join(dict.fromkeys(v.name for v in needed))
+        requires = sorted({flag for v in needed for flag in v.requires})
+        found.append(Variant(names, needed[0].arch, tuple(requires)))
+    return tuple(found)
 
 
 def joined_json(manifests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -135,6 +140,12 @@ class Target(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the package besides the input, the options, dlc itself and the machine that `dlc.hardware`
         describes: detected devices, versions of tools. JSON-able; a part of the compile cache's key.
+        """
+        return {}
+
+    def levels(self) -> Mapping[str, Target]:
+        """The targets whose code one package holds side by side, best first, by the names of their variants; the
+        package takes the first that the machine can run. Empty: there is only this target's own code.
         """
         return {}
 

@@ -136,6 +136,12 @@ def test_hit_of_a_proto_and_of_the_zoo(place: Path, compiled: list[str]) -> None
     assert compiled == ["reference", "reference"] and len(list(place.iterdir())) == 2
 
 
+def test_several_levels_are_one_entry(place: Path, compiled: list[str], tmp_path: Path) -> None:
+    made = [dlc.compile(network(), target) for target in ("cpu:portable", "cpu:portable", "cpu:avx2")]
+    assert compiled == ["cpu:portable", "cpu:avx2"] and len(list(place.iterdir())) == 2
+    assert written(made[0], tmp_path / "a.dlc") == written(made[1], tmp_path / "b.dlc")
+
+
 def test_no_cache(place: Path, compiled: list[str]) -> None:
     dlc.compile(network(), "reference", cache=False)
     assert not place.exists()

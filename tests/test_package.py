@@ -160,6 +160,7 @@ def rewritten(path: Path, manifest: dict[str, object] | bytes | None, drop: str 
     [
         ({"format": FORMAT + 1}, f"package format {FORMAT + 1} is newer than {FORMAT}, .*: update dlc"),
         ({"format": "next"}, "package format next is newer"),
+        ({"format": FORMAT - 1}, f"package format {FORMAT - 1} is older than {FORMAT}: compile the model again"),
         ({"format": FORMAT}, "member 'manifest.json' was altered: it lists no members"),
         ({}, "member 'manifest.json' was altered: it is not a manifest"),
         (b"{", "member 'manifest.json' was altered: it is not a manifest"),
@@ -170,6 +171,18 @@ def test_bad_manifest(saved: Path, manifest: dict[str, object] | bytes | None, t
     rewritten(saved, manifest)
     with pytest.raises(DlcError, match=rf"model\.dlc: {text}"):
         Package.open(saved)
+
+
+def test_members_with_the_same_content_are_stored_once(tmp_path: Path) -> None:
+    path, data = tmp_path / "model.dlc", safetensors_bytes(constants())
+    Package.create({}, {"a/c": data, "b/c": data, "b/d": b"", "e": b""}).save(path)
+    assert zipfile.ZipFile(path).namelist() == [MANIFEST, "a/c", "b/d"]
+    opened = Package.open(path)
+    assert opened.members == ["a/c", "b/c", "b/d", "e"]
+    places = {opened.constants(f"{folder}/c")["weights"].ctypes.data for folder in "ab"}
+    assert len(places) == 1 and bytes(opened.member("e")) == b""
+    opened.save(tmp_path / "again.dlc")
+    assert (tmp_path / "again.dlc").read_bytes() == path.read_bytes()
 
 
 def test_missing_member(saved: Path) -> None:

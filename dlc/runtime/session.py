@@ -62,7 +62,7 @@ class Session:
     Attributes:
         inputs, outputs: what the model takes and gives, in order.
         limits: the largest sizes of symbols that the model works for, by their names; others have none.
-        package: what it was loaded from.
+        package: what it was loaded from; of several levels in a package, the one that was chosen.
         threads: how many one run may use.
     """
 
@@ -73,11 +73,11 @@ class Session:
             DlcError: the package is damaged or of a newer format, this machine cannot run it, or the target does not
                 run on so many threads.
         """
-        self.package = package if isinstance(package, Package) else Package.open(package)
+        opened = package if isinstance(package, Package) else Package.open(package)
         if not isinstance(threads, int) or threads < 1:
             raise DlcError(f"threads must be a positive number, got {threads!r}")
         self.threads = threads
-        self.package.variant()  # before any code is loaded
+        self.package = opened.chosen()  # before any code is loaded
         manifest = self.package.manifest
         try:
             self.inputs, self.outputs = _infos(manifest["inputs"]), _infos(manifest["outputs"])

@@ -12,6 +12,7 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
+from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import Isa
 
 _PIPELINES = {bits: f"dlc_cpu_{bits}" for bits in (32, 64)}
@@ -45,6 +46,8 @@ for _bits, _name in _PIPELINES.items():
 def llvm_target(isa: Isa) -> Any:
     """TVM's target for one instruction set."""
     config: dict[str, Any] = {"kind": "llvm"}
+    if isa.arch not in ("", this_machine().arch):
+        config["mtriple"] = f"{isa.arch}-linux-gnu"
     if isa.mcpu:
         config["mcpu"] = isa.mcpu
     if isa.mattr:

@@ -21,8 +21,10 @@ class Isa:
         requires: Linux CPU flags that a machine must have to run the code.
         vector_bits: width of one vector register.
         registers: number of architectural vector registers.
-        dot: the integer multiply-add: ``amx``, ``vnni`` (u8 x s8, groups of 4), ``pmaddwd`` (s16 pairs) or ``plain``.
-        has_fma: fused float multiply-add exists.
+        dot: the integer multiply-add, of `kernels/dot.py`: ``amx``, ``vnni`` and ``usdot`` (u8 x s8, groups of 4),
+            ``sdot`` (s8 x s8, groups of 4), ``pmaddwd`` (s16 pairs) or ``plain``.
+        has_fma: fused float multiply-add, and rounding to an integer, are instructions.
+        arch: what ``platform.machine()`` says on machines that run the code; empty for that of the compiling machine.
         emulated: tile instructions are generated as what they mean, for processors that have none.
     """
 
@@ -34,6 +36,7 @@ class Isa:
     registers: int
     dot: str
     has_fma: bool
+    arch: str = "x86_64"
     emulated: bool = False
 
     def lanes(self, dtype_bits: int = 32) -> int:
@@ -54,21 +57,32 @@ X86_LEVELS: tuple[Isa, ...] = (
     Isa("avx2", "haswell", (), _AVX2, 256, 16, "pmaddwd", True),
     Isa("sse2", "x86-64", (), frozenset({"sse2"}), 128, 16, "pmaddwd", False),
 )
+# What `cpu:portable` holds code for: every x86-64 processor of the last ten years has one of them.
+PORTABLE = tuple(isa for isa in X86_LEVELS if isa.has_fma)
 # Never chosen by itself: the code generator of `amx` on any processor with VNNI, to test it and to look for faults.
 AMX_EMULATED = Isa("amx_emulated", "cascadelake", ("-prefer-256-bit",), _VNNI, 512, 32, "amx", True, emulated=True)
-GENERIC = Isa("generic", "", (), frozenset(), 128, 16, "plain", False)
+GENERIC = Isa("generic", "", (), frozenset(), 128, 16, "plain", False, arch="")
+
+_NEON = frozenset({"asimd"})
+_DOT = _NEON | {"asimddp"}
+_I8MM = _DOT | {"i8mm"}
+AARCH64_LEVELS: tuple[Isa, ...] = (
+    Isa("aarch64-i8mm", "", ("+neon", "+dotprod", "+i8mm"), _I8MM, 128, 32, "usdot", True, "aarch64"),
+    Isa("aarch64-dot", "", ("+neon", "+dotprod"), _DOT, 128, 32, "sdot", True, "aarch64"),
+    Isa("aarch64", "", ("+neon",), _NEON, 128, 32, "plain", True, "aarch64"),
+)
+_LEVELS = {"x86_64": X86_LEVELS, "aarch64": AARCH64_LEVELS}
 
 
 def levels_of(machine: Machine) -> tuple[Isa, ...]:
     """The levels that `machine` can run, best first; never empty."""
-    if machine.arch != "x86_64":
-        return (GENERIC,)
-    return tuple(isa for isa in X86_LEVELS if isa.requires <= machine.features)
+    found = tuple(isa for isa in _LEVELS.get(machine.arch, ()) if isa.requires <= machine.features)
+    return found or (GENERIC,)
 
 
 def isa_by_name(name: str) -> Isa:
     """The level called `name`; raises DlcError that lists the known ones."""
-    every = (*X86_LEVELS, AMX_EMULATED, GENERIC)
+    every = (*X86_LEVELS, AMX_EMULATED, *AARCH64_LEVELS, GENERIC)
     for isa in every:
         if isa.name == name:
             return isa

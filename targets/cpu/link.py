@@ -1,10 +1,10 @@
-"""From a lowered program to object files: the entry functions, the compilation, the constants blob.
+"""From a lowered program to object files: the entry functions, the compilation, the constants.
 
 Two entries, both called through tvm-ffi with one pointer to a table of 64-bit words:
 
-- ``dlc_main``: pointers of the inputs, pointers of the outputs, base of the constants, base of the workspace, the first
-  call to run, the one to stop before, the symbols' sizes, the thread team or 0. Running a range of calls is what
-  tracing and profiling use.
+- ``dlc_main``: pointers of the inputs, of the outputs, of the chunks of constants (see `Constants`), base of the
+  workspace, the first call to run, the one to stop before, the symbols' sizes, the thread team or 0. Running a range
+  of calls is what tracing and profiling use.
 - ``dlc_sizes``: (in) the symbols' sizes, (out) bytes of workspace, the outputs' extents, the offset of every call's
   output in the workspace (or -1).
 """
@@ -37,15 +37,35 @@ MAIN, SIZES = "dlc_main", "dlc_sizes"
 _KERNELS = 8  # in one object file, about: a file more costs a millisecond when loading
 _MOST_OBJECTS = 4
 _FOREVER = (1 << 63) - 1
+_LARGE = 4096  # bytes of a constant that is a member of its own
 
 
-def constant_offsets(constants: list[np.ndarray]) -> tuple[list[int], int]:
-    """Offset of each constant in the blob, and the blob's size; every constant starts at a multiple of 64 bytes."""
-    offsets, end = [], 0
-    for array in constants:
-        offsets.append(end)
-        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    return offsets, end
+class Constants:
+    """A program's constants as chunks, which are members of the package: small constants share the first chunk.
+
+    A large one is a chunk of its own, so that packages in one package store it once where it is the same: a package
+    stores equal members once.
+
+    Attributes:
+        places: of each constant: its chunk, and its offset there in bytes, a multiple of 64.
+        chunks: uint8.
+    """
+
+    def __init__(self, constants: Sequence[np.ndarray]) -> None:
+        self.places: list[tuple[int, int]] = []
+        small: list[np.ndarray] = []
+        large: list[np.ndarray] = []
+        end = 0
+        for array in constants:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            if flat.size >= _LARGE:
+                large.append(flat)
+                self.places.append((len(large), 0))
+                continue
+            self.places.append((0, end))
+            small += [flat, np.zeros(-flat.size % ALIGNMENT, np.uint8)]
+            end += -(-flat.size // ALIGNMENT) * ALIGNMENT
+        self.chunks = [np.concatenate([np.empty(0, np.uint8), *small]), *large]
 
 
 def size_expressions(program: Program, plan: Plan) -> list[Any]:
@@ -63,9 +83,10 @@ class _Entry:
     that follows something of member 0's alone, and behind every shared kernel.
     """
 
-    def __init__(self, program: Program, plan: Plan, offsets: list[int]) -> None:
-        self.program, self.plan, self.offsets = program, plan, offsets
-        self.fixed = len(program.inputs) + len(program.outputs)
+    def __init__(self, program: Program, plan: Plan, constants: Constants) -> None:
+        self.program, self.plan, self.constants = program, plan, constants
+        self.first_chunk = len(program.inputs) + len(program.outputs)
+        self.fixed = self.first_chunk + len(constants.chunks)
         self.iterations: dict[str, Any] = {}  # of the loops that are open
         self.team: Any = None
         self.behind = False  # whether member 0 has done something that the others have not waited for
@@ -79,7 +100,7 @@ class _Entry:
     @property
     def words_count(self) -> int:
         """Words of the table."""
-        return self.fixed + 5 + len(self.program.symbols)
+        return self.fixed + 4 + len(self.program.symbols)
 
     def _main(self) -> Any:
         """Give the work to the team, or do it alone."""
@@ -109,10 +130,12 @@ class _Entry:
                     self.member, self.members = (T.arg(n, tirx.Var(n, "int64")) for n in ("member", "members"))
                     self.team = T.arg("team", T.handle("int64"))
                 table = T.decl_buffer((self.words_count,), "uint64", data=pointer)
-                self.words = [T.bind(table[i]) for i in range(self.words_count)]
-                begin = T.bind(T.cast(self.words[self.fixed + 2], "int64"))
-                end = T.bind(T.cast(self.words[self.fixed + 3], "int64"))
-                sizes = [T.bind(T.cast(w, "int64")) for w in self.words[self.fixed + 4 : -1]]
+                self.table = table
+                self.words = [T.bind(table[i]) for i in range(self.first_chunk)]
+                self.workspace = T.bind(table[self.fixed])
+                begin = T.bind(T.cast(table[self.fixed + 1], "int64"))
+                end = T.bind(T.cast(table[self.fixed + 2], "int64"))
+                sizes = [T.bind(T.cast(table[i], "int64")) for i in range(self.fixed + 3, self.words_count - 1)]
                 self.sizes = {str(v.name): s for v, s in zip(program.symbols, sizes, strict=True)}
                 for number, call in enumerate(program.calls):
                     wanted = T.And(begin <= T.int64(number), T.int64(number) < end)
@@ -239,9 +262,11 @@ class _Entry:
         elif ref.kind == "output":
             address = self.words[len(self.program.inputs) + ref.index]
         elif ref.kind == "constant":
-            address = self.words[self.fixed] + T.uint64(self.offsets[ref.index])
+            chunk, offset = self.constants.places[ref.index]
+            # Read where it is used: there may be hundreds, too many to hold over the calls.
+            address = self.table[self.first_chunk + chunk] + T.uint64(offset)
         else:
-            address = self.words[self.fixed + 1] + T.cast(self._size(self.plan.offset_of[ref.name]), "uint64")
+            address = self.workspace + T.cast(self._size(self.plan.offset_of[ref.name]), "uint64")
         for step in ref.steps:
             address = address + T.cast(self._number(step) * self._size(step.size), "uint64")
         return address
@@ -279,7 +304,7 @@ def _sizes_entry(program: Program, plan: Plan) -> Any:
         return builder.get()
 
 
-def compile_program(program: Program, plan: Plan, isa: Isa) -> dict[str, bytes]:
+def compile_program(program: Program, plan: Plan, constants: Constants, isa: Isa) -> dict[str, bytes]:
     """Compile to object files, by member name.
 
     The entries and the kernels are objects of their own, so that LLVM never inlines a kernel into its caller: every
@@ -289,8 +314,7 @@ def compile_program(program: Program, plan: Plan, isa: Isa) -> dict[str, bytes]:
     The kernels are shared out over several objects, and LLVM works on as many at once as there are cores. How many
     there are depends on the program alone, so that the same program gives the same bytes on any machine.
     """
-    offsets, _ = constant_offsets(program.constants)
-    entry = {**_Entry(program, plan, offsets).emit(), SIZES: _sizes_entry(program, plan)}
+    entry = {**_Entry(program, plan, constants).emit(), SIZES: _sizes_entry(program, plan)}
     if is_shared(program):
         entry |= team_functions(isa)
     objects = {"entry.o": entry}

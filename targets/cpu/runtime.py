@@ -13,7 +13,6 @@ from dlc import explain
 from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
-from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.members import Team
 
 _ALIGNMENT = 64
@@ -54,17 +53,13 @@ class CpuExecutable:
         import tvm_ffi_orcjit
 
         build = package.manifest["build"]
-        if build["isa"] == "amx" and not request_amx():
-            raise DlcError(
-                f"{package.name}: the operating system does not grant AMX tiles; compile for cpu:avx512_vnni"
-            )
         self._package = package  # the constants are mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
             [bytes(package.member(name)) for name in build["objects"]], cxx="/nonexistent"
         )
         self._main, self._sizes = self._module["dlc_main"], self._module["dlc_sizes"]
-        self._constants = package.constants(build["constants"])["constants"]
+        self._constants = [package.constants(name)["constants"] for name in build["constants"]]
         self._symbols: list[str] = build["symbols"]
         self._static: list[int] | None = build["sizes"]
         self._calls: list[dict[str, Any]] = build["calls"]
@@ -73,7 +68,8 @@ class CpuExecutable:
         self._explanation = explain.read(package)
         self._inputs = len(package.manifest["inputs"])
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
-        self._fixed = self._inputs + len(self._output_ranks)
+        self._arrays = self._inputs + len(self._output_ranks)
+        self._fixed = self._arrays + len(self._constants)
         self._free: list[_State] = []
         self._team = Team(self._module, threads) if threads > 1 and build["shared"] else None
         self._known: set[tuple[int, ...]] = set()  # sizes of the symbols that were checked
@@ -127,9 +123,9 @@ class CpuExecutable:
         try:
             state = self._free.pop()  # atomic under the GIL
         except IndexError:
-            state = _State(self._fixed + 5 + len(self._symbols))
-            state.table[self._fixed] = self._constants.ctypes.data
-            state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
+            state = _State(self._fixed + 4 + len(self._symbols))
+            state.table[self._arrays : self._fixed] = [chunk.ctypes.data for chunk in self._constants]
+            state.table[self._fixed + 1 : self._fixed + 3] = (0, _EVERYTHING)
         key = [sizes[name] for name in self._symbols]
         if state.key != key:
             need = self._evaluate(sizes)[0]
@@ -138,15 +134,15 @@ class CpuExecutable:
                     state.workspace, state.size = _aligned_bytes(need), need
                 except (MemoryError, ValueError) as error:  # ValueError: more bytes than there are addresses
                     raise DlcError(f"{self._package.name}: no memory for a workspace of {need} bytes") from error
-                state.table[self._fixed + 1] = state.workspace.ctypes.data
-            state.table[self._fixed + 4 : -1] = key
+                state.table[self._fixed] = state.workspace.ctypes.data
+            state.table[self._fixed + 3 : -1] = key
             state.key = key
         return state
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
         """Compute all outputs; see `dlc.targets.base.Executable`."""
         state = self._state(sizes)
-        state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
         team = self._team
         if team is None or not team.free.acquire(blocking=False):  # a call that finds it busy runs on its own thread
             self._main(state.argument)
@@ -165,7 +161,7 @@ class CpuExecutable:
     ) -> tuple[Any, Any]:
         """The native entry and its argument for these arrays, which must outlive it: for measuring."""
         state = self._state(sizes)
-        state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
         state.table[-1] = self._team.address if self._team is not None else 0
         self._reserved = state
         return self._main, state.argument
@@ -176,10 +172,10 @@ class CpuExecutable:
         state = self._state(sizes)
         values = self._evaluate(sizes)
         offsets = values[len(values) - len(self._calls) :]
-        state.table[: self._fixed] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
         try:
             for number, call in enumerate(self._calls):
-                state.table[self._fixed + 2 : self._fixed + 4] = (number, number + 1)
+                state.table[self._fixed + 1 : self._fixed + 3] = (number, number + 1)
                 self._main(state.argument)
                 if call["kind"] == "control flow":
                     continue
@@ -189,7 +185,7 @@ class CpuExecutable:
                 array = _logical(place, call, sizes, bool(row["channels_last"]))
                 yield row, self._explanation.real(row["value"], array)
         finally:
-            state.table[self._fixed + 2 : self._fixed + 4] = (0, _EVERYTHING)
+            state.table[self._fixed + 1 : self._fixed + 3] = (0, _EVERYTHING)
             self._free.append(state)
 
     def _outputs(self, sizes: Mapping[str, int]) -> list[np.ndarray]:

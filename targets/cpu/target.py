@@ -1,11 +1,12 @@
-"""The CPU target: ``cpu`` (the best instruction set of this machine) or ``cpu:<level>`` (``cpu:avx2``)."""
+"""The CPU target: ``cpu`` (the best instruction set of this machine) or ``cpu:<level>`` (``cpu:avx2``).
+
+``cpu:portable`` holds several levels in one package.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
 
 from dlc.hardware import this_machine
 from dlc.ir.graph import Node
@@ -14,8 +15,7 @@ from dlc.options import Options
 from dlc.package import safetensors_bytes
 from dlc.pipeline import Context, Pass, run_passes
 from dlc.targets.base import Build, Target, Variant
-from dlc.targets.cpu.amx_permission import request_amx
-from dlc.targets.cpu.isa import Isa, isa_by_name, levels_of
+from dlc.targets.cpu.isa import PORTABLE, Isa, isa_by_name, levels_of
 
 if TYPE_CHECKING:
     from dlc.targets.program import Call, Program
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 # Rare operators: the host computes them in numpy.
 NO_KERNEL = frozenset({"dlc.sample", "dlc.random_bits", "dlc.determinant", "dlc.bitcast"})
 
+PORTABLE_NAME = "portable"
+
 
 def best_level() -> Isa:
     """The best instruction set that this machine has and that its operating system lets a process use."""
-    return next(isa for isa in levels_of(this_machine()) if isa.name != "amx" or request_amx())
+    return levels_of(this_machine())[0]
 
 
 class CpuTarget(Target):
@@ -42,8 +44,10 @@ class CpuTarget(Target):
 
     @classmethod
     def parse(cls, spec: str) -> CpuTarget:
-        """``cpu`` or ``cpu:<level>``; DlcError for an unknown level."""
+        """``cpu``, ``cpu:<level>`` or ``cpu:portable``; DlcError for an unknown level."""
         _, _, level = spec.partition(":")
+        if level == PORTABLE_NAME:
+            return PortableTarget(PORTABLE[-1], spec)
         return cls(isa_by_name(level) if level else best_level(), spec)
 
     @property
@@ -88,7 +92,7 @@ class CpuTarget(Target):
 
     def build(self, module: Any, context: Context) -> Build:
         """Generate, plan and compile."""
-        from dlc.targets.cpu.link import compile_program, constant_offsets, is_shared, size_expressions
+        from dlc.targets.cpu.link import Constants, compile_program, is_shared, size_expressions
         from dlc.targets.cpu.lower import lower
         from dlc.targets.plan import plan
 
@@ -99,24 +103,24 @@ class CpuTarget(Target):
 
         program = lower(module, self.isa, prepare)
         memory = plan(program)
-        objects = compile_program(program, memory, self.isa)
-        offsets, size = constant_offsets(program.constants)
-        blob = np.zeros(max(size, 1), np.uint8)
-        for offset, array in zip(offsets, program.constants, strict=True):
-            blob[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        constants = Constants(program.constants)
+        objects = compile_program(program, memory, constants, self.isa)
+        chunks = {
+            f"constants{i}.safetensors": safetensors_bytes({"constants": c}) for i, c in enumerate(constants.chunks)
+        }
         sizes = size_expressions(program, memory)
         manifest = {
             "isa": self.isa.name,
             "objects": list(objects),
-            "constants": "constants.safetensors",
+            "constants": list(chunks),
             "symbols": [str(v.name) for v in program.symbols],
             "sizes": [int(s) for s in sizes] if not program.symbols else None,
             "calls": _calls_json(program),
             "shared": is_shared(program),
             "updated": sorted(program.updated.items()),
         }
-        members = {**objects, "constants.safetensors": safetensors_bytes({"constants": blob})}
-        variant = Variant(self.isa.name, this_machine().arch, tuple(sorted(self.isa.requires)))
+        members = {**objects, **chunks}
+        variant = Variant(self.isa.name, self.isa.arch or this_machine().arch, tuple(sorted(self.isa.requires)))
         return Build(members, manifest, program.rows(), (variant,))
 
     def describe(self) -> dict[str, Any]:
@@ -124,7 +128,21 @@ class CpuTarget(Target):
         machine = this_machine()
         levels = [isa.name for isa in levels_of(machine)]
         found = {k: v for k, v in asdict(machine).items() if k != "features"}
-        return {"available": True, "description": f"{machine.model}: {', '.join(levels)}", **found, "levels": levels}
+        portable = [isa.name for isa in PORTABLE]
+        text = f"{machine.model}: {', '.join(levels)}"
+        return {"available": True, "description": text, **found, "levels": levels, PORTABLE_NAME: portable}
+
+
+class PortableTarget(CpuTarget):
+    """Code of several levels in one package; passes that are asked for without a level are those of the least."""
+
+    def levels(self) -> dict[str, Target]:
+        """See `Target.levels`."""
+        return {isa.name: CpuTarget(isa, f"{self.name}:{isa.name}") for isa in PORTABLE}
+
+    def identity(self) -> dict[str, Any]:
+        """All levels, whatever this machine has."""
+        return {"levels": list(self.levels())}
 
 
 def _calls_json(program: Program) -> list[dict[str, Any]]:

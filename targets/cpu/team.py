@@ -218,7 +218,7 @@ def team_functions(isa: Isa) -> dict[str, Any]:
 
 
 def _code(isa: Isa) -> str:
-    if isa.name == "generic":
+    if isa.arch != "x86_64":
         own = "define void @dlc_team_pause() alwaysinline {\n  ret void\n}\n"
         return _CODE.replace("declare void @PAUSE()\n", own).replace("@PAUSE", "@dlc_team_pause")
     return _CODE.replace("@PAUSE", "@llvm.x86.sse2.pause")

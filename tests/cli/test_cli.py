@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from dlc.cli.main import VERBS, main
-from dlc.package import Package
+from dlc.package import FORMAT, Package
 
 
 def invoke(*arguments: object) -> Result:
@@ -203,7 +203,7 @@ def test_inspect_ir(files: Path) -> None:
 def test_inspect_package(files: Path) -> None:
     text = done("inspect", files / "model.dlc")
     assert "target: reference" in text and "  y.out: float32[n, 4]" in text and "graph.json" in text
-    assert json.loads(done("inspect", files / "model.dlc", "--json"))["format"] == 1
+    assert json.loads(done("inspect", files / "model.dlc", "--json"))["format"] == FORMAT
     assert "this is a package" in fails("inspect", files / "model.dlc", "--ir", "frontend")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from dlc.targets.cpu.kernels.builder import (
     vector_type,
 )
 from dlc.targets.cpu.kernels.contract_loops import Segment, cut, cut_channels, each, loop, shared, whole_index
+from dlc.targets.cpu.kernels.dot import neon_dot
 from dlc.targets.cpu.kernels.storage import widen
 from dlc.targets.cpu.kernels.vector import convert, fence
 from dlc.targets.layout import simplify
@@ -116,6 +118,8 @@ def _plain(acc: Expr, w: Expr, x: Expr, lanes: int) -> Expr:
 def _steps(isa: Isa) -> _Steps:
     if isa.dot in ("vnni", "amx"):
         return _Steps("int32", 1, 1, 0, _vnni, lambda acc, lanes: acc)
+    if isa.dot in ("usdot", "sdot"):  # codes of 4 bits are s8 too
+        return _Steps("int32", 1, 1, 0, partial(neon_dot, "sdot"), lambda acc, lanes: acc)
     if isa.lanes() in _PMADDUBS:
         return _Steps("int16", 2, 2, 1, _pairs, _close_pairs)
     return _Steps("int32", 1, 28, 0, _plain, lambda acc, lanes: acc)

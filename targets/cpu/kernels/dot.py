@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,25 @@ def _alone(words: Expr, _lanes: int) -> list[Expr]:
     return [words]
 
 
+def neon_dot(kind: str, acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+    """AArch64's sums of four products of bytes; `kind` is ``sdot`` (s8, s8) or ``usdot`` (u8, s8)."""
+    name = f"llvm.aarch64.neon.{kind}.v{lanes}i32.v{4 * lanes}i8"
+    return T.call_llvm_pure_intrin(vector_type("int32", lanes), name, acc, a, w)
+
+
+def _spread_signed(words: Expr, lanes: int) -> list[Expr]:
+    # u8 - 128 as s8: the highest bit of every byte is flipped.
+    return _spread_bytes(T.bitwise_xor(words, splat(T.int32(-0x7F7F7F80), lanes)), lanes)
+
+
+def _sdot_step(acc: Expr, a: Expr, w: Expr, lanes: int) -> Expr:
+    # a w = (a - 128) w + 2 (64 w). The last term is the same for all rows: LLVM computes it once for each vector of w.
+    half = splat(T.int8(64), 4 * lanes)
+    none = splat(T.int32(0), lanes)
+    rest = neon_dot("sdot", neon_dot("sdot", none, half, w, lanes), half, w, lanes)
+    return neon_dot("sdot", acc, a, w, lanes) + rest
+
+
 VNNI = Dot("vnni", "int32", ((0, 1, 2, 3),), 1, 0, 0, 0, _spread_bytes, _same, _vnni_step, _exact_sum)
 PMADDWD = Dot(
     "pmaddwd",
@@ -123,6 +143,9 @@ PMADDWD = Dot(
     _pmaddwd_step,
     _pair_sums,
 )
+# FEAT_I8MM has the product of u8 and s8; FEAT_DotProd has only that of s8 and s8.
+USDOT = Dot("usdot", "int32", ((0, 1, 2, 3),), 1, 0, 0, 0, _spread_bytes, _same, partial(neon_dot, "usdot"), _exact_sum)
+SDOT = Dot("sdot", "int32", ((0, 1, 2, 3),), 1, 1, 1, 2, _spread_signed, _same, _sdot_step, _exact_sum)
 # Both operands are s16 in memory: nothing to spread or widen. A caller sees to it that no sum leaves 32 bits.
 PAIRS = Dot(
     "pairs",
@@ -181,7 +204,7 @@ FLOAT = Dot(
 )
 
 # `amx` machines have VNNI too: whatever the tile emitter does not take runs with vectors.
-_INTEGER: dict[str, Dot] = {"amx": VNNI, "vnni": VNNI, "pmaddwd": PMADDWD, "plain": PLAIN}
+_INTEGER: dict[str, Dot] = {"amx": VNNI, "vnni": VNNI, "usdot": USDOT, "sdot": SDOT, "pmaddwd": PMADDWD, "plain": PLAIN}
 
 
 def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:

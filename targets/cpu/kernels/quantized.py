@@ -18,7 +18,7 @@ from dlc.targets.cpu.kernels.elementwise import Call
 
 def round_to_int(x: Expr, isa: Isa) -> Expr:
     """rint(x) as int32, for |x| < 2**22 and no NaN: one conversion instruction where the rounding is native."""
-    if isa.vector_bits >= 256:
+    if isa.has_fma:
         return v.convert(v.rint(x, isa), "int32")
     return v.nearest_small(x)[1]
 

@@ -226,7 +226,7 @@ def polynomial(x: Expr, coefficients: tuple[float, ...], isa: Isa) -> Expr:
 
 
 def _native_rounding(isa: Isa) -> bool:
-    return isa.vector_bits >= 256  # below AVX, LLVM calls libm's rint for every lane
+    return isa.has_fma  # else, as below AVX, LLVM calls libm's rint for every lane
 
 
 def nearest_small(x: Expr) -> tuple[Expr, Expr]:

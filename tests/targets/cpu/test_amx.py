@@ -9,14 +9,13 @@ import pytest
 from tvm.script.ir_builder import tirx as T
 
 from dlc.hardware import this_machine
-from dlc.targets.cpu.amx_permission import request_amx
 from dlc.targets.cpu.isa import AMX_EMULATED, Isa, isa_by_name, levels_of
 from dlc.targets.cpu.kernels import amx
 from dlc.targets.cpu.kernels.builder import kernel
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
-REAL = isa_by_name("amx") in levels_of(this_machine()) and request_amx()
+REAL = isa_by_name("amx") in levels_of(this_machine())
 EMULATED = AMX_EMULATED.requires <= this_machine().features
 ISAS = [isa_by_name("amx")] * REAL + [AMX_EMULATED] * EMULATED
 needs_emulation = pytest.mark.skipif(not EMULATED, reason="no AVX-512 VNNI")
