@@ -12,6 +12,7 @@ from dlc.passes.quantize import (
     groups,
     mark,
     settle_weights,
+    short_weights,
     to_unsigned,
 )
 from dlc.passes.specialize.blocks import everywhere
@@ -26,6 +27,9 @@ def quantize_passes(options: Options) -> list[Pass]:
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
     late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
-    late += [groups.PASS, codebooks.PASS] if options.quantize != "none" else []
+    if options.quantize == "bf16":
+        late = [short_weights.PASS]
+    elif options.quantize != "none":
+        late += [groups.PASS, codebooks.PASS]
     forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
     return [*calibrating, *(everywhere(step) for step in forming)]
