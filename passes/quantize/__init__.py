@@ -27,9 +27,6 @@ def quantize_passes(options: Options) -> list[Pass]:
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
     late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
-    if options.quantize == "bf16":
-        late = [short_weights.PASS]
-    elif options.quantize != "none":
-        late += [groups.PASS, codebooks.PASS]
-    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
+    late += [groups.PASS, codebooks.PASS] if options.quantize not in ("none", "bf16") else []
+    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS, short_weights.PASS]
     return [*calibrating, *(everywhere(step) for step in forming)]
