@@ -234,7 +234,10 @@ def test_pairs_of_short_vectors_lie_lane_by_lane_and_the_last_one_alone() -> Non
     problem = matmul_contraction(Layout.dense((1, 2)), 24, dtypes=SHORT)
     packed = pack(problem, Schedule(1, 3), isa, weight).reshape(2, 24).astype(int)
     for row, first in zip(packed, (0, 24), strict=True):
-        assert row.tolist() == [*(first + i + half for i in range(8) for half in (0, 8)), *range(first + 16, first + 24)]
+        assert row.tolist() == [
+            *(first + i + half for i in range(8) for half in (0, 8)),
+            *range(first + 16, first + 24),
+        ]
 
 
 def test_schedules_are_json_and_priced() -> None:

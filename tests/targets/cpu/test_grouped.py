@@ -21,7 +21,8 @@ from dlc.targets.layout import Layout
 CASES = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 9), "k": st.sampled_from([1, 3, 8, 37]), "n": st.sampled_from([1, 7, 16, 40]),
-        "count": st.integers(1, 5), "weight": st.sampled_from(["float32", "bfloat16", "int8"]), "sorted": st.booleans(), "fixed": st.booleans(),
+        "count": st.integers(1, 5), "weight": st.sampled_from(["float32", "bfloat16", "int8"]),
+        "sorted": st.booleans(), "fixed": st.booleans(),
         "level": st.sampled_from(LEVELS), "seed": st.integers(0, 2**16),
     }
 )  # fmt: skip
