@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dlc.ir import arithmetic
 from dlc.ir.graph import Node
 from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.simplify.match import unnamed
@@ -24,12 +25,6 @@ SCHEME = "bf16"
 #: Numbers of a weight below which it stays in the nearest cache also as float32.
 LEAST = 1 << 13
 _PRODUCTS = ("dlc.conv", "dlc.matmul", "dlc.grouped_matmul")
-
-
-def rounded(weight: np.ndarray) -> np.ndarray:
-    """A float32 array in bfloat16, to the nearest number, half to even."""
-    with np.errstate(over="ignore"):
-        return weight.astype(ml_dtypes.bfloat16)
 
 
 class _Rounder:
@@ -73,8 +68,8 @@ class _Rounder:
 
     def _short(self, rw: Rewriter, name: str) -> Any:
         if name not in self.made:
-            array = rounded(rw.graph.constants[name])
-            self.made[name] = rw.const(array if self.takes_short else array.astype(np.float32))
+            array = arithmetic.as_bfloat16(rw.graph.constants[name])
+            self.made[name] = rw.const(array.astype(ml_dtypes.bfloat16) if self.takes_short else array)
         return self.made[name]
 
     def _reason(self, weight: np.ndarray | None) -> str | None:
@@ -88,7 +83,7 @@ class _Rounder:
             return f"{extents} numbers stay in the nearest cache, half the bytes would be read no faster"
         if not self.rounds and np.any(weight.view(np.uint32) & 0xFFFF):
             return "bfloat16 would round the weight"
-        if not np.all(np.isfinite(rounded(weight).astype(np.float32))):
+        if not np.all(np.isfinite(arithmetic.as_bfloat16(weight))):
             return "the weight holds NaN or infinity, or what bfloat16 rounds to it"
         return None
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 import dlc
 from dlc.explain import read
 from dlc.hardware import this_machine
+from dlc.ir import arithmetic
 from dlc.options import Options
 from dlc.package import Package
-from dlc.passes.quantize.short_weights import rounded
 from dlc.targets.cpu.isa import levels_of
 from tests import experts
 
@@ -29,6 +29,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 WEIGHT = normal(96, 130)
+ROUNDED = arithmetic.as_bfloat16(WEIGHT)
 
 
 def model(
@@ -92,8 +93,8 @@ def embedding() -> tuple[Any, np.ndarray]:
     return model(nodes, [5], [5, 301], TensorProto.INT64, table=normal(301, 48)), RNG.integers(0, 301, 5)
 
 
-def run(package: Package, x: np.ndarray) -> np.ndarray:
-    return np.asarray(next(iter(dlc.load(package).run({"x": x}).values())))
+def run(package: Package, x: np.ndarray, threads: int = 1) -> np.ndarray:
+    return np.asarray(next(iter(dlc.load(package, threads=threads).run({"x": x}).values())))
 
 
 @functools.cache
@@ -123,17 +124,22 @@ def test_tiles_leave_short_weights_to_vectors() -> None:
     assert row["why_not_better"] == "tiles multiply uint8 by int8, not float32 by bfloat16"
 
 
+def test_two_threads_make_the_same_bits() -> None:
+    package, x = dlc.compile(product(normal(1024, 1024), 1), quantize="bf16"), normal(1, 1024)
+    np.testing.assert_array_equal(run(package, x, threads=2), run(package, x))
+
+
 @pytest.mark.parametrize("rows", [1, 3, "n"])
 def test_the_reference_multiplies_rounded_weights_in_float32(rows: int | str) -> None:
     x = normal(3 if rows == "n" else rows, 96)
     package = dlc.compile(product(WEIGHT, rows), target="reference", quantize="bf16")
-    np.testing.assert_array_equal(run(package, x), x @ WEIGHT.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(run(package, x), x @ ROUNDED)
 
 
 def test_rounding_is_to_nearest_half_to_even() -> None:
     given = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20, 2**-130, 0.1], np.float32)
     nearest = np.array([1, 1, 1 + 2**-6, -1, 1 + 2**-7, 2**-130, 0.10009765625], np.float32)
-    np.testing.assert_array_equal(rounded(given).astype(np.float32), nearest)
+    np.testing.assert_array_equal(arithmetic.as_bfloat16(given), nearest)
 
 
 def test_packages_are_half_as_large(tmp_path: Path) -> None:
@@ -184,7 +190,9 @@ def test_weights_that_arrive_in_bfloat16_stay_so(kind: int, scheme: str) -> None
 
 
 def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
-    weight = helper.make_tensor("w", TensorProto.BFLOAT16, WEIGHT.shape, rounded(WEIGHT).tobytes(), raw=True)
+    weight = helper.make_tensor(
+        "w", TensorProto.BFLOAT16, WEIGHT.shape, ROUNDED.astype(ml_dtypes.bfloat16).tobytes(), raw=True
+    )
     onnx_model = model(
         [helper.make_node("MatMul", ["x", "w"], ["y"], "p")], [3, 96], [3, 130], TensorProto.BFLOAT16, w=weight
     )
@@ -192,7 +200,7 @@ def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
     package, x = dlc.compile(onnx_model), normal(3, 96).astype(ml_dtypes.bfloat16)
     (row,) = [row for row in read(package).nodes if "matmul" in row["fused"]]
     assert row["precision"] == "bf16" and row["kernel"].startswith("GEMM")
-    exact = x.astype(np.float64) @ rounded(WEIGHT).astype(np.float64)
+    exact = x.astype(np.float64) @ ROUNDED
     np.testing.assert_allclose(run(package, x).astype(np.float64), exact, rtol=2**-8, atol=2**-8)
 
 
@@ -209,4 +217,4 @@ def test_a_target_without_such_kernels_gets_the_same_numbers_in_float32() -> Non
     graph = view(run_passes(module, common_passes(options), Context(options, target=find_target("vta"))))
     (array,) = graph.constants.values()
     assert array.dtype == np.float32
-    np.testing.assert_array_equal(array, rounded(WEIGHT).astype(np.float32))
+    np.testing.assert_array_equal(array, ROUNDED)
