@@ -1,9 +1,10 @@
 """The CPU target beside every runtime that is installed: products, convolutional networks, a transformer.
 
-    python bench/cpu.py [--row NAME ...] [--blocks 30] [--threads 1] [--quantize none,int8]
+    python bench/cpu.py [--row NAME ...] [--blocks 30] [--threads 1] [--quantize none,bf16,int8]
 
 Rows: gemm32, gemm256, gemm1024, gemv, gemv4096, ragged, resnet18, resnet18x8, mobilenet, encoder. Int8 models hold
-Q/DQ nodes from onnxruntime's quantiser; dlc and OpenVINO compile those, onnxruntime runs both of its forms. Engines
+Q/DQ nodes from onnxruntime's quantiser; dlc and OpenVINO compile those, onnxruntime runs both of its forms. Bf16 (the
+GEMVs, unless --quantize says else) is dlc's with bfloat16 weights beside the others in fp32. Engines
 take turns in blocks of at least a twentieth of a second, by the clock; a ratio is the best peer's time over ours with
 the 95 % interval over the blocks.
 """
@@ -49,7 +50,7 @@ def _ragged() -> Iterator[tuple[str, onnx.ModelProto]]:
         yield f"ragged {number}: {rows}x{inner}x{columns}", networks.product(rows, inner, columns)
 
 
-def _engines(model: onnx.ModelProto, int8: bool, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
+def _engines(model: onnx.ModelProto, scheme: str, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
     """What runs the model, ours first; and notes: the compile time, errors against fp32."""
     path = folder / "model.onnx"
     onnx.save(model, path)
@@ -57,11 +58,12 @@ def _engines(model: onnx.ModelProto, int8: bool, threads: int, folder: Path) -> 
     rng = np.random.default_rng(0)
     feed = {"x": rng.standard_normal(shape).astype(np.float32)}
     files = [path]
+    int8 = scheme == "int8"
     if int8:
         samples = np.stack([feed["x"], *rng.standard_normal((3, *shape)).astype(np.float32)])
         files = quantized_forms(path, samples, folder)
     started = time.perf_counter()
-    session = dlc.load(dlc.compile(files[0], cache=False), threads=threads)
+    session = dlc.load(dlc.compile(files[0], quantize="none" if int8 else scheme, cache=False), threads=threads)
     notes = {"compile": f"{time.perf_counter() - started:.1f} s"}
     engines: dict[str, Run] = {"dlc": lambda: session.run(feed)["y"]}
     for file in files:
@@ -103,27 +105,31 @@ def _against(times: dict[str, np.ndarray]) -> tuple[str, float, float, float]:
     return best, *interval(times["dlc"], times[best])
 
 
-def _row(name: str, options: argparse.Namespace, int8: bool) -> None:
+def _label(scheme: str) -> str:
+    return "fp32" if scheme == "none" else scheme
+
+
+def _row(name: str, options: argparse.Namespace, scheme: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        engines, notes = _engines(ROWS[name](), int8, options.threads, Path(folder))
+        engines, notes = _engines(ROWS[name](), scheme, options.threads, Path(folder))
         times = _measure(engines, options.blocks)
     best, middle, low, high = _against(times)
     shown = ", ".join(f"{engine} {np.median(found):.3f} ms" for engine, found in times.items())
     said = ", ".join(f"{key} {value}" for key, value in notes.items())
-    label = f"{name} {'int8' if int8 else 'fp32'}"
+    label = f"{name} {_label(scheme)}"
     print(f"{label}: {middle:.2f} ({low:.2f}-{high:.2f}) times {best}; {shown}; {said}", flush=True)
 
 
-def _ragged_row(options: argparse.Namespace, int8: bool) -> None:
+def _ragged_row(options: argparse.Namespace, scheme: str) -> None:
     found = []
     for label, model in _ragged():
         with tempfile.TemporaryDirectory() as folder:
-            engines, _ = _engines(model, int8, options.threads, Path(folder))
+            engines, _ = _engines(model, scheme, options.threads, Path(folder))
             found.append((_against(_measure(engines, max(3, options.blocks // 6), 0.01))[1], label))
     ratios = np.array([ratio for ratio, _ in found])
     worst = min(found)
     mean = float(np.exp(np.log(ratios).mean()))
-    label = f"ragged {'int8' if int8 else 'fp32'}"
+    label = f"ragged {_label(scheme)}"
     print(f"{label}: geometric mean {mean:.2f}, worst {worst[0]:.2f} ({worst[1]})", flush=True)
 
 
@@ -133,11 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--row", action="append", choices=[*ROWS, "ragged"], help="only these rows")
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quantize", type=lambda s: s.split(","), default=["none", "int8"])
+    parser.add_argument("--quantize", type=lambda s: s.split(","))
     options = parser.parse_args(arguments)
     for name in options.row or [*ROWS, "ragged"]:
-        for quantize in options.quantize:
-            (_ragged_row if name == "ragged" else lambda o, i, n=name: _row(n, o, i))(options, quantize == "int8")
+        bound_by_memory = ["bf16"] if name.startswith("gemv") else []
+        for scheme in options.quantize or ["none", *bound_by_memory, "int8"]:
+            if name == "ragged":
+                _ragged_row(options, scheme)
+            else:
+                _row(name, options, scheme)
 
 
 if __name__ == "__main__":

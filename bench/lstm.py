@@ -1,9 +1,9 @@
-"""Stacks of LSTM layers beside onnxruntime: fp32 and int8, a whole sequence and a step at a time, threads.
+"""Stacks of LSTM layers beside onnxruntime: fp32, bf16 and int8, a whole sequence and a step at a time, threads.
 
     python bench/lstm.py [--row "LSTM 5x512"] [--blocks N] [--threads N]
 
 onnxruntime's int8 is its dynamic quantisation (DynamicQuantizeLSTM), ours is calibrated, or has 4-bit weights
-(`int4`, beside onnxruntime's int8). Both take turns in blocks; a
+(`int4`, beside onnxruntime's int8). `bf16` is beside both of onnxruntime's. Both take turns in blocks; a
 ratio is theirs over ours, of medians, with the 95 % interval over the blocks. One thread is timed by the processor's
 time, several by the clock. The decibels are of the quantised results against onnxruntime's in fp32.
 """
@@ -111,7 +111,7 @@ def _times(runs: list[Run], blocks: int, clock: Callable[[], float]) -> np.ndarr
 
 
 def _decibels(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(10 * np.log10((wanted**2).sum() / ((got - wanted) ** 2).sum()))
+    return float(10 * np.log10((wanted**2).sum() / max(((got - wanted) ** 2).sum(), 1e-30)))
 
 
 @click.command()
@@ -127,19 +127,20 @@ def main(chosen: str | None, blocks: int, threads: int) -> None:
         samples = rng.standard_normal((3, row.steps, 1, row.inputs)).astype(np.float32)
         feed = {"x": samples[0]}
         wanted = _peer(model, False, 1).run(None, feed)[0]
-        for precision in ("none", "int8", "int4"):
+        for precision, int8 in (("none", False), ("bf16", False), ("bf16", True), ("int8", True), ("int4", True)):
             quantised = precision != "none"
             calibration = [{"x": x} for x in samples[1:]] if precision == "int8" else None
             package = dlc.compile(model, target="cpu", quantize=precision, calibration=calibration)
             for count, clock in ((1, time.process_time), (threads, time.perf_counter)):
-                ours, theirs = dlc.load(package, threads=count), _peer(model, quantised, count)
+                ours, theirs = dlc.load(package, threads=count), _peer(model, int8, count)
                 got, peer = next(iter(ours.run(feed).values())), theirs.run(None, feed)[0]
                 times = _times([partial(ours.run, feed), partial(theirs.run, None, feed)], blocks, clock)
                 middle, low, high = interval(times[0], times[1])
                 notes = f", {_decibels(got, wanted):.1f} dB against {_decibels(peer, wanted):.1f}" if quantised else ""
                 label = f"{name}, {precision if quantised else 'fp32'}, {count} thread{'s' if count > 1 else ''}"
                 print(
-                    f"{label}: {np.median(times[0]) * 1e3:.2f} ms, onnxruntime {np.median(times[1]) * 1e3:.2f} ms: "
+                    f"{label}: {np.median(times[0]) * 1e3:.2f} ms, "
+                    f"onnxruntime {'int8' if int8 else 'fp32'} {np.median(times[1]) * 1e3:.2f} ms: "
                     f"{middle:.2f} times ({low:.2f}-{high:.2f}){notes}",
                     flush=True,
                 )

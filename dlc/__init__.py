@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 def compile(
     model: Model,
     target: str = "cpu",
-    quantize: Literal["none", "int8", "int8-dynamic", "int4"] = "none",
+    quantize: Literal["none", "bf16", "int8", "int8-dynamic", "int4"] = "none",
     calibration: Calibration | None = None,
     arithmetic: Literal["float", "fixed", "shift"] = "float",
     shapes: Mapping[str, Sequence[int | str] | Sequence[Sequence[int]]] | None = None,
@@ -57,6 +57,7 @@ def compile(
             ``reference``, ...; `dlc targets` lists them.
         quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
             ``int8-dynamic`` makes integer matrix products with a scale a row at run time, without calibration.
+            ``bf16`` rounds weights to bfloat16, half the bytes; all else stays float32.
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), ``random`` or ``random:SEED``, or ``zoo:NAME``. A model of the zoo
             brings its own.

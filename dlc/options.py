@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dlc.errors import DlcError
 
-QUANTIZE = ("none", "int8", "int8-dynamic", "int4")
+QUANTIZE = ("none", "bf16", "int8", "int8-dynamic", "int4")
 ARITHMETIC = ("float", "fixed", "shift")
 METHODS = ("minmax", "percentile", "mse")
 
@@ -19,8 +19,9 @@ class Options:
 
     Attributes:
         target: ``cpu``, ``cpu:avx2``, ``reference``, ...
-        quantize: ``none``; ``int8`` with scales from calibration; ``int8-dynamic`` with a scale a row at run time;
-            ``int4`` the same, and weights of 4 bits with a scale for each 32 of them.
+        quantize: ``none``; ``bf16`` with weights rounded to bfloat16; ``int8`` with scales from calibration;
+            ``int8-dynamic`` with a scale a row at run time; ``int4`` the same, and weights of 4 bits with a scale for
+            each 32 of them.
         arithmetic: how integers are rescaled, see docs/arithmetic.md.
         calibration_method: how ranges are chosen from calibration data.
         shapes: extents (or symbol names) of inputs that override the model's.
@@ -29,7 +30,7 @@ class Options:
     """
 
     target: str = "cpu"
-    quantize: Literal["none", "int8", "int8-dynamic", "int4"] = "none"
+    quantize: Literal["none", "bf16", "int8", "int8-dynamic", "int4"] = "none"
     arithmetic: Literal["float", "fixed", "shift"] = "float"
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)

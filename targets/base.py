@@ -119,6 +119,7 @@ class Target(ABC):
         runs_host: it runs control flow and the host's operators itself.
         groups_rows: it has a kernel for ``dlc.grouped_matmul`` and what belongs to it.
         block_weights: it has a kernel for ``dlc.block_matmul``.
+        short_weights: its products and gathers take constant bfloat16 weights beside float32 activations.
     """
 
     name: ClassVar[str]
@@ -126,6 +127,7 @@ class Target(ABC):
     runs_host: ClassVar[bool] = False
     groups_rows: ClassVar[bool] = False
     block_weights: ClassVar[bool] = False
+    short_weights: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

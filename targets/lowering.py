@@ -16,7 +16,7 @@ import numpy as np
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols, symbols
 from dlc.ir.graph import Graph, Node
-from dlc.ir.ops import block_matmul
+from dlc.ir.ops import OPS, block_matmul
 from dlc.ir.ops.host import ITEM
 from dlc.targets.program import Program, Ref
 
@@ -56,6 +56,10 @@ def _precision(body: Graph) -> str:
     if any(n.op == block_matmul.NAME for n in body.nodes):
         return "int4"
     dtypes = {n.output.dtype for n in body.nodes} | {v.dtype for v in body.inputs}
+    values = body.values()
+    weights = {values[n.inputs[1]].dtype for n in body.nodes if OPS[n.op].kind == "contraction"}
+    if "bfloat16" in weights and body.nodes[0].output.dtype == "float32":
+        return "bf16"
     return "int8" if dtypes & {"uint8", "int8"} else body.nodes[0].output.dtype
 
 

@@ -15,7 +15,7 @@ from dlc.cli import common
 @click.argument("model")
 @click.option("-o", "--output", type=common.PATH, required=True, callback=common.writable, help="The .dlc to write.")
 @common.target_option
-@click.option("--quantize", default="none", show_default=True, help="none, int8, int8-dynamic or int4.")
+@click.option("--quantize", default="none", show_default=True, help="none, bf16, int8, int8-dynamic or int4.")
 @common.calibration_option
 @common.method_option
 @common.arithmetic_option

@@ -26,6 +26,7 @@ __all__ = [
     "FixedMultiplier",
     "accumulator_bound",
     "activation_parameters",
+    "as_bfloat16",
     "dequantize",
     "fixed_multiplier",
     "float_multiplier",
@@ -727,7 +728,7 @@ def quantize_blocks(w: ArrayLike, block: int) -> tuple[NDArray[np.int8], NDArray
     unit = np.where(peak == 0, np.float32(1), peak)  # errors relative to it: squares neither overflow nor vanish
     best = scale = None
     for steps in (7.0, 7.5, 8.0, 8.5, 9.0):
-        tried = np.maximum(_as_bfloat16(peak / np.float32(steps)), _SMALLEST_SCALE)
+        tried = np.maximum(as_bfloat16(peak / np.float32(steps)), _SMALLEST_SCALE)
         tried = np.where(peak == 0, np.float32(1), tried)
         missed = (np.clip(np.rint(blocks / tried), -8, 7) * tried - blocks) / unit
         error = np.square(missed).sum(axis=-2, keepdims=True)
@@ -777,9 +778,10 @@ def codebook(values: ArrayLike, rounds: int = 12) -> tuple[NDArray[np.uint8], ND
     return np.searchsorted(borders, table.astype(np.float64)).astype(np.uint8), kept
 
 
-def _as_bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to the nearest number that bfloat16 holds."""
-    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+def as_bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to the nearest number that bfloat16 holds, half to even; infinite from ``(2 - 2**-8) * 2**127`` on."""
+    with np.errstate(over="ignore"):
+        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def quantize_bias(bias: ArrayLike, x_scale: ArrayLike, w_scale: ArrayLike) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """Contractions of short floats in float32, between casts: float32 has the fast kernels, and its sums are as exact.
 
-The cast of a constant happens here; that of an activation becomes a copy, that of the result rides on the store.
+The cast of a constant happens here, but kernels take bfloat16 weights as they are; that of an activation becomes a
+copy, that of the result rides on the store.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ def run(module: Any, context: Context) -> Any:
     wide: dict[str, Any] = {}
 
     def widened(rw: Rewriter, name: str, node: Node) -> Any:
+        array = rw.constant(name)
+        if array is not None and array.dtype == "bfloat16" and name == node.inputs[1] != node.inputs[0]:
+            return rw.new(name)
         if name not in wide:
-            array = rw.constant(name)
             if array is not None:
                 wide[name] = rw.const(array.astype(np.float32))
             else:

@@ -12,6 +12,7 @@ from dlc.passes.quantize import (
     groups,
     mark,
     settle_weights,
+    short_weights,
     to_unsigned,
 )
 from dlc.passes.specialize.blocks import everywhere
@@ -23,9 +24,11 @@ def quantize_passes(options: Options) -> list[Pass]:
 
     A model that holds Q/DQ nodes or integer operators already is not calibrated: its scales and weights are kept.
     What control flow runs is quantised like the graph around it, with ranges of its own.
+    Weights that stay float may become bfloat16 in the end.
     """
     calibrating, marking = ([calibrate.PASS], [mark.PASS]) if options.quantize == "int8" else ([], [])
     late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
-    late += [groups.PASS, codebooks.PASS] if options.quantize != "none" else []
-    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late, cleanup.PASS]
+    late += [groups.PASS, codebooks.PASS] if options.quantize not in ("none", "bf16") else []
+    late += [cleanup.PASS, short_weights.PASS]
+    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late]
     return [*calibrating, *(everywhere(step) for step in forming)]

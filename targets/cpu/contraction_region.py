@@ -61,7 +61,7 @@ def declines(body: Graph, constants: Constants) -> str | None:
         if node.inputs[1] not in constants:
             return "integer contraction of two activations"
         return "a zero point of the weight" if node.attrs.get("b_zero_point", 0) else None
-    if (a, w) != ("float32", "float32"):
+    if (a, w) not in (("float32", "float32"), ("float32", "bfloat16")):
         return f"no packed kernel multiplies {a} by {w}"
     if node.op == "dlc.conv" and node.inputs[1] not in constants:
         return "the weight of a convolution is not a constant"

@@ -38,6 +38,7 @@ class CpuTarget(Target):
     runtime: ClassVar[str] = "dlc.targets.cpu.runtime"
     groups_rows: ClassVar[bool] = True
     block_weights: ClassVar[bool] = True
+    short_weights: ClassVar[bool] = True
 
     def __init__(self, isa: Isa, spec: str) -> None:
         self.isa, self._spec = isa, spec

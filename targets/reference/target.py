@@ -25,6 +25,7 @@ class ReferenceTarget(Target):
     runs_host = True
     groups_rows = True
     block_weights = True
+    short_weights = True
 
     @classmethod
     def parse(cls, spec: str) -> ReferenceTarget:

@@ -2,7 +2,8 @@
 
 Inputs: activation x (N, C, spatial...) or (N, spatial..., C); weight w (O, C / groups, kernel...).
 Attributes: strides, pads (begins then ends), dilations, groups, layout, out_dtype, and for integers x_zero_point: the
-value of the padding, subtracted from every activation. Integer accumulation is exact in int32.
+value of the padding, subtracted from every activation. w may be bfloat16 where x is float32: it is widened, exactly.
+Integer accumulation is exact in int32.
 """
 
 from __future__ import annotations

@@ -135,6 +135,8 @@ def _step_cycles(sizes: _Sizes, core: Core, isa: Isa, rows: int, vectors: int, u
     multiplies = rows * vectors * dot.multiplies
     others = rows * vectors * dot.additions + rows * dot.spread_cost + vectors * dot.widen_cost
     loads = rows + vectors * len(dot.phases)
+    if dot.split is not None:  # pairs come in one load; what is left of an odd number is widened by itself
+        others, loads = others + vectors % 2, loads - vectors // 2
     # LLVM unrolls short runs and keeps the activations that overlapping rows share, until it runs out of registers.
     crowd = _CROWD if sizes.overlapping and sizes.run_steps <= _STRAIGHT and rows > 1 else 0
     spilled = max(0, registers_needed(dot, rows, vectors) + crowd - isa.registers)

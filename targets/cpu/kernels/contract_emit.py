@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import Isa
@@ -303,7 +304,7 @@ class _Emitter:
     def _step(self, tile: _Tile, a_at: Expr, w_step: Expr, reader: Callable[[Expr], Expr] | None = None) -> None:
         """One group of k: nr vectors of weights times mr rows."""
         dot, lanes, acc = self.dot, self.lanes, self.accumulators
-        weights = [self._weights(tile, w_step, j) for j in range(tile.vectors)]
+        weights = self._weights(tile, w_step)
         if self.schedule.prefetch and self.packed:
             self._prefetch(tile, w_step)
         for i, move in enumerate(tile.moves):
@@ -315,24 +316,34 @@ class _Emitter:
                     slot = [self._slot(i, j)]
                     T.buffer_store(acc, dot.step(acc[slot[0]], value, weights[j][phase], lanes), slot)
 
-    def _weights(self, tile: _Tile, w_step: Expr, j: int) -> list[Expr]:
-        """The usable weights of vector `j`, one per phase."""
+    def _weights(self, tile: _Tile, w_step: Expr) -> list[list[Expr]]:
+        """The usable weights of every vector, one per phase."""
+        dot, lanes, result, first = self.dot, self.lanes, [], 0
+        if dot.split is not None and self.packed:
+            first = tile.vectors // 2 * 2
+            for j in range(0, first, 2):
+                at = simplify(tile.w_base + (w_step * tile.vectors + j) * self.block)
+                pair = T.reinterpret(vector_type("uint32", lanes), self.w.buffer[T.ramp(at, 1, 2 * lanes)])
+                result += [[let(half)] for half in dot.split(let(pair), lanes)]
+        return result + [self._alone(tile, w_step, j) for j in range(first, tile.vectors)]
+
+    def _alone(self, tile: _Tile, w_step: Expr, j: int) -> list[Expr]:
+        """The usable weights of vector `j`, which lies by itself."""
         dot, lanes = self.dot, self.lanes
         if not self.packed:
             at = simplify(tile.w_base + w_step * self.problem.w_k_stride + j * lanes)
             mask = tile.mask if j == tile.vectors - 1 else None
-            return [let(load(self.w.buffer, self.problem.w_dtype, at, lanes, mask))]
+            return [let(dot.widen(load(self.w.buffer, self.w.storage, at, lanes, mask), lanes))]
         at = tile.w_base + (w_step * tile.vectors + j) * self.block
         result = []
         for phase in dot.phases:
             width = len(phase) * lanes
-            result.append(let(dot.widen(load(self.w.buffer, self.problem.w_dtype, simplify(at), width), lanes)))
+            result.append(let(dot.widen(load(self.w.buffer, self.w.storage, simplify(at), width), lanes)))
             at = at + width
         return result
 
     def _prefetch(self, tile: _Tile, w_step: Expr) -> None:
-        bytes_each = 4 if self.problem.w_dtype == "float32" else 1
-        line = 64 // bytes_each
+        line = 64 // np.dtype(self.problem.w_dtype).itemsize
         begin = simplify(tile.w_base + (w_step + self.schedule.prefetch) * tile.vectors * self.block)
         for at in range(0, tile.vectors * self.block, line):
             where = T.address_of(self.w.buffer[simplify(begin + at)])

@@ -44,7 +44,7 @@ class Contraction:
     """One contraction; extents, strides and offsets are ints or symbolic int64 expressions, in elements.
 
     Attributes:
-        a_dtype, w_dtype: ``float32`` x ``float32`` or ``uint8`` x ``int8``.
+        a_dtype, w_dtype: ``float32`` x ``float32``, ``float32`` x ``bfloat16`` or ``uint8`` x ``int8``.
         a_offset: flat position of the first element of row 0.
         outer: loops outside the rows, outermost first.
         rows: the loop whose steps share the registers' weights.
@@ -241,6 +241,7 @@ def packed_size(problem: Contraction, isa: Isa) -> int:
 def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray) -> np.ndarray:
     """Pack W (groups, total k in run order, n) as [group][tile of nr vectors][steps of runs][vector][lanes x group].
 
+    Where the multiply-add splits pairs, each two vectors of a tile lie lane by lane (`Dot.pair`).
     The last tile is as narrow as the vectors that are left. Padding is zero: channels behind n, and the k that a run's
     last step reads a second time (a run of length >= group ends with its last `group` elements, so that nothing behind
     it is ever read).
@@ -266,7 +267,7 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
     steps_first = np.concatenate(pieces, axis=1).reshape(problem.groups, -1, dot.group, vectors, lanes)
     arranged = dot.arrange(np.moveaxis(steps_first, 3, 2))  # (groups, steps, vectors, group * lanes)
     tiles = [
-        arranged[:, :, first : first + schedule.nr].reshape(problem.groups, -1)
+        dot.pair(arranged[:, :, first : first + schedule.nr]).reshape(problem.groups, -1)
         for first in range(0, vectors, schedule.nr)
     ]
     packed = np.concatenate(tiles, axis=1).reshape(-1)

@@ -226,7 +226,7 @@ class _Tile:
         at, result = (self.vector * groups + index) * dot.group * lanes, []
         for phase in dot.phases:
             width = len(phase) * lanes
-            result.append(let(dot.widen(load(self.w.buffer, self.problem.w_dtype, simplify(at), width), lanes)))
+            result.append(let(dot.widen(load(self.w.buffer, self.w.storage, simplify(at), width), lanes)))
             at = at + width
         return result
 

@@ -35,6 +35,8 @@ class Dot:
         spread: (words, lanes) -> one vector per phase; a word is as `load_group` makes it.
         widen: (loaded weights of one phase, lanes) -> vector that `step` takes.
         step: (accumulator, spread activation, widened weights, lanes) -> accumulator.
+        split: packed vectors of weights lie in pairs, lane by lane; (the loaded words of a pair, lanes) -> both of
+            them, usable. None where each vector lies alone; the last of an odd number always does.
         meaning: (a: group, w: (group, lanes)) -> (lanes,): the same in numpy.
     """
 
@@ -49,6 +51,7 @@ class Dot:
     widen: Callable[[Expr, int], Expr]
     step: Callable[[Expr, Expr, Expr, int], Expr]
     meaning: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    split: Callable[[Expr, int], list[Expr]] | None = None
 
     @property
     def fused(self) -> bool:
@@ -64,6 +67,13 @@ class Dot:
         """Weights (..., group, lanes) in the order in which one packed vector holds them: (..., group * lanes)."""
         parts = [np.swapaxes(block[..., list(phase), :], -1, -2) for phase in self.phases]
         return np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], axis=-1)
+
+    def pair(self, tile: np.ndarray) -> np.ndarray:
+        """Packed vectors (..., vectors, elements) of one tile as they lie in memory: (..., vectors * elements)."""
+        count = tile.shape[-2] // 2 * 2 if self.split is not None else 0
+        pairs = tile[..., :count, :].reshape(*tile.shape[:-2], count // 2, 2, tile.shape[-1])
+        parts = [np.swapaxes(pairs, -1, -2), tile[..., count:, :]]
+        return np.concatenate([part.reshape(*tile.shape[:-2], -1) for part in parts], axis=-1)
 
 
 def _exact_sum(a: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -203,6 +213,23 @@ FLOAT = Dot(
     lambda a, w: a @ w,
 )
 
+
+def _widen_bfloat16(w: Expr, lanes: int) -> Expr:
+    words = T.cast(w, vector_type("uint32", lanes))
+    return T.reinterpret(vector_type("float32", lanes), T.shift_left(words, splat(T.uint32(16), lanes)))
+
+
+def _split_bfloat16(words: Expr, lanes: int) -> list[Expr]:
+    # An instruction a vector, where widening one alone takes two: what is above the other is already in its place.
+    halves = T.shift_left(words, splat(T.uint32(16), lanes)), T.bitwise_and(words, splat(T.uint32(0xFFFF0000), lanes))
+    return [T.reinterpret(vector_type("float32", lanes), half) for half in halves]
+
+
+def _with_bfloat16(dot: Dot) -> Dot:
+    """`dot` of floats with weights that are bfloat16 in memory: the upper halves of float32."""
+    return replace(dot, name="bfloat16", widen_cost=1, widen=_widen_bfloat16, split=_split_bfloat16)
+
+
 # `amx` machines have VNNI too: whatever the tile emitter does not take runs with vectors.
 _INTEGER: dict[str, Dot] = {"amx": VNNI, "vnni": VNNI, "usdot": USDOT, "sdot": SDOT, "pmaddwd": PMADDWD, "plain": PLAIN}
 
@@ -211,6 +238,8 @@ def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:
     """The multiply-add for these element types on `isa`; raises DlcError when there is none."""
     if (a_dtype, w_dtype) == ("float32", "float32"):
         return FLOAT_FMA if isa.has_fma else FLOAT
+    if (a_dtype, w_dtype) == ("float32", "bfloat16"):
+        return _with_bfloat16(FLOAT_FMA if isa.has_fma else FLOAT)
     if (a_dtype, w_dtype) == ("uint8", "int8"):
         return _INTEGER[isa.dot]
     if a_dtype == "int16" and w_dtype in ("int16", "int8") and isa.dot == "pmaddwd":

@@ -33,7 +33,7 @@ from dlc.targets.cpu.kernels.dot import PLAIN, PMADDWD, VNNI, Dot, dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
-FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
+FLOAT, SHORT, INTEGER = ("float32", "float32"), ("float32", "bfloat16"), ("uint8", "int8")
 # GENERIC, with portable vectors only, runs on every machine.
 LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot != "amx"), GENERIC]
 MACHINE = this_machine()
@@ -49,8 +49,8 @@ def quickly(examples: int) -> Any:
 
 def operands(rng: np.random.Generator, dtypes: tuple[str, str], a: Sequence[int], w: Sequence[int], n: int) -> Any:
     """Random A, W and start values; the extreme integers are frequent."""
-    if dtypes == FLOAT:
-        return tuple(rng.standard_normal(shape).astype("float32") for shape in (a, w, (n,)))
+    if dtypes in (FLOAT, SHORT):
+        return tuple(rng.standard_normal(s).astype(d) for s, d in ((a, "float32"), (w, dtypes[1]), (n, "float32")))
     extremes = rng.random()
     x = rng.integers(0, 256, a) if extremes < 0.7 else rng.choice([0, 255], a)
     y = rng.integers(-128, 128, w) if extremes < 0.7 else rng.choice([-128, 127], w)
@@ -117,10 +117,10 @@ def run_matmul(rng: np.random.Generator, isa: Isa, dtypes: Any, a_shape: Any, n:
     check(got.reshape(*a_shape[:-1], n), a, w, init, np.matmul, length)
 
 
-@quickly(40)
+@quickly(60)
 @given(
     level=st.sampled_from(range(len(LEVELS))),
-    dtypes=st.sampled_from([FLOAT, INTEGER]),
+    dtypes=st.sampled_from([FLOAT, SHORT, INTEGER]),
     batch=st.sampled_from([(), (2,), (3, 2)]),
     m=st.integers(1, 40),
     k=st.integers(1, 70),
@@ -206,7 +206,7 @@ CONVOLUTIONS = st.fixed_dictionaries(
         "groups": st.sampled_from([1, 1, 2, 3]),
         "inner": st.integers(1, 9),
         "outer": st.integers(1, 40),
-        "dtypes": st.sampled_from([FLOAT, INTEGER]),
+        "dtypes": st.sampled_from([FLOAT, SHORT, INTEGER]),
         "flat": st.booleans(),
         "dynamic": st.booleans(),
         "seed": st.integers(0, 1000),
@@ -214,7 +214,7 @@ CONVOLUTIONS = st.fixed_dictionaries(
 )
 
 
-@quickly(60)
+@quickly(80)
 @given(level=st.sampled_from(range(len(LEVELS))), case=CONVOLUTIONS)
 def test_convolution(level: int, case: dict[str, Any]) -> None:
     run_conv(np.random.default_rng(case["seed"]), LEVELS[level], case)
@@ -226,6 +226,18 @@ def test_integer_steps_mean_exact_sums(dot: Dot) -> None:
     a, w = rng.integers(0, 256, dot.group).astype("uint8"), rng.integers(-128, 128, (dot.group, 8)).astype("int8")
     np.testing.assert_array_equal(dot.meaning(a, w), a.astype(int) @ w.astype(int))
     assert sorted(dot.arrange(w).tolist()) == sorted(w.reshape(-1).tolist())
+
+
+def test_pairs_of_short_vectors_lie_lane_by_lane_and_the_last_one_alone() -> None:
+    isa = isa_by_name("avx2")
+    weight = np.arange(2 * 24).reshape(1, 2, 24).astype("bfloat16")
+    problem = matmul_contraction(Layout.dense((1, 2)), 24, dtypes=SHORT)
+    packed = pack(problem, Schedule(1, 3), isa, weight).reshape(2, 24).astype(int)
+    for row, first in zip(packed, (0, 24), strict=True):
+        assert row.tolist() == [
+            *(first + i + half for i in range(8) for half in (0, 8)),
+            *range(first + 16, first + 24),
+        ]
 
 
 def test_schedules_are_json_and_priced() -> None:
@@ -249,9 +261,10 @@ def test_refuses_what_it_cannot_do() -> None:
         pack(problem, Schedule(1, 1), isa_by_name("avx2"), np.zeros((1, 9, 16), "float32"))
 
 
-@quickly(30)
+@quickly(40)
 @given(
     level=st.sampled_from(range(len(LEVELS))),
+    dtypes=st.sampled_from([FLOAT, FLOAT, SHORT]),
     batch=st.sampled_from([((), ()), ((2,), (2,)), ((3, 2), (2,)), ((3, 2), (1, 1)), ((2, 3), (2, 1))]),
     m=st.integers(1, 20),
     k=st.integers(1, 40),
@@ -260,18 +273,18 @@ def test_refuses_what_it_cannot_do() -> None:
     dynamic=st.sets(st.sampled_from("mkn")),
 )
 def test_matmul_of_two_activations(
-    level: int, batch: Any, m: int, k: int, n: int, seed: int, dynamic: set[str]
+    level: int, dtypes: Any, batch: Any, m: int, k: int, n: int, seed: int, dynamic: set[str]
 ) -> None:
     rng, isa = np.random.default_rng(seed), LEVELS[level]
-    a, w, _ = operands(rng, FLOAT, (*batch[0], m, k), (*batch[1], k, n), n)
+    a, w, _ = operands(rng, dtypes, (*batch[0], m, k), (*batch[1], k, n), n)
     sizes = {"m": m, "k": k, "n": n}
     dims = {name: symbolic(name) for name in sorted(dynamic)}
     rows, depth, columns = (dims.get(name, sizes[name]) for name in "mkn")
     x_layout, y_layout = Layout.dense((*batch[0], rows, depth)), Layout.dense((*batch[1], depth, columns))
-    problem = matmul_contraction(x_layout, columns, w=y_layout)
+    problem = matmul_contraction(x_layout, columns, w=y_layout, dtypes=dtypes)
     schedule = schedule_of(problem, isa, seed % 30)
     out = Layout.dense((*[axis.extent for axis in problem.outer], problem.rows.extent, columns))
-    operand_list = [("a", "float32", x_layout), ("w", "float32", y_layout), ("o", "float32", out)]
+    operand_list = [("a", "float32", x_layout), ("w", dtypes[1], y_layout), ("o", "float32", out)]
     with kernel("matmul", operand_list, list(dims.values())) as built:
         x, y, o = built.operands
         emit(
@@ -284,7 +297,7 @@ def test_matmul_of_two_activations(
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 1000])
-@pytest.mark.parametrize("dtypes", [FLOAT, INTEGER], ids=["fp32", "int8"])
+@pytest.mark.parametrize("dtypes", [FLOAT, SHORT, INTEGER], ids=["fp32", "bf16", "int8"])
 def test_symbolic_rows_run_at_any_size(size: int, dtypes: Any) -> None:
     isa, (k, n) = LEVELS[0], (37, 40)
     rng, rows = np.random.default_rng(size), symbolic("rows")

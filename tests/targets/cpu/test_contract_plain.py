@@ -17,7 +17,7 @@ TYPES = (
     ("uint8", "uint8", "int32"), ("int8", "int8", "int32"), ("int8", "uint8", "int32"), ("int16", "int8", "int32"),
     ("int32", "int32", "int32"), ("int64", "int64", "int64"), ("uint32", "uint32", "uint32"),
     ("uint64", "uint64", "uint64"), ("float32", "float32", "float32"), ("float64", "float64", "float64"),
-    ("float16", "float16", "float16"), ("bfloat16", "bfloat16", "bfloat16"),
+    ("float16", "float16", "float16"), ("bfloat16", "bfloat16", "bfloat16"), ("float32", "bfloat16", "float32"),
 )  # fmt: skip
 BOUND = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 

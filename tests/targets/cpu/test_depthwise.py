@@ -19,7 +19,7 @@ from dlc.targets.cpu.kernels.depthwise import choose_depthwise, depthwise_proble
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
-FLOAT, INTEGER = ("float32", "float32"), ("uint8", "int8")
+FLOAT, SHORT, INTEGER = ("float32", "float32"), ("float32", "bfloat16"), ("uint8", "int8")
 # GENERIC, with portable vectors only, runs on every machine.
 LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot != "amx"), GENERIC]
 EPSILON = float(np.finfo("float32").eps)
@@ -46,7 +46,7 @@ def run_depthwise(rng: np.random.Generator, isa: Isa, case: dict[str, Any]) -> N
     padded = (case["batch"], *(s + 2 * p for s, p in zip(spatial, pads, strict=True)), channels)
     a = rng.integers(0, 256, padded).astype("uint8") if integer else rng.standard_normal(padded).astype("float32")
     w_shape = (channels, 1, *taps)
-    w = rng.integers(-128, 128, w_shape).astype("int8") if integer else rng.standard_normal(w_shape).astype("float32")
+    w = rng.integers(-128, 128, w_shape).astype("int8") if integer else rng.standard_normal(w_shape).astype(dtypes[1])
     acc = "int32" if integer else "float32"
     init = rng.integers(-1000, 1000, channels).astype(acc)
     dims = [symbolic("batch")] if case["dynamic"] else []
@@ -87,7 +87,7 @@ CASES = st.fixed_dictionaries(
         "pads": st.lists(st.integers(0, 2), min_size=3, max_size=3),
         "batch": st.integers(1, 2),
         "channels": st.integers(1, 70),
-        "dtypes": st.sampled_from([FLOAT, INTEGER]),
+        "dtypes": st.sampled_from([FLOAT, SHORT, INTEGER]),
         "mr": st.integers(0, 6),
         "dynamic": st.booleans(),
         "seed": st.integers(0, 1000),
@@ -95,7 +95,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(level=st.sampled_from(range(len(LEVELS))), case=CASES)
 def test_depthwise(level: int, case: dict[str, Any]) -> None:
     run_depthwise(np.random.default_rng(case["seed"]), LEVELS[level], case)

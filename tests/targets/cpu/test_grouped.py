@@ -21,7 +21,8 @@ from dlc.targets.layout import Layout
 CASES = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 9), "k": st.sampled_from([1, 3, 8, 37]), "n": st.sampled_from([1, 7, 16, 40]),
-        "count": st.integers(1, 5), "integer": st.booleans(), "sorted": st.booleans(), "fixed": st.booleans(),
+        "count": st.integers(1, 5), "weight": st.sampled_from(["float32", "bfloat16", "int8"]),
+        "sorted": st.booleans(), "fixed": st.booleans(),
         "level": st.sampled_from(LEVELS), "seed": st.integers(0, 2**16),
     }
 )  # fmt: skip
@@ -33,14 +34,16 @@ def grouped(case: dict[str, Any]) -> tuple[Body, list[np.ndarray]]:
     rows, k, n, count = (case[name] for name in ("rows", "k", "n", "count"))
     groups = rng.integers(-count, count, rows)
     groups = np.sort(groups % count) if case["sorted"] else groups
-    if case["integer"]:
+    integer = case["weight"] == "int8"
+    if integer:
         x, w = rng.integers(0, 256, (rows, k)).astype("uint8"), rng.integers(-127, 128, (count, k, n)).astype("int8")
     else:
-        x, w = (rng.integers(-9, 9, shape).astype("float32") for shape in ((rows, k), (count, k, n)))
+        x = rng.integers(-9, 9, (rows, k)).astype("float32")
+        w = rng.integers(-9, 9, (count, k, n)).astype(case["weight"])
     bias, factor = (rng.integers(-9, 9, shape).astype("float32") for shape in ((count, n), (rows, 1)))
     body, extent = Body(), rows if case["fixed"] else symbolic("rows")
     names = [body.input((extent, k), str(x.dtype)), body.input(w.shape, str(w.dtype)), body.input((extent,), "int64")]
-    kind = {"out_dtype": "int32", "a_zero_point": 131} if case["integer"] else {"out_dtype": "float32"}
+    kind = {"out_dtype": "int32", "a_zero_point": 131} if integer else {"out_dtype": "float32"}
     value = body.node("dlc.grouped_matmul", names, (extent, n), kind["out_dtype"], **kind)
     value = body.node("relax.astype", [value], (extent, n), "float32")
     taken = body.node("relax.take", [body.input(bias.shape, "float32"), names[2]], (extent, n), "float32", axis=0)
@@ -49,7 +52,7 @@ def grouped(case: dict[str, Any]) -> tuple[Body, list[np.ndarray]]:
     return body, [x, w, groups, bias, factor]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(CASES)
 def test_grouped_products_are_exact(case: dict[str, Any]) -> None:
     body, arrays = grouped(case)
@@ -72,7 +75,7 @@ def test_grouped_products_are_exact(case: dict[str, Any]) -> None:
 
 
 def test_groups_outside_are_pulled_in_and_nothing_is_read_outside() -> None:
-    case = {"rows": 4, "k": 8, "n": 16, "count": 3, "integer": False, "sorted": True, "fixed": True, "seed": 1}
+    case = {"rows": 4, "k": 8, "n": 16, "count": 3, "weight": "float32", "sorted": True, "fixed": True, "seed": 1}
     body, arrays = grouped(case)
     graph = body.graph()
     layouts = {name: Layout.dense(v.shape) for name, v in graph.values().items()}
