@@ -18,6 +18,8 @@ _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
+    if "rows" in schedule:
+        return f"{schedule['rows']} queries at a time"
     if "mr" not in schedule:
         return ""
     outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""
@@ -32,6 +34,7 @@ def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
     assert node.body is not None
     kind = node.attrs["dlc.kind"]
     name = node.body.nodes[-1].op.removeprefix("dlc.") if kind == "opaque" else kind
+    anchor = "" if kind == "attention" else anchor
     return f"{_BY_UNIT.get(schedule.get('unit', ''), _BY_ANCHOR.get(anchor, name))} {unit}"
 
 

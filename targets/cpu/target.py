@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -71,8 +72,10 @@ class CpuTarget(Target):
         from dlc.passes.partition import regions
         from dlc.passes.specialize import ring_buffers, row_updates
         from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+        from dlc.targets.cpu import attention_region
         from dlc.targets.cpu.schedule import schedule_pass
 
+        unfit = partial(attention_region.unfit, isa=self.isa, machine=this_machine())
         return [
             row_updates.PASS,
             ring_buffers.PASS,
@@ -81,7 +84,7 @@ class CpuTarget(Target):
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,
-            regions.PASS,
+            regions.regions_pass(unfit),
             halo.PASS,
             schedule_pass(self.isa, this_machine()),
         ]
