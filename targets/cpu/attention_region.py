@@ -2,17 +2,19 @@
 
 For each place of the batch dimensions (batch and head) k is packed as the GEMM reads weights, once. Then, for each
 block of queries, a strip of scores, the block's rows by all keys, is made, scaled and masked as it is stored, goes
-through softmax where it lies, and is multiplied with v. The strip and the packed k are on the stack. Both products are
-the packed GEMM's, and softmax is the row of the softmax kernel, so each sum is made in the same order as by three
-kernels; only where v is taken in parts (of keys) are the sums of the parts added up.
+through softmax where it lies, and is multiplied with v, a part of the keys at a time, each packed before: a part stays
+in L1 while the block's rows pass by. All of these are on the stack. Both products are the packed GEMM's, and softmax is
+the row of the softmax kernel, so each sum is made in the same order as by three kernels; only the sums of the parts of
+v are added up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import log2, prod
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -68,20 +70,26 @@ class Sizes:
         """Elements from one row of the copied queries to the next."""
         return -(-self.depth // _LINE) * _LINE
 
+    def width_stride(self) -> int:
+        """Elements from one row of sums to the next, and of a packed row of v."""
+        return -(-self.width // _LINE) * _LINE
+
     def panel(self) -> int:
         """Elements of the packed keys."""
         return -(-self.keys // _LINE) * _LINE * self.depth
 
-    def of_scores(self, rows: int) -> Contraction:
-        """A block of queries times the packed keys."""
+    def of_scores(self, rows: int, step: Expr = None, first: Expr = 0) -> Contraction:
+        """A block of queries times k: packed, or as it lies from `first` on, its rows `step` apart."""
         axis, run = Axis(rows, self.depth_stride()), Run(0, self.depth)
-        return Contraction("float32", "float32", 0, (), axis, (run,), self.keys)
+        return Contraction(
+            "float32", "float32", 0, (), axis, (run,), self.keys, w_k_stride=step, w_offset=first
+        )  # fmt: skip
 
-    def of_values(self, rows: int, keys: int, step: Expr, begin: Expr = 0, place: Expr = 0) -> Contraction:
-        """A strip of scores, its keys from `begin` on, times as many rows of v, `step` apart, from `place` on."""
+    def of_values(self, rows: int, keys: int, begin: Expr = 0, step: Expr = None, first: Expr = 0) -> Contraction:
+        """A strip of scores, its keys from `begin` on, times as many rows of v: packed, or from `first` on."""
         axis, run = Axis(rows, self.stride()), Run(0, keys)
         return Contraction(
-            "float32", "float32", begin, (), axis, (run,), self.width, w_k_stride=step, w_offset=place
+            "float32", "float32", begin, (), axis, (run,), self.width, w_k_stride=step, w_offset=first
         )  # fmt: skip
 
 
@@ -112,16 +120,19 @@ def _broadcasts(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 def _scratch(sizes: Sizes, rows: int) -> int:
     """Bytes on the stack."""
-    return 4 * (sizes.panel() + rows * (sizes.stride() + sizes.depth_stride() + sizes.width))
+    every = sizes.panel() + sizes.keys * sizes.width_stride()
+    return 4 * (every + rows * (sizes.stride() + sizes.depth_stride() + sizes.width_stride()))
 
 
-def _blocks(sizes: Sizes, machine: Machine) -> int:
-    """How many queries a block has: as many as leave strip and packed keys in L2."""
-    rows = sizes.queries
-    budget = max(3 * machine.l2 // 4, _scratch(sizes, 1))
-    while rows > 1 and _scratch(sizes, rows) > budget:
+def _block(sizes: Sizes, machine: Machine) -> int:
+    """How many queries a block has: all, half, a quarter, ..., until their strip stays in L2.
+
+    There are at least four blocks of all batches, for threads to share.
+    """
+    rows, least = sizes.queries, -(-4 // prod(sizes.batch))
+    while rows > 1 and contract_cost.level_of(4 * rows * sizes.stride(), machine) > 1:
         rows = -(-rows // 2)
-    count = -(-sizes.queries // rows)
+    count = max(-(-sizes.queries // rows), min(least, sizes.queries))
     return -(-sizes.queries // count)
 
 
@@ -143,47 +154,68 @@ class AttentionRegion:
 
     def choose(self, machine: Machine) -> dict[str, Any]:
         """How many queries a block has, in how many keys at a time v is read, and the tiles of both products."""
-        sizes = self.sizes
-        rows = _blocks(sizes, machine)
-        best = contract.choose(sizes.of_scores(rows), self.isa, machine)
-        scores = contract.predicted_seconds(sizes.of_scores(rows), best, self.isa, machine)
-        mixed, chunk, tiles = min(self._chunks(rows, machine), key=lambda found: found[0])
-        core = contract_cost.core_of(self.isa, machine)
-        vectors = -(-sizes.keys // self.lanes)
-        soft = contract_cost.seconds(rows * vectors * _SOFTMAX / core.vectors)
-        pack = contract_cost.seconds(vectors * sizes.depth * (_PACK + log2(self.lanes)) / core.vectors)
+        sizes, isa = self.sizes, self.isa
+        rows = _block(sizes, machine)
+        part = self._part(rows, machine)
+        soft = rows * -(-sizes.keys // self.lanes) * _SOFTMAX / contract_cost.core_of(isa, machine).vectors
+        each = contract_cost.seconds(soft)
+        packing, found = 0.0, {}
+        for name, operand, problem in (
+            ("keys", self.k, sizes.of_scores(rows)), ("values", self.v, sizes.of_values(rows, part)),
+        ):  # fmt: skip
+            tiles = contract.choose(problem, isa, machine)
+            pack = self._pack_seconds(problem, machine)
+            direct = self.direct(operand)
+            if direct is not None and pack > self._conflict_seconds(problem, tiles, direct[1].strides[-2], machine):
+                problem, pack = replace(problem, w_k_stride=direct[1].strides[-2]), 0.0
+                tiles = contract.choose(problem, isa, machine)
+            times = sizes.keys / part if operand == self.v else 1.0
+            each += times * contract.predicted_seconds(problem, tiles, isa, machine)
+            packing += pack if operand == self.k else times * pack
+            found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
         count = -(-sizes.queries // rows)
-        seconds = prod(sizes.batch) * (pack + count * (scores + soft + mixed))
-        return {
-            "rows": rows, "chunk": chunk, "scores": best.to_json(), "mixed": tiles.to_json(),
-            "predicted_us": round(seconds * 1e6, 3),
-        }  # fmt: skip
+        seconds = prod(sizes.batch) * (packing + count * each)
+        return {"rows": rows, "part": part, **found, "predicted_us": round(seconds * 1e6, 3)}
 
-    def _chunks(self, rows: int, machine: Machine) -> list[tuple[float, int, Schedule]]:
-        """(predicted seconds, keys at a time, tiles) of ways to multiply a strip with v."""
-        found, chunk = [], self.sizes.keys
-        while True:
-            problem = self.sizes.of_values(rows, chunk, self._step())
-            tiles = contract.choose(problem, self.isa, machine)
-            seconds = contract.predicted_seconds(problem, tiles, self.isa, machine)
-            found.append((seconds * self.sizes.keys / chunk, chunk, tiles))
-            if chunk <= _LINE:
-                return found
-            chunk = -(-chunk // 2)
+    def _part(self, rows: int, machine: Machine) -> int:
+        """How many keys a part of v has: what a tile reads again and again is in L1."""
+        part = self.sizes.keys
+        while part > _LINE:
+            tiles = contract.choose(self.sizes.of_values(rows, part), self.isa, machine)
+            if contract_cost.level_of(4 * part * (tiles.nr * self.lanes + tiles.mr), machine) == 0:
+                break
+            part = -(-part // 2)
+        return part
+
+    def _pack_seconds(self, problem: Contraction, machine: Machine) -> float:
+        """The time to pack the right operand of a product."""
+        vectors = -(-int(problem.n) // self.lanes) * int(problem.runs[0].length)
+        core = contract_cost.core_of(self.isa, machine)
+        return contract_cost.seconds(vectors * (_PACK / core.vectors + self.lanes * 4 / core.bandwidth[1]))
+
+    def _conflict_seconds(self, problem: Contraction, tiles: Schedule, step: int, machine: Machine) -> float:
+        """The time that reading the right operand where it lies takes longer, because its rows compete for L1."""
+        depth, core = int(problem.runs[0].length), contract_cost.core_of(self.isa, machine)
+        if not contract_cost.rows_compete(4 * step, depth, tiles.nr * self.lanes * 4, core):
+            return 0.0
+        again = -(-problem.rows.extent // tiles.mr) - 1
+        lines = -(-int(problem.n) // self.lanes) * depth * self.lanes * 4
+        return contract_cost.seconds(again * lines / core.bandwidth[1])
+
+    def direct(self, name: str) -> tuple[str, Layout] | None:
+        """(input, layout) of an operand that lies in memory as it is, perhaps transposed; None where it is computed."""
+        node = self.producers.get(name)
+        if node is None:
+            return name, self.layouts[name]
+        if node.op == TRANSPOSE and keeps_last(node) and node.inputs[0] not in self.producers:
+            return node.inputs[0], _permuted(self.layouts[node.inputs[0]], node)
+        return None
 
     # --- operands ---
 
     def operands(self, schedule: Mapping[str, Any]) -> list[tuple[str, np.ndarray | None]]:
         """The kernel's inputs in order: (body input name, constant or None)."""
         return [(value.name, self.constants.get(value.name)) for value in self.body.inputs]
-
-    def _step(self) -> Expr:
-        return self._v_layout().strides[-2]
-
-    def _v_layout(self) -> Layout:
-        """v (..., keys, width) as it lies in memory."""
-        node = self.producers.get(self.v)
-        return self.layouts[self.v] if node is None else _permuted(self.layouts[node.inputs[0]], node)
 
     # --- code ---
 
@@ -208,15 +240,15 @@ class AttentionRegion:
         return k.func
 
 
+def _scratch_operand(name: str, count: int) -> Operand:
+    return Operand(name, "float32", Layout.dense((count,)), aligned_stack("float32", count))
+
+
 def _permuted(layout: Layout, node: Node) -> Layout:
     """The layout of a transpose's result in the memory of its input."""
     axes = [axis % len(layout.shape) for axis in node.attrs["axes"]]
     shape, strides, halo = (tuple(of[a] for a in axes) for of in (layout.shape, layout.strides, layout.halo))
     return replace(layout, shape=shape, strides=strides, halo=halo)
-
-
-def _scratch_operand(name: str, count: int) -> Operand:
-    return Operand(name, "float32", Layout.dense((count,)), aligned_stack("float32", count))
 
 
 class _Emitter:
@@ -227,14 +259,18 @@ class _Emitter:
     ) -> None:
         self.region, self.named, self.y, self.isa, self.lanes = region, named, y, region.isa, region.lanes
         self.body, self.sizes, self.values = region.body, region.sizes, region.values
-        self.rows, self.chunk = int(schedule["rows"]), int(schedule["chunk"])
-        self.tiles = {key: Schedule.from_json(schedule[key]) for key in ("scores", "mixed")}
-        self.panel = _scratch_operand("panel", self.sizes.panel())
+        self.rows, self.part = int(schedule["rows"]), int(schedule["part"])
+        chosen = {key: dict(schedule[key]) for key in ("keys", "values")}
+        self.packs = {key: values.pop("packed") for key, values in chosen.items()}
+        self.tiles = {key: Schedule.from_json(values) for key, values in chosen.items()}
+        if self.packs["keys"]:
+            self.panel = _scratch_operand("panel", self.sizes.panel())
         self.queries = _scratch_operand("queries", self.rows * self.sizes.depth_stride())
         self.strip = _scratch_operand("strip", self.rows * self.sizes.stride())
-        self.width = -(-self.sizes.width // self.lanes) * self.lanes
-        self.parts = self.chunk < self.sizes.keys
-        self.sums = _scratch_operand("sums", self.rows * self.width) if self.parts else None
+        if self.packs["values"]:
+            self.packed_v = _scratch_operand("packed", self.part * self.sizes.width_stride())
+        several = self.part < self.sizes.keys
+        self.sums = _scratch_operand("sums", self.rows * self.sizes.width_stride()) if several else None
 
     def run(self, share: Share | None) -> None:
         """Emit everything. The last block begins earlier where the queries are no multiple of a block."""
@@ -248,7 +284,8 @@ class _Emitter:
 
         with ExitStack() as frames:
             place = tuple(frames.enter_context(shared_loop(n, part(i))) for i, n in enumerate(sizes.batch))
-            self.pack(place)
+            if self.packs["keys"]:
+                self.pack_keys(place)
             with shared_loop(count, part(len(sizes.batch))) as block:
                 begin = simplify(block * self.rows)
                 if sizes.queries % self.rows:
@@ -265,26 +302,41 @@ class _Emitter:
         outer = (0 if is_one(n) else i for n, i in zip(shape, used, strict=True))
         return tuple(whole_index(i) for i in (*outer, *inner))
 
-    # --- k ---
+    # --- k and v ---
 
-    def pack(self, place: Sequence[Expr]) -> None:
-        """Pack the keys at a place of the batch, as `contract.pack` does with weights."""
-        sizes, lanes = self.sizes, self.lanes
+    def pack_keys(self, place: Sequence[Expr]) -> None:
+        """Pack k at a place of the batch."""
         node = self._turned()
-        for part in cut_channels(sizes.keys, self.tiles["scores"].nr, lanes):
+        if node is None:
+            self._pack(self.panel, self.tiles["keys"], self.region.k, place, 0, self.sizes.depth, self.sizes.keys)
+            return
+        for vector, ragged, at in self._vectors(self.tiles["keys"], self.sizes.depth, self.sizes.keys):
+            self._turn(node, place, vector, ragged, at)
+
+    def _pack(
+        self, panel: Operand, tiles: Schedule, name: str, place: Sequence[Expr], begin: Expr, depth: int, n: int
+    ) -> None:  # fmt: skip
+        """Pack `depth` rows of a right operand from row `begin` on, as `contract.pack` does with weights."""
+        for channel, ragged, at in self._vectors(tiles, depth, n):
+            mask = let(tail_mask(T.int32(ragged), self.lanes)) if ragged else None
+            with loop(depth) as k:
+                index = self._index(name, place, (simplify(begin + k), channel))
+                value = self._evaluator().value(name, index, self.lanes, mask)
+                T.buffer_store(panel.buffer, value, [positions(at(k), self.lanes)])
+
+    def _vectors(self, tiles: Schedule, depth: int, n: int) -> Iterator[tuple[Expr, int, Callable[[Expr], Expr]]]:
+        """Each vector of a packed operand: its first channel, how many channels the last one has (else 0), and where
+        its k lie. To be iterated to the end: the loops around a vector are closed behind it."""
+        for part in cut_channels(n, tiles.nr, self.lanes):
             with each(part) as vector:
-                base = simplify(vector * (sizes.depth * lanes))
+                base = let(whole_index(simplify(vector * (depth * self.lanes))))
                 for j in range(part.size):
                     ragged = part.ragged if j == part.size - 1 else 0
-                    key = simplify((vector + j) * lanes)
+                    at = partial(self._packed_at, base, part.size, j)
+                    yield simplify((vector + j) * self.lanes), ragged, at
 
-                    def at(k: Expr, base: Expr = base, size: int = part.size, j: int = j) -> Expr:
-                        return simplify(base + (k * size + j) * lanes)
-
-                    if node is None:
-                        self._copy(place, key, ragged, at)
-                    else:
-                        self._turn(node, place, key, ragged, at)
+    def _packed_at(self, base: Expr, size: int, j: int, k: Expr) -> Expr:
+        return simplify(base + (k * size + j) * self.lanes)
 
     def _turned(self) -> Node | None:
         """The transpose in the region that makes k from rows of keys."""
@@ -294,13 +346,6 @@ class _Emitter:
                 return None if keeps_last(node) else node
             name = next(n for n in node.inputs if n not in self.body.constants and n not in self.region.constants)
         return None
-
-    def _copy(self, place: Sequence[Expr], key: Expr, ragged: Any, at: Any) -> None:
-        mask = let(tail_mask(T.int32(ragged), self.lanes)) if ragged else None
-        with loop(self.sizes.depth) as k:
-            index = self._index(self.region.k, place, (k, key))
-            value = self._evaluator().value(self.region.k, index, self.lanes, mask)
-            T.buffer_store(self.panel.buffer, value, [positions(at(k), self.lanes)])
 
     def _turn(self, node: Node, place: Sequence[Expr], key: Expr, ragged: Any, at: Any) -> None:
         """A vector of keys: squares of rows are turned in registers."""
@@ -375,49 +420,56 @@ class _Emitter:
             # Lanes behind the last key lie in the strip's own margin.
             strip.store(index, evaluator.value(made, index, lanes, mask), lanes)
 
-        problem = self.sizes.of_scores(self.rows)
-        contract.emit(problem, self.tiles["scores"], self.isa, self.queries, self.panel, None, store)
+        if self.packs["keys"]:
+            problem, k = self.sizes.of_scores(self.rows), self.panel
+        else:
+            k, step, first = self._lying(self.region.k, place, 0)
+            problem = self.sizes.of_scores(self.rows, step, first)
+        contract.emit(problem, self.tiles["keys"], self.isa, self.queries, k, None, store)
+
+    def _lying(self, name: str, place: Sequence[Expr], row: Expr) -> tuple[Operand, Expr, Expr]:
+        """A right operand that is read where it lies: its memory, the step of its rows, the position of row `row`."""
+        found = self.region.direct(name)
+        assert found is not None
+        source, layout = found
+        outer = self._index(name, place, (row, 0))
+        return self.named[source], layout.strides[-2], let(whole_index(layout.flat(outer)))
 
     def _values(self, place: tuple[Expr, ...], begin: Expr) -> None:
         """Multiply the strip with v, a part of the keys at a time."""
-        v, layout = self._v()
-        steps = zip(layout.shape[:-2], layout.strides[:-2], place[len(place) - len(layout.shape) + 2 :], strict=True)
-        first = simplify(layout.offset + sum((0 if is_one(n) else i * s for n, s, i in steps), 0))
+        sums, width, stride = self.sums, self.sizes.width, self.sizes.width_stride()
 
         def finish(_: Sequence[Expr], row: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
             self._finish((*place, simplify(begin + row), channel), acc, lanes, mask)
 
         def add(_: Sequence[Expr], row: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
-            assert self.sums is not None
-            at = positions(simplify(row * self.width + channel), lanes)
-            T.buffer_store(self.sums.buffer, self.sums.buffer[at] + acc, [at])
+            assert sums is not None
+            at = positions(simplify(row * stride + channel), lanes)
+            T.buffer_store(sums.buffer, sums.buffer[at] + acc, [at])
 
-        if self.sums is not None:
-            self._each_sum(lambda row, piece, at: T.buffer_store(self.sums.buffer, self._zero(), [at]))
-        for segment in cut(self.sizes.keys, self.chunk):
+        if sums is not None:
+            self._each_sum(lambda row, piece, at: T.buffer_store(sums.buffer, splat(T.float32(0), self.lanes), [at]))
+        tiles = self.tiles["values"]
+        for segment in cut(self.sizes.keys, self.part):
             with each(segment) as key:
-                at = let(whole_index(simplify(first + key * layout.strides[-2])))
-                problem = self.sizes.of_values(self.rows, segment.size, layout.strides[-2], key, at)
-                store = finish if self.sums is None else add
-                contract.emit(problem, self.tiles["mixed"], self.isa, self.strip, v, None, store)
-        if self.sums is not None:
+                if self.packs["values"]:
+                    v, step, first = self.packed_v, None, 0
+                    self._pack(v, tiles, self.region.v, place, key, segment.size, width)
+                else:
+                    v, step, first = self._lying(self.region.v, place, key)
+                problem = self.sizes.of_values(self.rows, segment.size, key, step, first)
+                contract.emit(problem, tiles, self.isa, self.strip, v, None, finish if sums is None else add)
+        if sums is not None:
             self._each_sum(
-                lambda row, piece, at: finish((), row, piece.base, let(self.sums.buffer[at]), self.lanes, piece.mask)
+                lambda row, piece, at: finish((), row, piece.base, let(sums.buffer[at]), self.lanes, piece.mask)
             )
-
-    def _v(self) -> tuple[Operand, Layout]:
-        node = self.region.producers.get(self.region.v)
-        return self.named[self.region.v if node is None else node.inputs[0]], self.region._v_layout()
-
-    def _zero(self) -> Expr:
-        return splat(T.float32(0), self.lanes)
 
     def _each_sum(self, visit: Any) -> None:
         with loop(self.rows) as row:
 
             def several(pieces: list[Piece]) -> None:
                 for piece in pieces:
-                    visit(row, piece, positions(simplify(row * self.width + piece.base), self.lanes))
+                    visit(row, piece, positions(simplify(row * self.sizes.width_stride() + piece.base), self.lanes))
 
             sweep(self.sizes.width, self.lanes, 4, several)
 
