@@ -45,18 +45,23 @@ _SOFTMAX = 30  # instructions for a vector of scores: three passes and an expone
 
 @dataclass(frozen=True)
 class Sizes:
-    """Extents of one attention, of which all are known: places of the batch, queries, keys, and what a key and a
-    value have."""
+    """Extents of one attention: places of the batch, which may be symbolic, queries, keys, and what a key and a value
+    have."""
 
-    batch: tuple[int, ...]
+    batch: tuple[Expr, ...]
     queries: int
     keys: int
     depth: int
     width: int
 
+    @property
+    def places(self) -> int:
+        """How many places the batch has, a symbolic extent counting as one."""
+        return prod(n for n in self.batch if isinstance(n, int))
+
     @staticmethod
     def of(body: Graph) -> Sizes:
-        """The sizes of a body without symbols."""
+        """The sizes of a body."""
         scores, _, mixed = products(body)
         *batch, queries, keys = scores.output.shape
         return Sizes(tuple(batch), queries, keys, body.values()[scores.inputs[0]].shape[-1], mixed.output.shape[-1])
@@ -78,11 +83,14 @@ class Sizes:
         """Elements of the packed keys."""
         return -(-self.keys // _LINE) * _LINE * self.depth
 
-    def of_scores(self, rows: int, step: Expr = None, first: Expr = 0) -> Contraction:
-        """A block of queries times k: packed, or as it lies from `first` on, its rows `step` apart."""
-        axis, run = Axis(rows, self.depth_stride()), Run(0, self.depth)
+    def of_scores(
+        self, rows: int, q_step: Expr, q_first: Expr = 0, step: Expr = None, first: Expr = 0
+    ) -> Contraction:  # fmt: skip
+        """A block of queries, `q_step` apart from `q_first` on, times k: packed, or from `first` on, its rows `step`
+        apart."""
+        axis, run = Axis(rows, q_step), Run(0, self.depth)
         return Contraction(
-            "float32", "float32", 0, (), axis, (run,), self.keys, w_k_stride=step, w_offset=first
+            "float32", "float32", q_first, (), axis, (run,), self.keys, w_k_stride=step, w_offset=first
         )  # fmt: skip
 
     def of_values(self, rows: int, keys: int, begin: Expr = 0, step: Expr = None, first: Expr = 0) -> Contraction:
@@ -103,11 +111,11 @@ def unfit(body: Graph, isa: Isa, machine: Machine) -> str | None:
     ranks = [len(values[name].shape) for name in (*scores.inputs, mixed.inputs[1])]
     if min(ranks) < 2 or not _broadcasts(mixed.output.shape[:-2], scores.output.shape[:-2]):
         return "the values have batch dimensions that the scores do not have"
-    extents = [d for name in (*scores.inputs, *mixed.inputs) for d in values[name].shape]
+    extents = [d for name in (*scores.inputs, *mixed.inputs) for d in values[name].shape[-2:]]
     if not all(isinstance(d, int) for d in extents):
         return "the number of queries or keys is known only when running"
     sizes = Sizes.of(body)
-    if 0 in (*sizes.batch, sizes.queries, sizes.keys, sizes.depth, sizes.width):
+    if 0 in (sizes.places, sizes.queries, sizes.keys, sizes.depth, sizes.width):
         return "it is empty"
     if _scratch(sizes, 1) > _MOST_SCRATCH:
         return f"the packed keys and a row of scores are {_scratch(sizes, 1)} bytes, more than fit the stack"
@@ -129,7 +137,7 @@ def _block(sizes: Sizes, machine: Machine) -> int:
 
     There are at least four blocks of all batches, for threads to share.
     """
-    rows, least = sizes.queries, -(-4 // prod(sizes.batch))
+    rows, least = sizes.queries, -(-4 // sizes.places)
     while rows > 1 and contract_cost.level_of(4 * rows * sizes.stride(), machine) > 1:
         rows = -(-rows // 2)
     count = max(-(-sizes.queries // rows), min(least, sizes.queries))
@@ -161,7 +169,7 @@ class AttentionRegion:
         each = contract_cost.seconds(soft)
         packing, found = 0.0, {}
         for name, operand, problem in (
-            ("keys", self.k, sizes.of_scores(rows)), ("values", self.v, sizes.of_values(rows, part)),
+            ("keys", self.k, sizes.of_scores(rows, self.q_step())), ("values", self.v, sizes.of_values(rows, part)),
         ):  # fmt: skip
             tiles = contract.choose(problem, isa, machine)
             pack = self._pack_seconds(problem, machine)
@@ -174,15 +182,15 @@ class AttentionRegion:
             packing += pack if operand == self.k else times * pack
             found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
         count = -(-sizes.queries // rows)
-        seconds = prod(sizes.batch) * (packing + count * each)
+        seconds = sizes.places * (packing + count * each)
         return {"rows": rows, "part": part, **found, "predicted_us": round(seconds * 1e6, 3)}
 
     def _part(self, rows: int, machine: Machine) -> int:
-        """How many keys a part of v has: what a tile reads again and again is in L1."""
+        """How many keys a part of v has: what the tiles read again and again is in L1."""
         part = self.sizes.keys
         while part > _LINE:
             tiles = contract.choose(self.sizes.of_values(rows, part), self.isa, machine)
-            if contract_cost.level_of(4 * part * (tiles.nr * self.lanes + tiles.mr), machine) == 0:
+            if rows <= tiles.mr or contract_cost.level_of(4 * part * (tiles.nr * self.lanes + tiles.mr), machine) == 0:
                 break
             part = -(-part // 2)
         return part
@@ -201,6 +209,11 @@ class AttentionRegion:
         again = -(-problem.rows.extent // tiles.mr) - 1
         lines = -(-int(problem.n) // self.lanes) * depth * self.lanes * 4
         return contract_cost.seconds(again * lines / core.bandwidth[1])
+
+    def q_step(self) -> Expr:
+        """Elements from one query to the next, where they are read: in place, or copied because they are computed."""
+        direct = self.direct(self.q)
+        return self.sizes.depth_stride() if direct is None else direct[1].strides[-2]
 
     def direct(self, name: str) -> tuple[str, Layout] | None:
         """(input, layout) of an operand that lies in memory as it is, perhaps transposed; None where it is computed."""
@@ -265,7 +278,8 @@ class _Emitter:
         self.tiles = {key: Schedule.from_json(values) for key, values in chosen.items()}
         if self.packs["keys"]:
             self.panel = _scratch_operand("panel", self.sizes.panel())
-        self.queries = _scratch_operand("queries", self.rows * self.sizes.depth_stride())
+        if region.direct(region.q) is None:
+            self.queries = _scratch_operand("queries", self.rows * self.sizes.depth_stride())
         self.strip = _scratch_operand("strip", self.rows * self.sizes.stride())
         if self.packs["values"]:
             self.packed_v = _scratch_operand("packed", self.part * self.sizes.width_stride())
@@ -380,7 +394,6 @@ class _Emitter:
 
     def block(self, place: tuple[Expr, ...], begin: Expr) -> None:
         """All of the queries from `begin` on that are in one block."""
-        self._copy_queries(place, begin)
         strip = self._strip(begin)
         self._scores(place, begin, strip)
         named = {**self.named, self.region.softmax.inputs[0]: strip}
@@ -398,7 +411,10 @@ class _Emitter:
         layout = Layout(shape, strides, simplify(-begin * stride), self.rows * stride, halo)
         return replace(self.strip, layout=layout)
 
-    def _copy_queries(self, place: Sequence[Expr], begin: Expr) -> None:
+    def _queries(self, place: Sequence[Expr], begin: Expr) -> tuple[Operand, Expr, Expr]:
+        """The block's queries: their memory, the step from one to the next, the position of the first."""
+        if self.region.direct(self.region.q) is not None:
+            return self._lying(self.region.q, place, begin)
         with loop(self.rows) as row:
 
             def visit(pieces: list[Piece]) -> None:
@@ -409,6 +425,7 @@ class _Emitter:
                     T.buffer_store(self.queries.buffer, value, [positions(at, self.lanes)])
 
             sweep(self.sizes.depth, self.lanes, 4, visit)
+        return self.queries, self.sizes.depth_stride(), 0
 
     def _scores(self, place: tuple[Expr, ...], begin: Expr, strip: Operand) -> None:
         made = self.region.softmax.inputs[0]
@@ -420,15 +437,13 @@ class _Emitter:
             # Lanes behind the last key lie in the strip's own margin.
             strip.store(index, evaluator.value(made, index, lanes, mask), lanes)
 
-        if self.packs["keys"]:
-            problem, k = self.sizes.of_scores(self.rows), self.panel
-        else:
-            k, step, first = self._lying(self.region.k, place, 0)
-            problem = self.sizes.of_scores(self.rows, step, first)
-        contract.emit(problem, self.tiles["keys"], self.isa, self.queries, k, None, store)
+        q, q_step, q_first = self._queries(place, begin)
+        k, step, first = (self.panel, None, 0) if self.packs["keys"] else self._lying(self.region.k, place, 0)
+        problem = self.sizes.of_scores(self.rows, q_step, q_first, step, first)
+        contract.emit(problem, self.tiles["keys"], self.isa, q, k, None, store)
 
     def _lying(self, name: str, place: Sequence[Expr], row: Expr) -> tuple[Operand, Expr, Expr]:
-        """A right operand that is read where it lies: its memory, the step of its rows, the position of row `row`."""
+        """An operand that is read where it lies: its memory, the step of its rows, the position of row `row`."""
         found = self.region.direct(name)
         assert found is not None
         source, layout = found
