@@ -102,7 +102,7 @@ class AttentionFinder:
 
     def _after(self, softmax: Node) -> list[Node] | None:
         """What follows a softmax element by element, and last the product with the values."""
-        made, found = {softmax.output.name}, []
+        made, found = {softmax.output.name}, list[Node]()
         for node in self.nodes[self.order[softmax.output.name] + 1 :]:
             if not made & set(node.inputs):
                 continue

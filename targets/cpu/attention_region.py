@@ -36,7 +36,7 @@ from dlc.targets.cpu.kernels.transpose import interleave
 from dlc.targets.layout import Layout, simplify
 
 KIND = "attention"
-_MOST_SCRATCH = 2 << 20  # bytes: they lie on the stack
+_MOST_L2 = 1 << 20  # bytes: scratch lies on the stack
 _SHARED_MICROSECONDS = 10.0  # predicted time from which on a kernel is shared out
 _LINE = 16  # float32 of a cache line
 _PACK = 3  # instructions to load, compute and store one vector of k
@@ -79,18 +79,13 @@ class Sizes:
         """Elements from one row of sums to the next, and of a packed row of v."""
         return -(-self.width // _LINE) * _LINE
 
-    def panel(self) -> int:
-        """Elements of the packed keys."""
-        return -(-self.keys // _LINE) * _LINE * self.depth
-
     def of_scores(
-        self, rows: int, q_step: Expr, q_first: Expr = 0, step: Expr = None, first: Expr = 0
+        self, rows: int, keys: int, q_step: Expr, q_first: Expr = 0, step: Expr = None, first: Expr = 0
     ) -> Contraction:  # fmt: skip
-        """A block of queries, `q_step` apart from `q_first` on, times k: packed, or from `first` on, its rows `step`
-        apart."""
+        """A block of queries, `q_step` apart from `q_first` on, times keys: packed, or from `first` on."""
         axis, run = Axis(rows, q_step), Run(0, self.depth)
         return Contraction(
-            "float32", "float32", q_first, (), axis, (run,), self.keys, w_k_stride=step, w_offset=first
+            "float32", "float32", q_first, (), axis, (run,), keys, w_k_stride=step, w_offset=first
         )  # fmt: skip
 
     def of_values(self, rows: int, keys: int, begin: Expr = 0, step: Expr = None, first: Expr = 0) -> Contraction:
@@ -101,7 +96,7 @@ class Sizes:
         )  # fmt: skip
 
 
-def unfit(body: Graph, isa: Isa, machine: Machine) -> str | None:
+def unfit(body: Graph) -> str | None:
     """Why attention is better left to three kernels; None where one is faster."""
     values = body.values()
     scores, _, mixed = products(body)
@@ -117,8 +112,8 @@ def unfit(body: Graph, isa: Isa, machine: Machine) -> str | None:
     sizes = Sizes.of(body)
     if 0 in (sizes.places, sizes.queries, sizes.keys, sizes.depth, sizes.width):
         return "it is empty"
-    if _scratch(sizes, 1) > _MOST_SCRATCH:
-        return f"the packed keys and a row of scores are {_scratch(sizes, 1)} bytes, more than fit the stack"
+    if 4 * sizes.stride() > _MOST_L2:
+        return f"a row of {sizes.keys} scores is more than the stack takes"
     return None
 
 
@@ -126,10 +121,17 @@ def _broadcasts(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(simplify(x - y) == 0 for x, y in zip(a, b, strict=True))
 
 
-def _scratch(sizes: Sizes, rows: int) -> int:
-    """Bytes on the stack."""
-    every = sizes.panel() + sizes.keys * sizes.width_stride()
-    return 4 * (every + rows * (sizes.stride() + sizes.depth_stride() + sizes.width_stride()))
+def _l2(machine: Machine) -> int:
+    """What of L2 is made use of: half for packed keys, three quarters for a strip, both of which lie on the stack."""
+    return min(machine.l2, _MOST_L2)
+
+
+def _panel(sizes: Sizes, machine: Machine) -> int:
+    """How many keys are packed at a time: all if they take half of L2, else a part, for each block again."""
+    keys = sizes.keys
+    while keys > _LINE and 4 * keys * sizes.depth > _l2(machine) // 2:
+        keys = -(-keys // (2 * _LINE)) * _LINE
+    return keys
 
 
 def _block(sizes: Sizes, machine: Machine) -> int:
@@ -138,7 +140,7 @@ def _block(sizes: Sizes, machine: Machine) -> int:
     There are at least four blocks of all batches, for threads to share.
     """
     rows, least = sizes.queries, -(-4 // sizes.places)
-    while rows > 1 and contract_cost.level_of(4 * rows * sizes.stride(), machine) > 1:
+    while rows > 1 and contract_cost.level_of(4 * rows * sizes.stride(), replace(machine, l2=_l2(machine))) > 1:
         rows = -(-rows // 2)
     count = max(-(-sizes.queries // rows), min(least, sizes.queries))
     return -(-sizes.queries // count)
@@ -163,27 +165,26 @@ class AttentionRegion:
     def choose(self, machine: Machine) -> dict[str, Any]:
         """How many queries a block has, in how many keys at a time v is read, and the tiles of both products."""
         sizes, isa = self.sizes, self.isa
-        rows = _block(sizes, machine)
+        rows, panel = _block(sizes, machine), _panel(sizes, machine)
         part = self._part(rows, machine)
         soft = rows * -(-sizes.keys // self.lanes) * _SOFTMAX / contract_cost.core_of(isa, machine).vectors
         each = contract_cost.seconds(soft)
+        count = -(-sizes.queries // rows)
         packing, found = 0.0, {}
-        for name, operand, problem in (
-            ("keys", self.k, sizes.of_scores(rows, self.q_step())), ("values", self.v, sizes.of_values(rows, part)),
-        ):  # fmt: skip
+        problems = (sizes.of_scores(rows, panel, self.q_step()), sizes.of_values(rows, part))
+        for name, operand, problem in zip(("keys", "values"), (self.k, self.v), problems, strict=True):
             tiles = contract.choose(problem, isa, machine)
             pack = self._pack_seconds(problem, machine)
             direct = self.direct(operand)
             if direct is not None and pack > self._conflict_seconds(problem, tiles, direct[1].strides[-2], machine):
                 problem, pack = replace(problem, w_k_stride=direct[1].strides[-2]), 0.0
                 tiles = contract.choose(problem, isa, machine)
-            times = sizes.keys / part if operand == self.v else 1.0
+            times = sizes.keys / (part if operand == self.v else panel)
             each += times * contract.predicted_seconds(problem, tiles, isa, machine)
-            packing += pack if operand == self.k else times * pack
+            packing += pack * times * (1 if operand == self.k and panel == sizes.keys else count)
             found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
-        count = -(-sizes.queries // rows)
         seconds = sizes.places * (packing + count * each)
-        return {"rows": rows, "part": part, **found, "predicted_us": round(seconds * 1e6, 3)}
+        return {"rows": rows, "panel": panel, "part": part, **found, "predicted_us": round(seconds * 1e6, 3)}
 
     def _part(self, rows: int, machine: Machine) -> int:
         """How many keys a part of v has: what the tiles read again and again is in L1."""
@@ -272,12 +273,12 @@ class _Emitter:
     ) -> None:
         self.region, self.named, self.y, self.isa, self.lanes = region, named, y, region.isa, region.lanes
         self.body, self.sizes, self.values = region.body, region.sizes, region.values
-        self.rows, self.part = int(schedule["rows"]), int(schedule["part"])
+        self.rows, self.keys, self.part = (int(schedule[n]) for n in ("rows", "panel", "part"))
         chosen = {key: dict(schedule[key]) for key in ("keys", "values")}
         self.packs = {key: values.pop("packed") for key, values in chosen.items()}
         self.tiles = {key: Schedule.from_json(values) for key, values in chosen.items()}
         if self.packs["keys"]:
-            self.panel = _scratch_operand("panel", self.sizes.panel())
+            self.panel = _scratch_operand("panel", -(-self.keys // _LINE) * _LINE * self.sizes.depth)
         if region.direct(region.q) is None:
             self.queries = _scratch_operand("queries", self.rows * self.sizes.depth_stride())
         self.strip = _scratch_operand("strip", self.rows * self.sizes.stride())
@@ -298,8 +299,8 @@ class _Emitter:
 
         with ExitStack() as frames:
             place = tuple(frames.enter_context(shared_loop(n, part(i))) for i, n in enumerate(sizes.batch))
-            if self.packs["keys"]:
-                self.pack_keys(place)
+            if self.packs["keys"] and self.keys == sizes.keys:
+                self.pack_keys(place, 0, self.keys)
             with shared_loop(count, part(len(sizes.batch))) as block:
                 begin = simplify(block * self.rows)
                 if sizes.queries % self.rows:
@@ -318,25 +319,31 @@ class _Emitter:
 
     # --- k and v ---
 
-    def pack_keys(self, place: Sequence[Expr]) -> None:
-        """Pack k at a place of the batch."""
-        node = self._turned()
-        if node is None:
-            self._pack(self.panel, self.tiles["keys"], self.region.k, place, 0, self.sizes.depth, self.sizes.keys)
-            return
-        for vector, ragged, at in self._vectors(self.tiles["keys"], self.sizes.depth, self.sizes.keys):
-            self._turn(node, place, vector, ragged, at)
+    def pack_keys(self, place: Sequence[Expr], first: Expr, count: int) -> None:
+        """Pack `count` keys from key `first` on at a place of the batch."""
+        node, depth = self._turned(), self.sizes.depth
+        for vector, ragged, at in self._vectors(self.tiles["keys"], depth, count):
+            key = simplify(first + vector)
+            if node is None:
+                self._copy(self.panel, self.region.k, place, 0, depth, key, ragged, at)
+            else:
+                self._turn(node, place, key, ragged, at)
 
-    def _pack(
-        self, panel: Operand, tiles: Schedule, name: str, place: Sequence[Expr], begin: Expr, depth: int, n: int
+    def pack_values(self, place: Sequence[Expr], first: Expr, count: int) -> None:
+        """Pack the values of `count` keys from key `first` on."""
+        for channel, ragged, at in self._vectors(self.tiles["values"], count, self.sizes.width):
+            self._copy(self.packed_v, self.region.v, place, first, count, channel, ragged, at)
+
+    def _copy(
+        self, panel: Operand, name: str, place: Sequence[Expr], first: Expr, depth: int, channel: Expr, ragged: int,
+        at: Callable[[Expr], Expr],
     ) -> None:  # fmt: skip
-        """Pack `depth` rows of a right operand from row `begin` on, as `contract.pack` does with weights."""
-        for channel, ragged, at in self._vectors(tiles, depth, n):
-            mask = let(tail_mask(T.int32(ragged), self.lanes)) if ragged else None
-            with loop(depth) as k:
-                index = self._index(name, place, (simplify(begin + k), channel))
-                value = self._evaluator().value(name, index, self.lanes, mask)
-                T.buffer_store(panel.buffer, value, [positions(at(k), self.lanes)])
+        """A vector of channels: `depth` rows from row `first` on."""
+        mask = let(tail_mask(T.int32(ragged), self.lanes)) if ragged else None
+        with loop(depth) as k:
+            index = self._index(name, place, (simplify(first + k), channel))
+            value = self._evaluator().value(name, index, self.lanes, mask)
+            T.buffer_store(panel.buffer, value, [positions(at(k), self.lanes)])
 
     def _vectors(self, tiles: Schedule, depth: int, n: int) -> Iterator[tuple[Expr, int, Callable[[Expr], Expr]]]:
         """Each vector of a packed operand: its first channel, how many channels the last one has (else 0), and where
@@ -378,10 +385,10 @@ class _Emitter:
         rows = []
         for i in range(ragged or lanes):
             turned = self._index(node.output.name, place, (k, simplify(key + i)))
-            index: list[Expr] = [0] * len(turned)
+            straight: list[Expr] = [0] * len(turned)
             for position, axis in enumerate(node.attrs["axes"]):
-                index[axis % len(turned)] = turned[position]
-            rows.append(evaluator.value(source, index, lanes, mask))
+                straight[axis % len(turned)] = turned[position]
+            rows.append(evaluator.value(source, straight, lanes, mask))
         rows += [splat(T.float32(0), lanes)] * (lanes - len(rows))
         keys = let(tail_mask(T.int32(ragged), lanes)) if ragged else None
         for i, vector in enumerate(interleave(rows)[:depth]):
@@ -429,30 +436,40 @@ class _Emitter:
 
     def _scores(self, place: tuple[Expr, ...], begin: Expr, strip: Operand) -> None:
         made = self.region.softmax.inputs[0]
+        q, q_step, q_first = self._queries(place, begin)
 
-        def store(_: Sequence[Expr], row: Expr, key: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
+        def store(part: Expr, _: Sequence[Expr], row: Expr, key: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
             evaluator = self._evaluator()
             evaluator.bind(self.region.scores.output.name, acc)
-            index = (*(whole_index(i) for i in place), whole_index(simplify(begin + row)), key)
+            index = (*(whole_index(i) for i in place), *(whole_index(simplify(i)) for i in (begin + row, part + key)))
             # Lanes behind the last key lie in the strip's own margin.
             strip.store(index, evaluator.value(made, index, lanes, mask), lanes)
 
-        q, q_step, q_first = self._queries(place, begin)
-        k, step, first = (self.panel, None, 0) if self.packs["keys"] else self._lying(self.region.k, place, 0)
-        problem = self.sizes.of_scores(self.rows, q_step, q_first, step, first)
-        contract.emit(problem, self.tiles["keys"], self.isa, q, k, None, store)
+        for segment in cut(self.sizes.keys, self.keys):
+            with each(segment) as part:
+                k, step, first = self._keys(place, part, segment.size)
+                problem = self.sizes.of_scores(self.rows, segment.size, q_step, q_first, step, first)
+                contract.emit(problem, self.tiles["keys"], self.isa, q, k, None, partial(store, part))
 
-    def _lying(self, name: str, place: Sequence[Expr], row: Expr) -> tuple[Operand, Expr, Expr]:
-        """An operand that is read where it lies: its memory, the step of its rows, the position of row `row`."""
+    def _keys(self, place: Sequence[Expr], first: Expr, count: int) -> tuple[Operand, Expr, Expr]:
+        """`count` keys from key `first` on, packed or not: their memory, the step of its rows, where they begin."""
+        if not self.packs["keys"]:
+            return self._lying(self.region.k, place, 0, first)
+        if self.keys < self.sizes.keys:
+            self.pack_keys(place, first, count)
+        return self.panel, None, 0
+
+    def _lying(self, name: str, place: Sequence[Expr], row: Expr, column: Expr = 0) -> tuple[Operand, Expr, Expr]:
+        """An operand that is read where it lies: its memory, the step of its rows, the position of an element."""
         found = self.region.direct(name)
         assert found is not None
         source, layout = found
-        outer = self._index(name, place, (row, 0))
-        return self.named[source], layout.strides[-2], let(whole_index(layout.flat(outer)))
+        index = self._index(name, place, (row, column))
+        return self.named[source], layout.strides[-2], let(whole_index(layout.flat(index)))
 
     def _values(self, place: tuple[Expr, ...], begin: Expr) -> None:
         """Multiply the strip with v, a part of the keys at a time."""
-        sums, width, stride = self.sums, self.sizes.width, self.sizes.width_stride()
+        sums, stride = self.sums, self.sizes.width_stride()
 
         def finish(_: Sequence[Expr], row: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
             self._finish((*place, simplify(begin + row), channel), acc, lanes, mask)
@@ -469,7 +486,7 @@ class _Emitter:
             with each(segment) as key:
                 if self.packs["values"]:
                     v, step, first = self.packed_v, None, 0
-                    self._pack(v, tiles, self.region.v, place, key, segment.size, width)
+                    self.pack_values(place, key, segment.size)
                 else:
                     v, step, first = self._lying(self.region.v, place, key)
                 problem = self.sizes.of_values(self.rows, segment.size, key, step, first)

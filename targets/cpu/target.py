@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -75,7 +74,6 @@ class CpuTarget(Target):
         from dlc.targets.cpu import attention_region
         from dlc.targets.cpu.schedule import schedule_pass
 
-        unfit = partial(attention_region.unfit, isa=self.isa, machine=this_machine())
         return [
             row_updates.PASS,
             ring_buffers.PASS,
@@ -84,7 +82,7 @@ class CpuTarget(Target):
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,
-            regions.regions_pass(unfit),
+            regions.regions_pass(attention_region.unfit),
             halo.PASS,
             schedule_pass(self.isa, this_machine()),
         ]

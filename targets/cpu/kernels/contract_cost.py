@@ -164,7 +164,7 @@ def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
 
 
 def rows_compete(step: int, rows: int, length: int, core: Core) -> bool:
-    """Whether the same `length` bytes of `rows` rows, `step` bytes apart, do not stay in L1 together: see `_conflicts`."""
+    """Whether `length` bytes of each of `rows` rows, `step` bytes apart, do not fit L1 together: see `_conflicts`."""
     lines = -(-length // 64)
     sets = min(_WAY // 64, lines * (_WAY // gcd(step, _WAY)))
     return rows * lines > _OURS * sets * core.l1_ways

@@ -17,7 +17,6 @@ import dlc
 from dlc.hardware import this_machine
 from dlc.targets.cpu import attention_region
 from dlc.targets.cpu.attention_region import AttentionRegion, unfit
-from dlc.targets.cpu.isa import isa_by_name
 from dlc.targets.cpu.kernels.builder import symbolic
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
@@ -97,7 +96,11 @@ class Case:
         array = stored.transpose(axes)
         moved = self.body.node("relax.permute_dims", [self.input(stored)], array.shape, "float32", axes=axes)
         assert len(array.shape) == rank
-        return self.scaled(array.astype("float64"), moved) if self.case[operand] == "scaled" else (array.astype("float64"), moved)
+        return (
+            self.scaled(array.astype("float64"), moved)
+            if self.case[operand] == "scaled"
+            else (array.astype("float64"), moved)
+        )
 
     def keys(self, batch: tuple[int, ...], keys: int, depth: int) -> tuple[np.ndarray, str]:
         if self.case["k"] == "plain":
@@ -107,7 +110,11 @@ class Case:
         axes = (*range(1, len(batch) + 1), len(batch) + 1, 0)
         array = stored.transpose(axes)
         turned = self.body.node("relax.permute_dims", [self.input(stored)], array.shape, "float32", axes=axes)
-        return self.scaled(array.astype("float64"), turned) if self.case["k"] == "scaled" else (array.astype("float64"), turned)
+        return (
+            self.scaled(array.astype("float64"), turned)
+            if self.case["k"] == "scaled"
+            else (array.astype("float64"), turned)
+        )
 
     def masked(self, scores: np.ndarray, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
         if self.case["mask"] == "hidden":  # some rows entirely
@@ -135,7 +142,7 @@ class Case:
         graph, level = self.body.graph(), self.case["level"]
         layouts = {name: Layout.dense(v.shape) for name, v in graph.values().items()}
         machine = replace(MACHINE, l1=self.case["l1"], l2=self.case["l2"])
-        assert unfit(graph, level, machine) is None
+        assert unfit(graph) is None
         region = AttentionRegion(graph, layouts, {}, level)
         schedule = region.choose(machine)
         schedule["predicted_us"] = 1e9 if self.case["seed"] % 2 else 0.0  # in parts, or at once
@@ -149,7 +156,7 @@ class Case:
         return Compiled(func, level, len(buffers) + 1).run([*buffers, out])[-1]
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(CASES)
 def test_the_kernel_is_within_its_bounds(drawn: dict[str, Any]) -> None:
     case = Case(drawn)
@@ -261,7 +268,7 @@ def test_symbols(sizes: dict[str, int]) -> None:
 def test_memory_falls_by_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     model = parser.parse_model(ATTENTION.format(s=256, kv=32, heads=4, attrs="scale = 0.3"))
     fused = dlc.compile(model, target="cpu")
-    monkeypatch.setattr(attention_region, "unfit", lambda *_, **__: "switched off")
+    monkeypatch.setattr(attention_region, "unfit", lambda _: "switched off")
     plain = dlc.compile(model, target="cpu")
     assert (attentions(fused), attentions(plain)) == (1, 0)
     scores = 2 * 4 * 256 * 256 * 4
@@ -276,7 +283,7 @@ def test_memory_falls_by_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("dtype", "keys", "reason"),
     [("float64", 8, "the kernel of attention is for float32, not float64"),
-     ("float32", 1 << 17, "the packed keys and a row of scores are 8916160 bytes, more than fit the stack"),
+     ("float32", 1 << 18, "a row of 262144 scores is more than the stack takes"),
      ("float32", symbolic("t"), "the number of queries or keys is known only when running"),
      ("float32", 0, "it is empty")],
 )  # fmt: skip
@@ -286,4 +293,4 @@ def test_what_is_left_to_three_kernels_says_why(dtype: str, keys: Any, reason: s
     scores = body.node("dlc.matmul", [q, k], (4, keys), dtype, out_dtype=dtype)
     weights = body.node("relax.nn.softmax", [scores], (4, keys), dtype, axis=1)
     body.node("dlc.matmul", [weights, v], (4, 8), dtype, out_dtype=dtype)
-    assert unfit(body.graph(), isa_by_name("avx2"), MACHINE) == reason
+    assert unfit(body.graph()) == reason
