@@ -10,7 +10,7 @@ v are added up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.anchored import Piece, Region, sweep
 from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, kernel, let, positions, splat, tail_mask
 from dlc.targets.cpu.kernels.contract import Axis, Contraction, Run, Schedule
-from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, loop, shared_loop, whole_index
+from dlc.targets.cpu.kernels.contract_loops import Segment, cut, cut_channels, each, loop, shared_loop, whole_index
 from dlc.targets.cpu.kernels.evaluate import Evaluator, is_one
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.transpose import interleave
@@ -322,42 +322,43 @@ class _Emitter:
     def pack_keys(self, place: Sequence[Expr], first: Expr, count: int) -> None:
         """Pack `count` keys from key `first` on at a place of the batch."""
         node, depth = self._turned(), self.sizes.depth
-        for vector, ragged, at in self._vectors(self.tiles["keys"], depth, count):
-            key = simplify(first + vector)
-            if node is None:
-                self._copy(self.panel, self.region.k, place, 0, depth, key, ragged, at)
-            else:
-                self._turn(node, place, key, ragged, at)
+        if node is None:
+            self._pack(self.panel, self.tiles["keys"], self.region.k, place, (0, first), (depth, count))
+            return
+        for part in cut_channels(count, self.tiles["keys"].nr, self.lanes):
+            with each(part) as vector:
+                for j in range(part.size):
+                    at = partial(self._packed_at, let(whole_index(simplify(vector * (depth * self.lanes)))), part, j)
+                    key = simplify(first + (vector + j) * self.lanes)
+                    self._turn(node, place, key, part.ragged if j == part.size - 1 else 0, at)
 
     def pack_values(self, place: Sequence[Expr], first: Expr, count: int) -> None:
         """Pack the values of `count` keys from key `first` on."""
-        for channel, ragged, at in self._vectors(self.tiles["values"], count, self.sizes.width):
-            self._copy(self.packed_v, self.region.v, place, first, count, channel, ragged, at)
+        sizes = (count, self.sizes.width)
+        self._pack(self.packed_v, self.tiles["values"], self.region.v, place, (first, 0), sizes)
 
-    def _copy(
-        self, panel: Operand, name: str, place: Sequence[Expr], first: Expr, depth: int, channel: Expr, ragged: int,
-        at: Callable[[Expr], Expr],
+    def _pack(
+        self, panel: Operand, tiles: Schedule, name: str, place: Sequence[Expr], first: tuple[Expr, Expr],
+        sizes: tuple[int, int],
     ) -> None:  # fmt: skip
-        """A vector of channels: `depth` rows from row `first` on."""
-        mask = let(tail_mask(T.int32(ragged), self.lanes)) if ragged else None
-        with loop(depth) as k:
-            index = self._index(name, place, (simplify(first + k), channel))
-            value = self._evaluator().value(name, index, self.lanes, mask)
-            T.buffer_store(panel.buffer, value, [positions(at(k), self.lanes)])
-
-    def _vectors(self, tiles: Schedule, depth: int, n: int) -> Iterator[tuple[Expr, int, Callable[[Expr], Expr]]]:
-        """Each vector of a packed operand: its first channel, how many channels the last one has (else 0), and where
-        its k lie. To be iterated to the end: the loops around a vector are closed behind it."""
+        """Pack the part of a right operand that is of some size (k, channels) and begins at `first`, row by row, as
+        `contract.pack` does with weights."""
+        depth, n = sizes
         for part in cut_channels(n, tiles.nr, self.lanes):
+            mask = let(tail_mask(T.int32(part.ragged), self.lanes)) if part.ragged else None
             with each(part) as vector:
                 base = let(whole_index(simplify(vector * (depth * self.lanes))))
-                for j in range(part.size):
-                    ragged = part.ragged if j == part.size - 1 else 0
-                    at = partial(self._packed_at, base, part.size, j)
-                    yield simplify((vector + j) * self.lanes), ragged, at
+                with loop(depth) as k:
+                    for j in range(part.size):
+                        channel = simplify(first[1] + (vector + j) * self.lanes)
+                        index = self._index(name, place, (simplify(first[0] + k), channel))
+                        last = mask if j == part.size - 1 else None
+                        value = self._evaluator().value(name, index, self.lanes, last)
+                        T.buffer_store(panel.buffer, value, [positions(self._packed_at(base, part, j, k), self.lanes)])
 
-    def _packed_at(self, base: Expr, size: int, j: int, k: Expr) -> Expr:
-        return simplify(base + (k * size + j) * self.lanes)
+    def _packed_at(self, base: Expr, part: Segment, j: int, k: Expr) -> Expr:
+        """Where vector `j` of a tile that begins at `base` lies for one k."""
+        return simplify(base + (k * part.size + j) * self.lanes)
 
     def _turned(self) -> Node | None:
         """The transpose in the region that makes k from rows of keys."""
