@@ -38,6 +38,14 @@ def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
     return f"{_BY_UNIT.get(schedule.get('unit', ''), _BY_ANCHOR.get(anchor, name))} {unit}"
 
 
+def _sources(node: Node) -> str:
+    """The nodes of the model that are in a region with several anchors, which no single one of them names."""
+    assert node.body is not None
+    if node.attrs["dlc.kind"] != "attention":
+        return ""
+    return ", ".join(dict.fromkeys(n.origin.node or n.origin.value for n in node.body.nodes))
+
+
 def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, Any]:
     """The row as JSON; `note` is what the kernel's family says of itself."""
     assert node.body is not None
@@ -49,5 +57,6 @@ def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, 
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
         "predicted_for": schedule.get("predicted_for", ""),
+        "sources": _sources(node),
         "why_not_better": schedule.get("note", "") or note,
     }

@@ -236,6 +236,7 @@ def test_rows_without_any_key(level: str, after: str) -> None:
     (row,) = (r for r in package.json("explain.json")["nodes"] if r["kernel"] == f"attention {level}")
     assert row["tile"] == "24 queries at a time"
     assert row["fused"][:4] == ["matmul", "divide", "where", "nn.softmax"] and row["fused"][-1] == "matmul"
+    assert row["sources"].split(", ")[:4] == ["products", "scores", "masked", "p"] and row["sources"].endswith(", y")
     y = dlc.load(package).run(feed)["y"]
     assert np.all(np.isnan(y[:, :, [3, 20]])) == (after != SAFE) and not np.any(np.isnan(y[:, :, 4]))
 
