@@ -31,6 +31,7 @@ CASES = st.fixed_dictionaries(
         "q": st.sampled_from(["plain", "moved", "scaled"]), "k": st.sampled_from(["plain", "turned", "scaled"]),
         "v": st.sampled_from(["plain", "moved"]), "mask": st.sampled_from(["", "keys", "full", "hidden"]),
         "cap": st.booleans(), "safe": st.booleans(), "end": st.sampled_from(["", "moved", "relu"]),
+        "part": st.booleans(),
         "packed": st.booleans(), "l1": st.sampled_from([1 << 10, 32 << 10]), "l2": st.sampled_from([4 << 10, 1 << 20]),
         "level": st.sampled_from(LEVELS), "seed": st.integers(0, 2**16),
     }
@@ -141,6 +142,13 @@ class Case:
     def run(self) -> np.ndarray:
         graph, level = self.body.graph(), self.case["level"]
         layouts = {name: Layout.dense(v.shape) for name, v in graph.values().items()}
+        if self.case["part"]:  # of a larger tensor
+            for value in graph.inputs:
+                halo = [(0, 0)] * (len(value.shape) - 2) + [(1, 2), (0, 3)]
+                layouts[value.name] = Layout.padded(value.shape, halo)
+                array = self.arrays[int(value.name[1:])]
+                junk = True if array.dtype == bool else np.nan
+                self.arrays[int(value.name[1:])] = np.pad(array, halo, constant_values=junk)
         machine = replace(MACHINE, l1=self.case["l1"], l2=self.case["l2"])
         assert unfit(graph) is None
         region = AttentionRegion(graph, layouts, {}, level)
