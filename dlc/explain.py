@@ -31,6 +31,7 @@ _COLUMNS = {
     "predicted_stage_us": "stage us",
     "cycles": "cycles",
     "utilisation": "array used",
+    "sources": "nodes in it",
     "why_not_better": "why not better",
 }
 

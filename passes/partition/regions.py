@@ -3,11 +3,13 @@
 A region is an anchor (a contraction, a window, a reduction) with the elementwise nodes that can ride on its store
 and, for reductions, on its load; or a group of elementwise nodes alone; or one data movement. Reshapes stay in
 ``main``: they are other names for the same memory. Larger constants are passed as arguments.
+
+Where a target has a kernel for it, attention is one region with two anchors: see `attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from dlc.ir.graph import Graph, Node, node_symbols
 from dlc.ir.ops import OPS
 from dlc.ir.ops.shapes import same
 from dlc.ir.rewrite import copy_node, live_nodes, own_attrs, used_functions
+from dlc.passes.partition.attention import SOFTMAX, TRANSPOSE, AttentionFinder, keeps_last
 from dlc.pipeline import Context, Pass
 
 VIEW = "relax.reshape"
@@ -25,6 +28,7 @@ _STREAMING = frozenset({"relax.broadcast_to", "relax.strided_slice"})
 _GROUPS = {"dlc.grouped_matmul": 2, "dlc.block_matmul": 3}  # which input says the rows' groups
 _CASTS = frozenset({"relax.astype", "dlc.dequantize"})
 _ANCHORS = frozenset({"contraction", "window", "reduction", "opaque"})
+Unfit = Callable[[Graph], str | None]  # attention as a body -> why it is not one kernel
 
 
 def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -123,13 +127,31 @@ class _Grouping:
             return False
         return _itemsize(node.output.dtype) > _itemsize(self.values[node.inputs[0]].dtype)
 
+    def attention(self, unfit: Unfit, context: Context) -> None:
+        """Give each attention that the target has a kernel for a group, with what follows it and the last transpose."""
+        finder = AttentionFinder(self.graph, self.nodes, self.is_free)
+        for softmax in [n for n in self.nodes if n.op == SOFTMAX]:
+            members = finder.members(softmax)
+            reason = None if members is None else unfit(finder.body(members))
+            if members is None or reason is not None:
+                if reason is not None:
+                    context.decline("attention", softmax.origin, reason)
+                continue
+            group = self.open(members[0])
+            for node in members[1:]:
+                self.join(group, node)
+            self.absorb_readers(group, members[-1])
+            last = self.single_reader(self.groups[group][-1].output.name)
+            if last is not None and last.op == TRANSPOSE and self.is_free(last) and keeps_last(last):
+                self.join(group, last)
+
     def run(self) -> None:
         # Of two anchors that meet in a sum the later one takes it: the other's result is in memory by then.
         for node in reversed(self.nodes):
-            if OPS[node.op].kind in ("contraction", "window"):
+            if OPS[node.op].kind in ("contraction", "window") and self.is_free(node):
                 self.absorb_readers(self.open(node), node)
         for node in self.nodes:
-            if OPS[node.op].kind == "reduction":
+            if OPS[node.op].kind == "reduction" and self.is_free(node):
                 group = self.open(node)
                 self.absorb_producers(group, node)
                 self.absorb_readers(group, node)
@@ -140,11 +162,13 @@ class _Grouping:
                     self.absorb_producers(group, node)
 
 
-def _region_kind(nodes: Sequence[Node]) -> tuple[str, Node]:
-    for node in nodes:
-        if OPS[node.op].kind in _ANCHORS:
-            return OPS[node.op].kind, node
-    return "pointwise", nodes[-1]
+def _region_kind(nodes: Sequence[Node]) -> tuple[str, str]:
+    """The kind of a region, and what its function is called after."""
+    anchors = [node for node in nodes if OPS[node.op].kind in _ANCHORS]
+    if len(anchors) > 1:
+        return "attention", "attention"
+    node = anchors[0] if anchors else nodes[-1]
+    return (OPS[node.op].kind if anchors else "pointwise"), node.op.rsplit(".", 1)[-1]
 
 
 class _Writer:
@@ -182,8 +206,7 @@ class _Writer:
         outer = [n for m in members for n in m.inputs if n not in inside and not self.is_inline(n, members)]
         outer = list(dict.fromkeys(outer))
         outer += self.carriers(members, outer)
-        kind, anchor = _region_kind(members)
-        label = anchor.op.rsplit(".", 1)[-1] if kind != "pointwise" else members[-1].op.rsplit(".", 1)[-1]
+        kind, label = _region_kind(members)
         # The number comes first: TVM renames what ends in a number that it may want itself.
         name = f"k{number}_{label}"
         builder = FunctionBuilder(name)
@@ -230,13 +253,19 @@ class _Writer:
         return main.finish([get(n) for n in self.graph.outputs], own_attrs(self.graph))
 
 
-def run(module: Any, context: Context) -> Any:
-    """See the module's docstring."""
+def _run(module: Any, context: Context, unfit: Unfit | None) -> Any:
     graph = view(module)
     nodes = live_nodes(graph)
     grouping = _Grouping(graph, nodes)
+    if unfit is not None:
+        grouping.attention(unfit, context)
     grouping.run()
     return _Writer(module, graph, nodes, grouping).run()
 
 
-PASS = Pass("regions", run)
+def regions_pass(unfit: Unfit | None = None) -> Pass:
+    """The pass; `unfit` says why attention is not one kernel of the target, None where it is. Without, it never is."""
+    return Pass("regions", lambda module, context: _run(module, context, unfit))
+
+
+PASS = regions_pass()

@@ -15,7 +15,8 @@ import numpy as np
 from dlc.hardware import Machine
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
-from dlc.targets.cpu import block_region, grouped_region
+from dlc.passes.partition.attention import SOFTMAX
+from dlc.targets.cpu import attention_region, block_region, grouped_region
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, kernel
@@ -43,6 +44,8 @@ def anchor_of(body: Graph) -> Node:
 
 def packed_region(body: Graph, layouts: Mapping[str, Layout], constants: Constants, isa: Isa) -> Any:
     """The region as the packed kernels see it; only where `declines` has nothing against it."""
+    if any(n.op == SOFTMAX for n in body.nodes):
+        return attention_region.AttentionRegion(body, layouts, constants, isa)
     kind = _OF_ROWS.get(anchor_of(body).op, (ContractionRegion, None))[0]
     return kind(body, layouts, constants, isa)
 

@@ -18,6 +18,8 @@ _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
+    if "rows" in schedule:
+        return f"{schedule['rows']} queries at a time"
     if "mr" not in schedule:
         return ""
     outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""
@@ -32,7 +34,16 @@ def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
     assert node.body is not None
     kind = node.attrs["dlc.kind"]
     name = node.body.nodes[-1].op.removeprefix("dlc.") if kind == "opaque" else kind
+    anchor = "" if kind == "attention" else anchor
     return f"{_BY_UNIT.get(schedule.get('unit', ''), _BY_ANCHOR.get(anchor, name))} {unit}"
+
+
+def _sources(node: Node) -> str:
+    """The nodes of the model that are in a region with several anchors, which no single one of them names."""
+    assert node.body is not None
+    if node.attrs["dlc.kind"] != "attention":
+        return ""
+    return ", ".join(dict.fromkeys(n.origin.node or n.origin.value for n in node.body.nodes))
 
 
 def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, Any]:
@@ -46,5 +57,6 @@ def explanation(node: Node, symbol: str, isa: Isa, note: str = "") -> dict[str, 
         "tile": _tile(schedule, isa),
         "predicted_us": schedule.get("predicted_us"),
         "predicted_for": schedule.get("predicted_for", ""),
+        "sources": _sources(node),
         "why_not_better": schedule.get("note", "") or note,
     }

@@ -15,7 +15,7 @@ from dlc.errors import DlcError
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops.host import IF, LOOP
-from dlc.targets.cpu import contraction_region
+from dlc.targets.cpu import attention_region, contraction_region
 from dlc.targets.cpu.explain import explanation
 from dlc.targets.cpu.in_place import updated_data
 from dlc.targets.cpu.isa import Isa
@@ -108,7 +108,8 @@ class CpuLowering(Lowering):
         layouts = {names[n]: layout for n, layout in body_layouts(node, self.layouts).items()}
         constants = {names[n]: a for n, a in constants.items()}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
-        if kind == "contraction" and contraction_region.declines(renamed, constants) is None:
+        packed = kind == "contraction" and contraction_region.declines(renamed, constants) is None
+        if packed or kind == attention_region.KIND:
             refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
             note = ""
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dlc.ir.graph import Graph, Node
 from dlc.targets.cpu import contraction_region
+from dlc.targets.cpu.attention_region import KIND
 from dlc.targets.cpu.in_place import find_updates, updated_data
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.lower import CpuLowering, Prepare
@@ -69,9 +70,14 @@ def find_parts(graph: Graph) -> dict[str, str]:
 
 
 def _reads_strided(graph: Graph, reader: Node, name: str) -> bool:
-    """Whether a region is a packed matrix product with `name` as its right matrix, and reads it nowhere else."""
-    if reader.op == VIEW or reader.body is None or reader.attrs["dlc.kind"] != "contraction":
+    """Whether a region is a packed matrix product with `name` as its right matrix, and reads it nowhere else.
+
+    Attention reads all its operands by their strides.
+    """
+    if reader.op == VIEW or reader.body is None or reader.attrs["dlc.kind"] not in ("contraction", KIND):
         return False
+    if reader.attrs["dlc.kind"] == KIND:
+        return True
     anchor = contraction_region.anchor_of(reader.body)
     inside = [v.name for v, outer in zip(reader.body.inputs, reader.inputs, strict=True) if outer == name]
     reads = [used for inner in reader.body.nodes for used in inner.inputs if used in inside]

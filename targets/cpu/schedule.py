@@ -9,6 +9,7 @@ from dlc.hardware import Machine
 from dlc.ir.convert import view
 from dlc.ir.dims import Symbols
 from dlc.pipeline import Context, Pass
+from dlc.targets.cpu import attention_region
 from dlc.targets.cpu.contraction_region import declines, packed_region
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
@@ -22,10 +23,11 @@ def schedule_pass(isa: Isa, machine: Machine) -> Pass:
         graph = Symbols().graph(view(module))
         layouts = value_layouts(graph)
         for node in graph.nodes:
-            if node.body is None or node.attrs.get("dlc.kind") != "contraction":
+            kind = node.attrs.get("dlc.kind")
+            if node.body is None or kind not in ("contraction", attention_region.KIND):
                 continue
             constants = region_constants(graph, node)
-            reason = declines(node.body, constants)
+            reason = declines(node.body, constants) if kind == "contraction" else None
             if reason is None:
                 region = packed_region(node.body, body_layouts(node, layouts), constants, isa)
                 choice = json.dumps(region.choose(machine))

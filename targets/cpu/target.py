@@ -76,6 +76,7 @@ class CpuTarget(Target):
         from dlc.passes.partition import regions
         from dlc.passes.specialize import ring_buffers, row_updates
         from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
+        from dlc.targets.cpu import attention_region
         from dlc.targets.cpu.schedule import schedule_pass
 
         return [
@@ -86,7 +87,7 @@ class CpuTarget(Target):
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,
-            regions.PASS,
+            regions.regions_pass(attention_region.unfit),
             halo.PASS,
             schedule_pass(self.isa, this_machine()),
         ]

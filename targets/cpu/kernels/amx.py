@@ -219,7 +219,7 @@ def _lowered(operand: Any) -> Expr:
 
 def aligned_stack(dtype: str, count: int) -> Any:
     """A buffer on the stack that begins on a cache line: a row of a tile then never touches two of them."""
-    element = {"int32": 4, "int16": 2, "uint8": 1}[dtype]
+    element = {"int32": 4, "float32": 4, "int16": 2, "uint8": 1}[dtype]
     spare = ROW_BYTES // element
     raw = stack(dtype, count + spare)
     last = T.address_of(raw[spare - 1])

@@ -19,6 +19,7 @@ _HERTZ = 3e9  # only ratios matter
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
 _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
 _WAY = 4096  # bytes of one way of L1
+_OURS = 0.75  # part of a cache that is ours: outputs, stacks and what streams through it take the rest
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
 _CROWD = 10  # registers that straight-line code wants besides those of the tile
 _FRICTION = 0.05  # cycles that a load costs although there would be a port for it,
@@ -164,11 +165,17 @@ def _conflicts(sizes: _Sizes, core: Core, rows: int) -> float:
     return 64 * rows / core.bandwidth[1]
 
 
+def rows_compete(step: int, rows: int, length: int, core: Core) -> bool:
+    """Whether `length` bytes of each of `rows` rows, `step` bytes apart, do not fit L1 together: see `_conflicts`."""
+    lines = -(-length // 64)
+    sets = min(_WAY // 64, lines * (_WAY // gcd(step, _WAY)))
+    return rows * lines > _OURS * sets * core.l1_ways
+
+
 def level_of(size: float, machine: Machine) -> int:
     """Where data of `size` bytes that are used again and again stay: 0 for L1 to 3 for memory."""
-    # Not all of a cache is ours: outputs, stacks and what streams through it take their part.
     for level, capacity in enumerate((machine.l1, machine.l2, machine.l3)):
-        if size <= 0.75 * capacity:
+        if size <= _OURS * capacity:
             return level
     return 3
 

@@ -308,3 +308,13 @@ def _kept(body: Graph) -> list[Expr]:
 
 
 emit = emitter(lambda region: _KINDS[region.anchor.op](region, _axes(region.body)).run(), _kept)
+
+
+def softmax_row(region: Region, row: Index) -> None:
+    """Emit the passes over one row of a softmax along the last axis: `row` is the index without that axis.
+
+    The output may be the memory of the anchor's input.
+    """
+    softmax = _Softmax(region, [len(region.shape) - 1])
+    softmax.kept = row
+    softmax.rows()

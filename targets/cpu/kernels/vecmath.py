@@ -109,6 +109,8 @@ def exp(x: Expr, isa: Isa, doublings: int = 0) -> Expr:
     n, count = nearest_small(x * like(_LOG2E, x))
     r = hold(fma(n, like(-_LN2_LO, x), fma(n, like(-_LN2_HI, x), x, isa), isa))
     p = hold(fma(r * r, polynomial(r, _EXP, isa), r, isa) + like(1, x))
+    # What becomes zero is made zero before it is scaled: an underflow takes a hundred cycles, and masks are full of it.
+    p = hold(select(x < like(-104.0 - max(doublings, 0), x), like(0, x), p))
     if isa.vector_bits == 512 and lanes_of(x) == 16 and not doublings:
         mask, mode = constant(-1, "int16"), constant(4, "int32")
         return hold(intrinsic("llvm.x86.avx512.mask.scalef.ps.512", p, n, p, mask, mode))
