@@ -41,7 +41,8 @@ def onnxruntime_logits(model: Path, images: np.ndarray) -> np.ndarray:
 
 def weight_bytes(package: dlc.Package) -> int:
     """Bytes of constants in a package."""
-    return sum(array.nbytes for array in package.constants("constants.safetensors").values())
+    names = package.manifest["build"]["constants"]
+    return sum(package.constants(name)["constants"].nbytes for name in names)
 
 
 def fastest(session: dlc.Session, images: np.ndarray, models: list[Path]) -> tuple[Timing, Timing]:
