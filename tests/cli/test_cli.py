@@ -252,7 +252,10 @@ def test_quantised(files: Path, tmp_path: Path) -> None:
             "no model 'nonsense' in the zoo (known: ",
         ),
         (("compile", "m.onnx", "-o", "x.dlc", "--target", "tpu"), "unknown target 'tpu'; known: "),
-        (("compile", "m.onnx", "-o", "x.dlc", "--quantize", "int3"), "unknown quantize 'int3'; known: none, bf16, int8"),
+        (
+            ("compile", "m.onnx", "-o", "x.dlc", "--quantize", "int3"),
+            "unknown quantize 'int3'; known: none, bf16, int8",
+        ),
         (
             ("compile", "m.onnx", "-o", "x.dlc", "--arithmetic", "x"),
             "unknown arithmetic 'x'; known: float, fixed, shift",
