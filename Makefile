@@ -58,6 +58,7 @@ bench: setup
 	@$(BIN)/python bench/contract_kernels.py
 	@$(BIN)/python bench/symbolic.py
 	@$(BIN)/python bench/threads.py
+	@$(BIN)/python bench/attention.py
 	@$(BIN)/python bench/cpu.py
 
 docs: setup
