@@ -130,6 +130,9 @@ def _loop(
             break
         free |= c.symbols.names() - known
     stacks = block.outputs[1 + len(states) :]
+    for index, stack in enumerate(stacks):
+        if stack.type is not None and stack.type.WhichOneof("value") != "tensor_type":
+            raise ConversionError(f"scan output {index} of the body is no tensor, iterations cannot be stacked")
     length, early = _length(c, trips, condition, block)
     initial, scanned = list(initial), list(scanned)
     if stacks and length is None and trips is not None and _countable(trips):
