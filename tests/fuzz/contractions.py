@@ -144,7 +144,10 @@ def pool(g: Graph) -> None:
 
 
 def global_pool(g: Graph) -> None:
-    g.add(g.one_of(["GlobalAveragePool", "GlobalMaxPool"]), [_image(g)])
+    op, x = g.one_of(["GlobalAveragePool", "GlobalMaxPool"]), _image(g)
+    if op == "GlobalMaxPool" and np.isnan(x.array).any():
+        raise RejectedError  # onnxruntime passes over NaN, ONNX's own reference and torch do not
+    g.add(op, [x])
 
 
 def reduce(g: Graph) -> None:
