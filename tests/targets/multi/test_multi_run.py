@@ -172,13 +172,13 @@ def test_a_worker_that_keeps_dying_is_named(monkeypatch: pytest.MonkeyPatch, ima
 
 
 def test_a_worker_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
-    monkeypatch.setenv(runtime.TIMEOUT, "20")
+    monkeypatch.setenv(runtime.TIMEOUT, "40")
     session = dlc.load(dlc.compile(model_path("vision"), target="multi:2xcpu"))
     executable: Any = session.executable
     workers = pids(session)
     os.kill(workers[0], signal.SIGSTOP)
     where = r" \(process \d+ on [\d.]+\): "
-    text = rf"no answer within 20 s \(DLC_WORKER_TIMEOUT\): worker 0{where}no reply; worker 1{where}waiting for"
+    text = rf"no answer within 40 s \(DLC_WORKER_TIMEOUT\): worker 0{where}no reply; worker 1{where}waiting for"
     with pytest.raises(DlcError, match=text):
         session.run({"image": images[:1]})
     executable._driver.thread.join(30)
