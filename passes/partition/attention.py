@@ -18,13 +18,9 @@ from typing import Any
 
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
-from dlc.ir.ops.shapes import same
+from dlc.passes.simplify.match import same_shape
 
 SOFTMAX, PRODUCT, TRANSPOSE = "relax.nn.softmax", "dlc.matmul", "relax.permute_dims"
-
-
-def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def products(body: Graph) -> tuple[Node, Node, Node]:
@@ -98,7 +94,7 @@ class AttentionFinder:
 
     def _is_elementwise(self, node: Node | None, shape: Sequence[Any]) -> bool:
         wanted = node is not None and self.is_free(node) and OPS[node.op].kind == "elementwise"
-        return wanted and node is not None and _same_shape(node.output.shape, shape)
+        return wanted and node is not None and same_shape(node.output.shape, shape)
 
     def _after(self, softmax: Node) -> list[Node] | None:
         """What follows a softmax element by element, and last the product with the values."""
@@ -120,7 +116,7 @@ class AttentionFinder:
         shape, todo, seen = softmax.output.shape, [softmax.inputs[0]], dict[str, Node]()
         while todo:
             node = self.producers.get(todo.pop())
-            if node is None or node.output.name in seen or not _same_shape(node.output.shape, shape):
+            if node is None or node.output.name in seen or not same_shape(node.output.shape, shape):
                 continue
             if node.op == PRODUCT and self.is_free(node):
                 seen[node.output.name] = node
@@ -153,7 +149,7 @@ class AttentionFinder:
             changing = [n for n in node.inputs if n not in self.graph.constants]
             if not computed or OPS[node.op].kind != "elementwise" or len(changing) != 1:
                 break
-            if not _same_shape(node.output.shape, self.values[changing[0]].shape):
+            if not same_shape(node.output.shape, self.values[changing[0]].shape):
                 break
             found.append(node)
             name, reader = changing[0], node

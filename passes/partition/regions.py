@@ -17,9 +17,9 @@ import numpy as np
 from dlc.ir.convert import FunctionBuilder, view
 from dlc.ir.graph import Graph, Node, node_symbols
 from dlc.ir.ops import OPS
-from dlc.ir.ops.shapes import same
 from dlc.ir.rewrite import copy_node, live_nodes, own_attrs, used_functions
 from dlc.passes.partition.attention import SOFTMAX, TRANSPOSE, AttentionFinder, keeps_last
+from dlc.passes.simplify.match import same_shape
 from dlc.pipeline import Context, Pass
 
 VIEW = "relax.reshape"
@@ -29,10 +29,6 @@ _GROUPS = {"dlc.grouped_matmul": 2, "dlc.block_matmul": 3}  # which input says t
 _CASTS = frozenset({"relax.astype", "dlc.dequantize"})
 _ANCHORS = frozenset({"contraction", "window", "reduction", "opaque"})
 Unfit = Callable[[Graph], str | None]  # attention as a body -> why it is not one kernel
-
-
-def _same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _itemsize(dtype: str) -> int:
@@ -77,7 +73,7 @@ class _Grouping:
             if producer is None or not self.is_free(producer) or self.single_reader(name) is not node:
                 continue
             kind = OPS[producer.op].kind
-            fits = into is None or _same_shape(producer.output.shape, into)
+            fits = into is None or same_shape(producer.output.shape, into)
             streams = producer.op in _STREAMING or self.takes_rows(producer, group)
             if fits and (kind == "elementwise" or streams):
                 self.join(group, producer)
@@ -96,7 +92,7 @@ class _Grouping:
         """Let the chain of elementwise readers ride on the anchor's store."""
         tail = anchor
         while (reader := self.single_reader(tail.output.name)) is not None:
-            same_place = _same_shape(reader.output.shape, tail.output.shape)
+            same_place = same_shape(reader.output.shape, tail.output.shape)
             if not self.is_free(reader) or OPS[reader.op].kind != "elementwise" or not same_place:
                 return
             if reader.op == "dlc.table" and reader.inputs[1] == tail.output.name:

@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import Machine
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.attention import TRANSPOSE, keeps_last, products
+from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, contract_cost, normalise
 from dlc.targets.cpu.kernels.amx import aligned_stack
@@ -104,7 +105,7 @@ def unfit(body: Graph) -> str | None:
     if types != {"float32"}:
         return f"the kernel of attention is for float32, not {', '.join(sorted(types - {'float32'}))}"
     ranks = [len(values[name].shape) for name in (*scores.inputs, mixed.inputs[1])]
-    if min(ranks) < 2 or not _broadcasts(mixed.output.shape[:-2], scores.output.shape[:-2]):
+    if min(ranks) < 2 or not same_shape(mixed.output.shape[:-2], scores.output.shape[:-2]):
         return "the values have batch dimensions that the scores do not have"
     extents = [d for name in (*scores.inputs, *mixed.inputs) for d in values[name].shape[-2:]]
     if not all(isinstance(d, int) for d in extents):
@@ -115,10 +116,6 @@ def unfit(body: Graph) -> str | None:
     if 4 * sizes.stride() > _MOST_L2:
         return f"a row of {sizes.keys} scores is more than the stack takes"
     return None
-
-
-def _broadcasts(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(simplify(x - y) == 0 for x, y in zip(a, b, strict=True))
 
 
 def _l2(machine: Machine) -> int:
