@@ -39,7 +39,11 @@ def _add(component: Expr, amount: Expr) -> Expr:
 def _scale(component: Expr, amount: int) -> Expr:
     if amount == 1:
         return component
-    return simplify(component * amount) if _lanes(component) == 1 else component * v.like(amount, component)
+    if _lanes(component) > 1:
+        return component * v.like(amount, component)
+    scaled = simplify(component * amount)
+    # Where a loop is run through backwards, TVM's analyser divides wrongly (docs/tvm.md).
+    return scaled if amount > 0 or isinstance(scaled, int) else hold(as_int64(scaled))
 
 
 def _between(component: Expr, low: Expr, high: Expr) -> Expr:

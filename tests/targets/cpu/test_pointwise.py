@@ -347,6 +347,17 @@ def test_movements_in_a_row(data: st.DataObject) -> None:
 
 
 @every_level
+def test_reversed_rows_of_another_shape(isa: Isa) -> None:
+    """TVM divides what falls with the loop's variable wrongly; one element a row, so that no level uses vectors."""
+    body = Body()
+    value = body.node("exp", [body.input((2, 2))], (2, 2))
+    value = body.node("reshape", [value], (4, 1), shape=[4, 1])
+    value = body.node("strided_slice", [value], (4, 1), axes=[0], begin=[3], end=[-1], strides=[-1])
+    given = np.random.default_rng(0).standard_normal((2, 2), "float32")
+    check(pointwise.emit, body.graph(value), [given], isa, rtol=1e-6)
+
+
+@every_level
 def test_a_vector_that_begins_before_its_row(isa: Isa) -> None:
     """The first lane of a padded row is padding: it must not decide which row the others are read from."""
     body = Body()
