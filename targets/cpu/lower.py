@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +38,7 @@ from dlc.targets.cpu.kernels import (
 )
 from dlc.targets.cpu.kernels.builder import SHARED
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
+from dlc.targets.cpu.lifted import lift
 from dlc.targets.layout import Layout, simplify
 from dlc.targets.lowering import Lowering, canonical, region_constants
 from dlc.targets.program import Call, Program, Ref
@@ -63,6 +65,10 @@ def _digest(body: Graph, layouts: dict[str, Layout], attrs: Any, constants: dict
         str(sorted((k, str(v)) for k, v in attrs.items() if k != "global_symbol")),
     ]
     return hashlib.sha256(json.dumps(text, default=str).encode()).hexdigest()
+
+
+def _without_zero_point(node: Node) -> Node:
+    return replace(node, attrs={k: v for k, v in node.attrs.items() if k not in ("a_zero_point", "x_zero_point")})
 
 
 def _extents(node: Node) -> list[Any]:
@@ -102,18 +108,19 @@ class CpuLowering(Lowering):
         assert node.body is not None
         kind = node.attrs["dlc.kind"]
         constants = region_constants(self.graph, node)
-        renamed = canonical(node.body)
-        names = dict(zip((v.name for v in node.body.inputs), (v.name for v in renamed.inputs), strict=True))
+        renamed, lifted = lift(canonical(node.body))
+        names = dict(zip((v.name for v in node.body.inputs), (v.name for v in renamed.inputs), strict=False))
         names[node.body.outputs[0]] = renamed.outputs[0]
         layouts = {names[n]: layout for n, layout in body_layouts(node, self.layouts).items()}
-        constants = {names[n]: a for n, a in constants.items()}
+        layouts |= {n: Layout.dense(()) for n in lifted}
+        constants = {**{names[n]: a for n, a in constants.items()}, **lifted}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
         packed = kind == "contraction" and contraction_region.declines(renamed, constants) is None
         if packed or kind == attention_region.KIND:
             refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
             note = ""
         else:
-            refs, symbol, note = self._generated(node, kind, renamed, layouts, constants, fill)
+            refs, symbol, note = self._generated(node, kind, renamed, layouts, constants, fill, lifted)
         output = self.place(node.output.name)
         layout = self.layouts[node.output.name]
         if output.kind == "workspace":
@@ -121,7 +128,7 @@ class CpuLowering(Lowering):
             # A loop has said how large what it carries or stacks is.
             self.program.buffers.setdefault(output.name, simplify(layout.size * max(1, bits // 8)))
         row = explanation(node, symbol, self.isa, note)
-        if len(refs) < len(node.inputs) and kind == "opaque":
+        if len(refs) - len(lifted) < len(node.inputs) and kind == "opaque":
             row["kernel"] += ", in place"
         dims = self._dims(renamed, layouts)
         shared = SHARED in self.program.kernels[symbol].attrs
@@ -142,7 +149,9 @@ class CpuLowering(Lowering):
         region = contraction_region.packed_region(body, layouts, constants, self.isa)
         schedule = node.attrs.get("dlc.schedule", {})
         operands = region.operands(schedule)
-        digest = _digest(body, layouts, {**node.attrs, "init": region.init is not None}, constants)
+        # The zero point of the activations is in the start values of the sums and nowhere else.
+        alike = replace(body, nodes=tuple(_without_zero_point(n) for n in body.nodes))
+        digest = _digest(alike, layouts, {**node.attrs, "init": region.init is not None}, constants)
         if digest not in self.known:
             assert node.body is not None
             func = region.emit(self.prefix + node.body.name, schedule, operands, self._dims(body, layouts), fill)
@@ -154,7 +163,7 @@ class CpuLowering(Lowering):
 
     def _generated(
         self, node: Node, kind: str, body: Graph, layouts: dict[str, Layout], constants: dict[str, Any],
-        fill: float | None,
+        fill: float | None, lifted: Mapping[str, np.ndarray],
     ) -> tuple[list[Ref], str, str]:  # fmt: skip
         family, reasons = self._family(kind, body)
         if family is None:
@@ -177,7 +186,8 @@ class CpuLowering(Lowering):
                 self.prefix + node.body.name, body, layouts, self.isa, self._dims(body, layouts), halo_fill
             )
             self.known[digest] = self._add(func)
-        return [self.place(name) for name in inputs], self.known[digest], note
+        refs = [self.place(name) for name in inputs] + [self.constant(array) for array in lifted.values()]
+        return refs, self.known[digest], note
 
     @staticmethod
     def _family(kind: str, body: Graph) -> tuple[ModuleType | None, list[str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import frexp
+from typing import Any
 
 import numpy as np
 
@@ -59,31 +60,58 @@ def dequantize(call: Call, args: Sequence[Expr]) -> Expr:
 def requantize(call: Call, args: Sequence[Expr]) -> Expr:
     """Several int32 terms into one 8- or 16-bit output, in mode ``float`` or ``fixed``."""
     count = call.attrs["terms"]
+    *zeros, zero, low, high = _numbers(call, args)
     terms = []
-    for term, zero in zip(args[:count], call.attrs["term_zero_points"], strict=True):
+    for term, offset in zip(args[:count], zeros, strict=True):
         wide = v.convert(term, "int32")
-        terms.append(wide - v.like(int(zero), wide) if zero else wide)
+        terms.append(wide if _is_zero(offset) else wide - _typed(offset, wide))
     if call.attrs["mode"] == "fixed":
-        return _requantize_fixed(call, terms, args[count : 2 * count], args[2 * count])
+        return _requantize_fixed(call, terms, args[count : 2 * count], args[2 * count], (zero, low, high))
     total: Expr = None
     for term, multiplier in zip(terms, args[count : 2 * count], strict=True):
         product = v.convert(term, "float32") * v.convert(multiplier, "float32")
         total = product if total is None else hold(unfused_add(total, product))
-    zero = int(call.attrs["zero_point"])
-    low, high = (v.like(int(call.attrs[key]) - zero, total) for key in ("lo", "hi"))
-    return saturate(total, low, high, v.constant(zero, "int32", v.lanes_of(total)), call.out, call.isa)
+    zero_lanes = v.constant(zero, "int32", v.lanes_of(total)) if isinstance(zero, int) else zero
+    least, largest = (_typed(bound - zero, total) for bound in (low, high))
+    return saturate(total, least, largest, zero_lanes, call.out, call.isa)
 
 
-def _requantize_fixed(call: Call, terms: Sequence[Expr], multipliers: Sequence[Expr], shift: Expr) -> Expr:
-    """``clamp(((sum t * m + 2**(s-1)) >> s) + z, lo, hi)`` in 64-bit lanes."""
+def _numbers(call: Call, args: Sequence[Expr]) -> list[Any]:
+    """The terms' zero points, the result's, its least and largest value: ints, or int32 lanes of operands.
+
+    They are attributes, or the last operands where `lifted` made them that.
+    """
+    given = len(call.attrs.get("term_zero_points", ()))
+    if given:
+        return [*call.attrs["term_zero_points"], *(call.attrs[key] for key in ("zero_point", "lo", "hi"))]
+    count = call.attrs["terms"] + 3
+    return [
+        hold(v.convert(arg, "int32")) if known is None else int(known)
+        for arg, known in zip(args[-count:], call.scalars[-count:], strict=True)
+    ]
+
+
+def _is_zero(number: Any) -> bool:
+    return isinstance(number, int) and number == 0
+
+
+def _typed(number: Any, like: Expr) -> Expr:
+    """An int or int32 lanes as lanes of the type of `like`."""
+    return v.like(number, like) if isinstance(number, int) else v.convert(number, v.element(like))
+
+
+def _requantize_fixed(
+    call: Call, terms: Sequence[Expr], multipliers: Sequence[Expr], shift: Expr, bounds: Sequence[Any]
+) -> Expr:
+    """``clamp(((sum t * m + 2**(s-1)) >> s) + z, lo, hi)`` in 64-bit lanes; `bounds` are z, lo, hi."""
     total: Expr = None
     for term, multiplier in zip(terms, multipliers, strict=True):
         product = v.convert(hold(term), "int64") * v.convert(multiplier, "int64")
         total = product if total is None else total + product
     total, shift = hold(total), hold(v.convert(shift, "int64"))
+    zero, low, high = (_typed(bound, total) for bound in bounds)
     half = (v.like(1, shift) << shift) >> v.like(1, shift)  # zero at shift 0
-    rounded = hold((hold(total + hold(half)) >> shift) + v.like(int(call.attrs["zero_point"]), total))
-    low, high = (v.like(int(call.attrs[key]), total) for key in ("lo", "hi"))
+    rounded = hold((hold(total + hold(half)) >> shift) + zero)
     return v.convert(hold(v.smaller(hold(v.larger(rounded, low)), high)), call.out)
 
 
