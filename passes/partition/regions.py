@@ -74,10 +74,14 @@ class _Grouping:
                 continue
             kind = OPS[producer.op].kind
             fits = into is None or same_shape(producer.output.shape, into)
-            streams = producer.op in _STREAMING or self.takes_rows(producer, group)
+            streams = producer.op in _STREAMING or self.takes_rows(producer, group) or self.begins(producer, group)
             if fits and (kind == "elementwise" or streams):
                 self.join(group, producer)
                 self.absorb_producers(group, producer)
+
+    def begins(self, node: Node, group: int) -> bool:
+        """Whether an elementwise chain may begin with `node`, a concatenation: each piece then has loops of its own."""
+        return node.op == "relax.concat" and all(OPS[n.op].kind == "elementwise" for n in self.groups[group])
 
     def takes_rows(self, node: Node, group: int) -> bool:
         """Whether `node` gathers whole rows for a reduction along them: each is read in order, where it lies."""

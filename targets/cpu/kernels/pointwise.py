@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.ir.graph import Graph
+from dlc.ir.graph import Graph, Node
+from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, is_long, kernel, let
 from dlc.targets.cpu.kernels.collapse import collapse
@@ -101,6 +102,7 @@ def _fill(
     by_shape: dict[str, list[str]] = {}
     for name in body.outputs:
         by_shape.setdefault(str(values[name].shape), []).append(name)
+    joined = joined_pieces(body)
     for names in by_shape.values():
         shape = values[names[0]].shape
         if not shape:
@@ -108,20 +110,64 @@ def _fill(
                 outputs[name].store((), evaluator.value(name, ()), 1)
             continue
 
-        def row(index: tuple[Expr, ...], names: Sequence[str] = names, shape: Sequence[Expr] = shape) -> None:
-            def step(position: Expr, width: int, mask: Expr) -> None:
-                place = (*index, position)
-                found = [evaluator.value(name, place, width, mask) for name in names]
-                for name, value in zip(names, found, strict=True):
-                    outputs[name].store(place, value, width, mask)
+        def store(place: Sequence[Expr], width: int, mask: Expr, names: Sequence[str] = names) -> None:
+            found = [evaluator.value(name, place, width, mask) for name in names]
+            for name, value in zip(names, found, strict=True):
+                outputs[name].store(place, value, width, mask)
 
-            if share is None or len(shape) > 1:
-                vectors(shape[-1], lanes, step, masked, UNROLL)
-            else:
-                _part(shape[-1], lanes, step, masked, share)
+        if joined is None or (share is not None and len(shape) == 1):
+            _cover(shape, store, lanes, masked, share)
+            continue
+        axis, begin = int(joined.attrs["axis"]) % len(shape), 0
+        for number, piece in enumerate(joined.inputs):
+            evaluator.pieces = {joined.output.name: number}
+            extent = values[piece].shape[axis]
+            _cover(_put(shape, axis, extent), _moved(store, axis, begin), lanes, masked, share)
+            begin = simplify(begin + extent)
 
-        with loops(shape[:-1], share if len(shape) > 1 else None) as index:
-            row(index)
+
+Store = Callable[[Sequence[Expr], int, Expr], None]  # index, lanes, mask
+
+
+def joined_pieces(body: Graph) -> Node | None:
+    """The only concatenation, if all outputs follow it element by element: each piece then has loops of its own."""
+    found = [n for n in body.nodes if n.op == "relax.concat"]
+    if len(found) != 1:
+        return None
+    (node,) = found
+    values, after = body.values(), {node.output.name}
+    for other in body.nodes:
+        moved = after & set(other.inputs)
+        if not moved:
+            continue
+        rides = other.op in ELEMENTWISE or (other.op == "dlc.table" and other.inputs[1] not in moved)
+        names = [*moved, other.output.name]
+        if not rides or not all(same_shape(values[name].shape, node.output.shape) for name in names):
+            return None
+        after.add(other.output.name)
+    return node if after.issuperset(body.outputs) else None
+
+
+def _put(shape: Sequence[Expr], axis: int, extent: Expr) -> tuple[Expr, ...]:
+    return (*shape[:axis], extent, *shape[axis + 1 :])
+
+
+def _moved(store: Store, axis: int, begin: Expr) -> Store:
+    """Stores `begin` further along an axis."""
+    return lambda place, width, mask: store(_put(place, axis, simplify(place[axis] + begin)), width, mask)
+
+
+def _cover(shape: Sequence[Expr], store: Store, lanes: int, masked: bool, share: Share | None) -> None:
+    """Store every element of a tensor of `shape`."""
+    with loops(shape[:-1], share if len(shape) > 1 else None) as index:
+
+        def step(position: Expr, width: int, mask: Expr) -> None:
+            store((*index, position), width, mask)
+
+        if share is None or len(shape) > 1:
+            vectors(shape[-1], lanes, step, masked, UNROLL)
+        else:
+            _part(shape[-1], lanes, step, masked, share)
 
 
 def _part(extent: Expr, lanes: int, step: Body, masked: bool, share: Share) -> None:

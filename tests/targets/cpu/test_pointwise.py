@@ -267,7 +267,7 @@ def test_broadcast_to(data: st.DataObject) -> None:
     _moving(data, own, out, "broadcast_to", shape=out)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_concat(data: st.DataObject) -> None:
     rng, isa, shape = _rng(data), data.draw(levels), data.draw(shapes)
@@ -283,6 +283,9 @@ def test_concat(data: st.DataObject) -> None:
     out = body.node("concat", inner, out_shape, dtype, axis=axis - len(shape) * data.draw(st.booleans()))
     if data.draw(st.booleans()):
         out = body.node("astype", [out], out_shape, "float64")
+    elif dtype == "float32" and data.draw(st.booleans()):
+        other = body.input([n if data.draw(st.booleans()) else 1 for n in out_shape])
+        out = body.node("add", [body.node("multiply", [out, out], out_shape), other], out_shape)
     halos = {n: _halo(data, len(shape)) for n in (*pieces, out)}
     arrays = [random(rng, v.shape, dtype) for v in body.inputs]
     check(pointwise.emit, body.graph(out), arrays, isa, halos=halos)
