@@ -14,6 +14,7 @@ from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
 from dlc.targets.cpu.members import Team
+from dlc.targets.cpu.pages import gathered
 
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
@@ -53,13 +54,13 @@ class CpuExecutable:
         import tvm_ffi_orcjit
 
         build = package.manifest["build"]
-        self._package = package  # the constants are mapped from it
+        self._package = package  # the constants may be mapped from it
         # The named compiler is asked for its C++ runtime, which this code does not use; an absent one is not run.
         self._module = tvm_ffi_orcjit.ExecutionSession(None).load_module(
             [bytes(package.member(name)) for name in build["objects"]], cxx="/nonexistent"
         )
         self._main, self._sizes = self._module["dlc_main"], self._module["dlc_sizes"]
-        self._constants = [package.constants(name)["constants"] for name in build["constants"]]
+        self._constants = gathered([package.constants(name)["constants"] for name in build["constants"]])
         self._symbols: list[str] = build["symbols"]
         self._static: list[int] | None = build["sizes"]
         self._calls: list[dict[str, Any]] = build["calls"]
