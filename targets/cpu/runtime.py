@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -13,6 +14,7 @@ from dlc import explain
 from dlc.errors import DlcError
 from dlc.package import Package
 from dlc.runtime.ffi import import_tvm_ffi
+from dlc.runtime.pointers import addresses
 from dlc.targets.cpu.members import Team
 from dlc.targets.cpu.pages import gathered
 
@@ -30,16 +32,18 @@ def _aligned_bytes(size: int) -> np.ndarray:
 class _State:
     """What one call in flight needs for itself: the argument table and the workspace.
 
-    `key` are the symbols' sizes that both are made for; None at first.
+    `sizes` are the symbols' sizes that both are made for, `key` their numbers; None at first.
     """
 
-    __slots__ = ("argument", "key", "size", "table", "workspace")
+    __slots__ = ("argument", "key", "size", "sizes", "table", "words", "workspace")
 
     def __init__(self, words: int) -> None:
         self.table = np.zeros(words, np.uint64)
+        self.words = memoryview(self.table)
         self.argument = ctypes.c_void_p(self.table.ctypes.data)
         self.workspace = _aligned_bytes(0)
         self.size = -1
+        self.sizes: Mapping[str, int] | None = None
         self.key: list[int] | None = None
 
 
@@ -70,6 +74,7 @@ class CpuExecutable:
         self._inputs = len(package.manifest["inputs"])
         self._output_ranks = [len(o["shape"]) for o in package.manifest["outputs"]]
         self._arrays = self._inputs + len(self._output_ranks)
+        self._place = struct.Struct(f"{self._arrays}Q").pack_into
         self._fixed = self._arrays + len(self._constants)
         self._free: list[_State] = []
         self._team = Team(self._module, threads) if threads > 1 and build["shared"] else None
@@ -127,6 +132,12 @@ class CpuExecutable:
             state = _State(self._fixed + 4 + len(self._symbols))
             state.table[self._arrays : self._fixed] = [chunk.ctypes.data for chunk in self._constants]
             state.table[self._fixed + 1 : self._fixed + 3] = (0, _EVERYTHING)
+        if state.sizes is not sizes:  # a session has one mapping for each combination of shapes
+            self._prepare(state, sizes)
+        return state
+
+    def _prepare(self, state: _State, sizes: Mapping[str, int]) -> None:
+        """Make a state fit for other sizes."""
         key = [sizes[name] for name in self._symbols]
         if state.key != key:
             need = self._evaluate(sizes)[0]
@@ -137,13 +148,12 @@ class CpuExecutable:
                     raise DlcError(f"{self._package.name}: no memory for a workspace of {need} bytes") from error
                 state.table[self._fixed] = state.workspace.ctypes.data
             state.table[self._fixed + 3 : -1] = key
-            state.key = key
-        return state
+        state.key, state.sizes = key, sizes
 
     def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]) -> None:
         """Compute all outputs; see `dlc.targets.base.Executable`."""
         state = self._state(sizes)
-        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
         team = self._team
         if team is None or not team.free.acquire(blocking=False):  # a call that finds it busy runs on its own thread
             self._main(state.argument)
@@ -162,7 +172,7 @@ class CpuExecutable:
     ) -> tuple[Any, Any]:
         """The native entry and its argument for these arrays, which must outlive it: for measuring."""
         state = self._state(sizes)
-        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
         state.table[-1] = self._team.address if self._team is not None else 0
         self._reserved = state
         return self._main, state.argument
@@ -173,7 +183,7 @@ class CpuExecutable:
         state = self._state(sizes)
         values = self._evaluate(sizes)
         offsets = values[len(values) - len(self._calls) :]
-        state.table[: self._arrays] = [a.__array_interface__["data"][0] for a in (*inputs, *outputs)]
+        self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
         try:
             for number, call in enumerate(self._calls):
                 state.table[self._fixed + 1 : self._fixed + 3] = (number, number + 1)
