@@ -1,6 +1,7 @@
 """Hard experts and output layers beside torch and onnxruntime.
 
-    python bench/experts.py [--row experts|words] [--tokens 1,32,256] [--blocks N] [--quantize none|int8-dynamic|int4]
+    python bench/experts.py [--row experts|words|levels] [--classes 224] [--tokens 1,32,256] [--blocks N]
+                            [--quantize none|int8-dynamic|int4]
 
 One thread each, taking turns in blocks; processor time (other work on the machine counts less), ratios of medians. The
 results are compared first.
@@ -170,8 +171,15 @@ class TreeSoftmax(torch.nn.Module):
 
 
 def word_rows(options: argparse.Namespace) -> list[Row]:
-    """log p of one word of 50,176 given 512 features: in two levels of 224, and along a path of 16."""
-    rng, (classes, words, features) = np.random.default_rng(0), (224, 224, 512)
+    """Output layers over 50,176 words and 512 features: one word in two levels and along a path of 16, the best one."""
+    (row,), weights = level_rows(options)
+    x = np.random.default_rng(3).standard_normal((1, 512)).astype(np.float32)
+    return [row, _tree_row(options, x), _full_row(options, x), _best_row(options, x, weights)]
+
+
+def level_rows(options: argparse.Namespace) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """log p of one word of `classes` squared given 512 features, in two levels; and the weights."""
+    rng, (classes, words, features) = np.random.default_rng(0), (options.classes, options.classes, 512)
     shapes = {
         "class_weight": (features, classes), "class_bias": (classes,), "word_weight": (classes, features, words),
         "word_bias": (classes, words),
@@ -183,8 +191,7 @@ def word_rows(options: argparse.Namespace) -> list[Row]:
     session = dlc.load(dlc.compile(model, quantize=options.quantize))
     peer = torch_engine(ClassSoftmax(weights), *given.values())
     engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
-    rows = [Row("two levels", engines, peer()), _tree_row(options, x), _full_row(options, x)]
-    return [*rows, _best_row(options, x, weights)]
+    return [Row(f"two levels of {classes}", engines, peer())], weights
 
 
 def _best_row(options: argparse.Namespace, x: np.ndarray, weights: dict[str, np.ndarray]) -> Row:
@@ -295,10 +302,18 @@ def milliseconds(engine: Engine, blocks: int) -> Callable[[], float]:
     return block
 
 
+ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "experts": expert_rows,
+    "words": word_rows,
+    "levels": lambda options: level_rows(options)[0],
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=["experts", "words"], default="experts")
+    parser.add_argument("--row", choices=list(ROWS), default="experts")
+    parser.add_argument("--classes", type=int, default=224, help="of a word, and words of a class")
     parser.add_argument("--tokens", type=lambda s: [int(n) for n in s.split(",")], default=[1, 32, 256])
     parser.add_argument("--shape", type=lambda s: [int(n) for n in s.split(",")], default=[16, 512, 2048])
     parser.add_argument("--dense", type=int, default=32, help="tokens up to which onnxruntime is measured")
@@ -306,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantize", choices=["none", "int8-dynamic", "int4"], default="none")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    for row in expert_rows(options) if options.row == "experts" else word_rows(options):
+    for row in ROWS[options.row](options):
         noise = [np.square(run() - row.exact).sum() for run in row.engines.values()]
         power, blocks = np.square(row.exact).sum(), {n: milliseconds(e, 1) for n, e in row.engines.items()}
         times: dict[str, list[float]] = {name: [] for name in blocks}

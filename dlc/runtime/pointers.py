@@ -24,7 +24,7 @@ def _ask(arrays: Sequence[np.ndarray]) -> list[int]:
 def _works() -> bool:
     import sys
 
-    probe = [np.zeros(3), np.zeros((2, 5), np.int8)[1:, 2:]]
+    probe: list[np.ndarray] = [np.zeros(3), np.zeros((2, 5), np.int8)[1:, 2:]]
     return sys.implementation.name == "cpython" and _read(probe) == _ask(probe)
 
 
