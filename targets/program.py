@@ -42,7 +42,11 @@ class Ref:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call; `layout` is that of its output, `shared` says whether threads compute a part each."""
+    """One kernel call; `layout` is that of its output.
+
+    `shared` says whether threads compute a part each, `turns` whether the kernel takes the iteration's parity, to go
+    through its weights forwards and backwards in turn.
+    """
 
     symbol: str
     inputs: tuple[Ref, ...]
@@ -53,6 +57,7 @@ class Call:
     origin: Origin
     row: dict[str, Any]
     shared: bool = False
+    turns: bool = False
 
     def refs(self) -> list[Ref]:
         """All places that the kernel reads or writes."""

@@ -267,8 +267,9 @@ class ContractionRegion:
         operands: Sequence[tuple[str, np.ndarray | None]],
         dims: Sequence[Any],
         halo_fill: float | None,
+        turns: bool = False,
     ) -> Any:
-        """Generate the kernel over `operands` (what `operands` gave) and, last, the output."""
+        """Generate the kernel over `operands` (what `operands` gave) and, last, the output; see `turns`."""
         body, layouts = self._flat_view() if self.flat else (self.body, self.layouts)
         epilogue = self._epilogue_operands()
         out = self.body.outputs[0]
@@ -283,9 +284,20 @@ class ContractionRegion:
                 layout, dtype = self.layouts[label], self.values[label].dtype
             params.append((f"x{position}", dtype, layout))
         params.append(("y", self.values[out].dtype, layouts[out]))
-        with kernel(name, params, dims, shared=self._is_shared(schedule)) as k:
+        with kernel(name, params, dims, shared=self._is_shared(schedule), turns=turns) as k:
             self._fill(k, body, epilogue, schedule, halo_fill)
         return k.func
+
+    def turns(self, schedule: Mapping[str, Any]) -> bool:
+        """Whether a loop should go through the weights forwards and backwards in turn.
+
+        What was read last is still in the cache then. Always forwards, weights that are a little more than the cache
+        holds would push out what is needed next, over and over.
+        """
+        tiles = isinstance(self.problem, Contraction) and schedule.get("unit") == "vector"
+        if not tiles or self.w not in self.constants or not isinstance(self.problem.n, int):
+            return False
+        return self.problem.n > schedule["nr"] * self.isa.lanes()
 
     @staticmethod
     def _is_shared(schedule: Mapping[str, Any]) -> bool:
@@ -311,7 +323,7 @@ class ContractionRegion:
         if isinstance(self.problem, Depthwise):
             depthwise.emit_depthwise(self.problem, chosen, self.isa, a, w, init, store, k.share)
         else:
-            contract.emit(self.problem, chosen, self.isa, a, w, init, store, k.share)
+            contract.emit(self.problem, chosen, self.isa, a, w, init, store, k.share, k.turn)
 
     def _index(self, outer: Sequence[Expr], row: Expr, channel: Expr) -> tuple[Expr, ...]:
         """The output's logical index from the contraction's loops."""

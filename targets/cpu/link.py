@@ -88,6 +88,7 @@ class _Entry:
         self.first_chunk = len(program.inputs) + len(program.outputs)
         self.fixed = self.first_chunk + len(constants.chunks)
         self.iterations: dict[str, Any] = {}  # of the loops that are open
+        self.parity: Any = T.int64(0)  # of the innermost one
         self.team: Any = None
         self.behind = False  # whether member 0 has done something that the others have not waited for
 
@@ -188,6 +189,7 @@ class _Entry:
     def _kernel(self, call: Call) -> None:
         arguments = [self._pointer(ref) for ref in (*call.inputs, call.output)]
         arguments += [self.sizes[str(d.name)] for d in call.dims]
+        arguments += [self.parity] if call.turns else []
         if call.shared:
             self._catch_up()
             arguments += [self.member, self.members]
@@ -230,6 +232,7 @@ class _Entry:
 
     def _iteration(self, loop: Loop, iteration: Any) -> None:
         self.iterations[loop.variable] = iteration
+        outer, self.parity = self.parity, T.bitwise_and(iteration, T.int64(1))
         if loop.counter is not None:
             with self._alone():
                 T.buffer_store(self._scalar(loop.counter, "int64"), iteration, [0])
@@ -239,6 +242,7 @@ class _Entry:
             with self._alone():
                 self._copy(loop.after)
         self._catch_up()
+        self.parity = outer
 
     def _copy(self, copies: Sequence[Copy]) -> None:
         for copy in copies:

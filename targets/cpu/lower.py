@@ -36,7 +36,7 @@ from dlc.targets.cpu.kernels import (
     sources,
     trie,
 )
-from dlc.targets.cpu.kernels.builder import SHARED
+from dlc.targets.cpu.kernels.builder import SHARED, TURNS
 from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.cpu.lifted import lift
 from dlc.targets.layout import Layout, simplify
@@ -84,7 +84,10 @@ class CpuLowering(Lowering):
         prepare: the target's passes, for the blocks of control flow.
         controls: how many loops and branches there were so far.
         copied: what updates a state and has to copy it -> why.
+        repeats: whether it is the block of a loop.
     """
+
+    repeats = False
 
     def __init__(self, module: Any, isa: Isa, prepare: Prepare) -> None:
         super().__init__(module)
@@ -133,7 +136,8 @@ class CpuLowering(Lowering):
         dims = self._dims(renamed, layouts)
         shared = SHARED in self.program.kernels[symbol].attrs
         row["threads"] = "all" if shared else "one"
-        made = Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row, shared)
+        turns = TURNS in self.program.kernels[symbol].attrs
+        made = Call(symbol, tuple(refs), output, tuple(dims), node.output, layout, node.origin, row, shared, turns)
         self.program.calls.append(made)
 
     def _dims(self, body: Graph, layouts: dict[str, Layout]) -> list[Any]:
@@ -151,10 +155,14 @@ class CpuLowering(Lowering):
         operands = region.operands(schedule)
         # The zero point of the activations is in the start values of the sums and nowhere else.
         alike = replace(body, nodes=tuple(_without_zero_point(n) for n in body.nodes))
-        digest = _digest(alike, layouts, {**node.attrs, "init": region.init is not None}, constants)
+        plain = isinstance(region, contraction_region.ContractionRegion)
+        turns = {"turns": True} if self.repeats and plain and region.turns(schedule) else {}
+        digest = _digest(alike, layouts, {**node.attrs, "init": region.init is not None, **turns}, constants)
         if digest not in self.known:
             assert node.body is not None
-            func = region.emit(self.prefix + node.body.name, schedule, operands, self._dims(body, layouts), fill)
+            func = region.emit(
+                self.prefix + node.body.name, schedule, operands, self._dims(body, layouts), fill, **turns
+            )
             self.known[digest] = self._add(func)
         # A constant is placed as the kernel reads it, packed; placing the node's own input would keep it twice.
         sources = {f"i{i}": name for i, name in enumerate(node.inputs)}

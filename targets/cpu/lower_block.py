@@ -60,6 +60,8 @@ class BodyLowering(BlockLowering):
         updated: the inputs that are updated where they lie; their outputs need no place.
     """
 
+    repeats = True
+
     def __init__(
         self, outer: CpuLowering, module: Any, prefix: str, inputs: Sequence[Ref], states: Mapping[int, int], most: Any
     ) -> None:

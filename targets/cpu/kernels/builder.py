@@ -21,6 +21,7 @@ from tvm.script.ir_builder import tirx as T
 from dlc.targets.layout import Expr, Layout
 
 SHARED = "dlc.shared"  # attribute of a kernel that takes a part of its work
+TURNS = "dlc.turns"  # attribute of a kernel that takes the direction in which it reads its weights
 C_ABI = 3  # tvm::CallingConv: plain C arguments, no packed-call wrapper
 
 # Types that lie in memory as another one: bool as numpy's bytes, short floats as their bits, short integers in a byte.
@@ -217,11 +218,13 @@ def is_long(shape: Sequence[Expr]) -> bool:
 
 @dataclass
 class Kernel:
-    """A kernel under construction; `func` is the finished PrimFunc, `share` what one that is shared out computes."""
+    """A kernel under construction; `func` is the finished PrimFunc, `share` what one that is shared out computes,
+    `turn` the direction of one that turns."""
 
     name: str
     operands: tuple[Operand, ...] = ()
     share: Share | None = None
+    turn: Expr = None
     func: Any = None
 
 
@@ -232,10 +235,12 @@ def kernel(
     dims: Sequence[Any] = (),
     attrs: dict[str, Any] | None = None,
     shared: bool = False,
+    turns: bool = False,
 ) -> Iterator[Kernel]:
     """Open a kernel called `name` over `operands` (name, dtype, layout) and symbolic `dims` (tirx int64 Vars).
 
     The body of the ``with`` statement emits TIR through `kernel.operands`; `kernel.func` is set when it closes.
+    One that `turns` takes an int64 more, 1 where it is to go through its weights backwards (`kernel.turn`).
     One that is `shared` takes two int64 more, the part that it computes and how many there are; its emitter must ask
     `kernel.share` in every loop that stores.
     """
@@ -246,10 +251,14 @@ def kernel(
             T.func_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": C_ABI, **(attrs or {})})
             if shared:
                 T.func_attr({SHARED: True})
+            if turns:
+                T.func_attr({TURNS: True})
             stored = [STORAGE.get(dtype, dtype) for _, dtype, _ in operands]
             pointers = [T.arg(f"p_{o[0]}", T.handle(kind)) for o, kind in zip(operands, stored, strict=True)]
             for var in dims:
                 T.arg(var.name, var)
+            if turns:
+                result.turn = T.arg("turn", symbolic("turn"))
             if shared:
                 result.share = Share(*(T.arg(name, symbolic(name)) for name in ("part", "parts")))
             result.operands = tuple(

@@ -24,7 +24,7 @@ from dlc.targets.cpu.kernels import (
     contract_wide,
     contract_winograd,
 )
-from dlc.targets.cpu.kernels.builder import Operand, Share
+from dlc.targets.cpu.kernels.builder import Expr, Operand, Share
 from dlc.targets.cpu.kernels.contract_emit import Store, Task
 from dlc.targets.cpu.kernels.contract_problem import (
     Axis,
@@ -115,8 +115,9 @@ def emit(
     init: Operand | None,
     store: Store,
     share: Share | None = None,
+    turn: Expr = None,
 ) -> None:
-    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.Task`. Tiles take no `share`."""
+    """Emit the contraction inside an open `kernel(...)`; see `contract_emit.Task`. Tiles take no `share`, no `turn`."""
     emitters = {"amx": contract_amx.emit_tiles, "vector": contract_emit.emit}
     emitters |= {name: unit.emit for name, unit in _IN_SCRATCH.items()}
-    emitters[schedule.unit](Task(problem, schedule, isa, a, w, init, store, share))
+    emitters[schedule.unit](Task(problem, schedule, isa, a, w, init, store, share, turn))

@@ -59,6 +59,7 @@ class Task:
         store: ``store(outer_index, row, channel, vector, lanes, mask)`` is called for every accumulator vector, as
             scalar int64 indices of its first output; `mask` is None or true in the lanes that exist.
         share: which part of the work is done; None for all.
+        turn: 1 where the tiles of channels are gone through backwards, else 0; None for never.
     """
 
     problem: Contraction
@@ -69,6 +70,7 @@ class Task:
     init: Operand | None
     store: Store
     share: Share | None = None
+    turn: Expr = None
 
 
 def emit(task: Task) -> None:
@@ -111,7 +113,7 @@ class _Emitter:
 
         def channels(index: dict[int, Expr], group: Expr, then: Callable[[Segment, Expr], None]) -> None:
             for part in channel_parts:
-                with each(part) as vector:
+                with each(part, self.task.turn) as vector:
                     then(part, vector)
 
         with shared_loop(problem.groups, self._share("groups")) as group:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.targets.cpu.kernels.builder import Expr, Share, let
+from dlc.targets.cpu.kernels.builder import Expr, Share, hold, let
 from dlc.targets.cpu.kernels.contract_problem import Run
 from dlc.targets.layout import simplify
 
@@ -120,8 +120,8 @@ def loops(extents: Sequence[Expr], share: Share | None = None) -> Iterator[tuple
 
 
 @contextmanager
-def each(segment: Segment) -> Iterator[Expr]:
-    """The start of every tile of a segment."""
+def each(segment: Segment, turn: Expr = None) -> Iterator[Expr]:
+    """The start of every tile of a segment; from the last to the first where `turn` is 1 and not 0 or None."""
     single = isinstance(segment.count, int) and segment.count == 1
     if segment.part is not None and single:
         begin, end = segment.part
@@ -129,14 +129,22 @@ def each(segment: Segment) -> Iterator[Expr]:
         with T.If(wanted), T.Then():
             yield segment.start
     elif segment.part is not None:
-        with T.serial(*segment.part) as index:
-            yield simplify(index * segment.size + segment.start)
+        begin, end = segment.part
+        with T.serial(begin, end) as index:
+            yield simplify(_turned(index, begin + end, turn) * segment.size + segment.start)
     elif segment.when is not None:
         with T.If(segment.when), T.Then():
             yield segment.start
     else:
         with loop(segment.count) as index:
-            yield simplify(index * segment.size + segment.start)
+            yield simplify(_turned(index, segment.count, turn) * segment.size + segment.start)
+
+
+def _turned(index: Expr, ends: Expr, turn: Expr) -> Expr:
+    """`index`, or where `turn` is 1 what is as far from the other end; `ends` is the sum of both (one exclusive)."""
+    if turn is None or isinstance(index, int):
+        return index
+    return hold(index + turn * (ends - 1 - 2 * index))
 
 
 @dataclass(frozen=True)
