@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: both fuzzers side by side for a time, or a stored case again.
+"""``python -m tests.fuzz``: fuzzers side by side for a time, or a stored case again.
 
 Exit codes: 0 nothing was found; 1 something was, and the paths of the stored cases are printed.
 """
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long each fuzzer runs")
     parser.add_argument("--seed", type=int, help="the first random seed; by default another one each time")
     parser.add_argument("--limit", type=float, default=90, help="seconds after which a case counts as a hang")
-    parser.add_argument("--only", choices=["graph", "model"], help="one of the two fuzzers")
+    parser.add_argument("--only", choices=["graph", "model", "guard"], help="one fuzzer; by default graph and model")
     parser.add_argument("--store", type=Path, default=Path("fuzz-findings"), help="where cases are kept")
     parser.add_argument("--replay", type=Path, help="a stored case to try again")
     options = parser.parse_args()

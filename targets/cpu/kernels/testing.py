@@ -78,9 +78,7 @@ class Compiled:
             assert one.tobytes() == other.tobytes(), f"operand {position} depends on what lies around the operands"
         return first
 
-    def _guarded(
-        self, arrays: Sequence[np.ndarray], dims: Sequence[int], at_end: bool, fill: int
-    ) -> list[np.ndarray]:
+    def _guarded(self, arrays: Sequence[np.ndarray], dims: Sequence[int], at_end: bool, fill: int) -> list[np.ndarray]:
         rooms = {f"operand {i}": Room(a.nbytes, at_end, fill, a) for i, a in enumerate(arrays)}
         argument, table = self.raw([room.address for room in rooms.values()], dims)
         hold(lambda: self._function(argument), rooms)
