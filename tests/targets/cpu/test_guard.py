@@ -198,7 +198,7 @@ FAMILIES: dict[str, Family] = {
     "resampling": Family(
         """g (float[n, 3, 5, 7] x) => (float[n, 3, 10, 21] y, float[n, 3, 4, 9] z) {
             y = Resize <mode = "nearest"> (x, none, up)
-            z = Resize <mode = "cubic"> (x, none, none, size) }""",
+            z = Resize <mode = "cubic"> (x, , , size) }""",
         {}, ({"x": (1, 3, 5, 7)}, {"x": (2, 3, 5, 7)}),
     ),
     "recurrences": Family(
@@ -327,7 +327,7 @@ def test_a_kernel_inside_its_operands_passes() -> None:
         (-1, (12, 12), "it faults at byte -4 of operand 0, which has 48"),
         (0, (11, 12), "it faults at byte 44 of operand 0, which has 44"),
         (0, (12, 11), "it faults at byte 44 of operand 1, which has 44"),
-        (0, (12, 0), "it faults at byte 0 of operand 1, which has 0"),
+        (0, (12, 0), r"it faults at byte \d+ of operand 1, which has 0"),
     ],
 )
 def test_an_access_outside_is_named(shift: int, sizes: tuple[int, int], text: str) -> None:
@@ -388,7 +388,7 @@ def test_a_value_that_is_planned_too_small_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(guard, "_scattered", shortened)
     with guarded():
         session = dlc.load(dlc.compile(model, f"cpu:{LEVELS[0]}"))
-    with pytest.raises(AssertionError, match=r"it faults at byte \d+ of .*, which has 107; call 0, .*node Softmax"):
+    with pytest.raises(AssertionError, match="it faults at byte 107 of a, which has 107; call 0, reduction .*, node a"):
         session.run({"x": np.zeros((3, 9), np.float32)})
 
 
