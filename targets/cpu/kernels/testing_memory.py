@@ -127,7 +127,8 @@ def _run_alone(call: Callable[[], Any], report: np.ndarray) -> None:
         action = _Action(faulted, flags=_WITH_INFORMATION)
         for number in (signal.SIGSEGV, signal.SIGBUS):
             _LIBC.sigaction(int(number), ctypes.byref(action), None)
-        _LIBC.signal(int(signal.SIGALRM), None)  # its default, whatever pytest has set up
+        for number in (signal.SIGALRM, signal.SIGABRT):
+            _LIBC.signal(int(number), None)  # its default, whatever pytest has set up
         signal.alarm(_SECONDS)
         call()
         code = 0

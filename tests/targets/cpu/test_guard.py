@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 
 import dlc
 from dlc.targets.cpu.isa import GENERIC, isa_by_name
-from dlc.targets.cpu.kernels.builder import kernel, symbolic, tail_mask
+from dlc.targets.cpu.kernels.builder import kernel, positions, splat, stack, symbolic, tail_mask
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.cpu.kernels.testing_memory import FaultError, Room, apart, hold
 from dlc.targets.layout import Layout
@@ -33,6 +33,7 @@ from tests import experts
 from tests.fuzz.generate import generate
 from tests.guard import LEVELS, GuardedExecutable, guarded
 from tests.property.graphs import inputs_of, quantizable_models
+from tests.stack import held_to_the_stack, stack_held
 
 EVERYWHERE = bool(os.environ.get("DLC_GUARD"))
 HEAD = '<ir_version: 8, opset_import: ["" : 18]>\n'
@@ -264,6 +265,16 @@ def test_family(name: str, level: str) -> None:
     assert GuardedExecutable.runs > before
 
 
+@pytest.mark.parametrize("name", FAMILIES if EVERYWHERE else ["attention", "Winograd", "transposed convolutions"])
+@pytest.mark.parametrize("level", LEVELS if EVERYWHERE else ["avx2"])
+def test_family_stays_on_its_stack(name: str, level: str) -> None:
+    family = FAMILIES[name]
+    with guarded(), stack_held():
+        session = dlc.load(dlc.compile(_model(name), f"cpu:{level}", **family.options))
+    for shapes in family.feeds:
+        session.run(_feed(session, shapes, family.largest))
+
+
 @pytest.mark.parametrize("seed", range(60 if EVERYWHERE else 10))
 def test_random_graph(seed: int) -> None:
     case = generate(seed)
@@ -388,8 +399,31 @@ def test_a_value_that_is_planned_too_small_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(guard, "_scattered", shortened)
     with guarded():
         session = dlc.load(dlc.compile(model, f"cpu:{LEVELS[0]}"))
-    with pytest.raises(AssertionError, match="it faults at byte 107 of a, which has 107; call 0, reduction .*, node a"):
+    with pytest.raises(
+        AssertionError, match=r"it faults at byte 107 of a, which has 107; call 0, reduction .*, node a"
+    ):
         session.run({"x": np.zeros((3, 9), np.float32)})
+
+
+@pytest.mark.parametrize(("begin", "lanes"), [(6, 1), (3, 4), (0, 1)])
+def test_an_access_outside_of_the_stack_ends_the_process(begin: int, lanes: int) -> None:
+    n = symbolic("n")
+    with kernel("stacked", [("o", "float32", Layout.dense((1,)))], [n]) as built:
+        place = stack("float32", 5)
+        T.buffer_store(place, splat(T.float32(1), lanes), [positions(n - 1, lanes)])
+        built.operands[0].store((T.int64(0),), T.float32(2))
+    compiled = Compiled(held_to_the_stack(built.func), GENERIC, 1, 1)
+    compiled.run([np.zeros(1, np.float32)], [6 - lanes])
+    with pytest.raises(AssertionError, match="it dies of SIGABRT"):
+        compiled.run([np.zeros(1, np.float32)], [begin])
+
+
+def test_a_known_position_outside_of_the_stack_is_refused() -> None:
+    with kernel("stacked", [("o", "float32", Layout.dense((1,)))]) as built:
+        place = stack("float32", 5)
+        built.operands[0].store((T.int64(0),), place[5])
+    with pytest.raises(AssertionError, match="5 of 5 elements on the stack"):
+        held_to_the_stack(built.func)
 
 
 # --- what it found ----------------------------------------------------------------------------------------------------
