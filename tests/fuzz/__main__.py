@@ -14,10 +14,14 @@ from pathlib import Path
 
 from tests.fuzz import differential, importer, store
 from tests.fuzz.watch import Watch
+from tests.guard import LEVELS, guarded
 
 
-def _again(path: Path) -> int:
-    if path.with_suffix(".npz").is_file():
+def _again(path: Path, kind: str | None) -> int:
+    if kind == "guard":
+        with guarded():
+            found, _ = differential.check(store.load(path), targets=[f"cpu:{level}" for level in LEVELS])
+    elif path.with_suffix(".npz").is_file():
         found, oracle = differential.check(store.load(path))
         print(f"compared with {oracle or 'nothing: no oracle runs it'}")
     else:
@@ -38,7 +42,7 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help="a stored case to try again")
     options = parser.parse_args()
     if options.replay is not None:
-        return _again(options.replay)
+        return _again(options.replay, options.only)
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(3), "big") * 1000
     kinds = [options.only] if options.only else ["graph", "model"]
     print(f"seed {seed}: {' and '.join(kinds)} for {options.seconds:g} s", flush=True)

@@ -16,6 +16,7 @@ from tests.fuzz import differential, importer, store
 from tests.fuzz.generate import Case, generate, resized
 from tests.fuzz.mutate import mutant
 from tests.fuzz.shrink import shrink
+from tests.guard import LEVELS, guarded
 
 _MEMORY = 12 << 30  # bytes of address space; a model that asks for more is a finding
 
@@ -50,8 +51,6 @@ def graph(seed: int, folder: Path, targets: Sequence[str] = differential.TARGETS
 
 def guard(seed: int, folder: Path) -> None:
     """One random graph for an instruction set that the seed chooses, every tensor in guarded memory."""
-    from tests.guard import LEVELS, guarded
-
     with guarded():
         graph(seed, folder, [f"cpu:{LEVELS[seed % len(LEVELS)]}"])
 
