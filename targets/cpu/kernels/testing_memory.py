@@ -117,7 +117,7 @@ def apart(call: Callable[[], Any]) -> None:
 def _run_alone(call: Callable[[], Any], report: np.ndarray) -> None:
     """The child: never returns."""
 
-    @_HANDLER  # type: ignore[untyped-decorator]
+    @_HANDLER
     def faulted(number: int, information: int, context: int) -> None:
         report[0] = ctypes.c_uint64.from_address(information + 2 * ctypes.sizeof(ctypes.c_void_p)).value
         os._exit(_FAULT)
