@@ -59,6 +59,8 @@ class GuardedExecutable(runtime.CpuExecutable):
 
     def __init__(self, package: Package, threads: int = 1) -> None:
         super().__init__(package, max(2, threads))
+        # A loop that ends early leaves the rest of what it stacks as it was; the host cuts it off.
+        self._ends_early = any(row["op"] == "Loop" for row in self._explanation.nodes)
         self._values = {name: name.removeprefix(_HOME).split(":") for name in self._symbols if name.startswith(_HOME)}
 
     def _placed(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -86,7 +88,10 @@ class GuardedExecutable(runtime.CpuExecutable):
             self._run(inputs, outputs, sizes, number, *placement) for number, placement in enumerate(PLACEMENTS)
         )
         for number, (array, one, other) in enumerate(zip(outputs, first, second, strict=True)):
-            assert np.array_equal(one, other), f"output {number} depends on what nobody has written, or on threads"
+            same = one == other
+            if self._ends_early:
+                same |= (one == PLACEMENTS[0][1]) & (other == PLACEMENTS[1][1])
+            assert same.all(), f"output {number} depends on what nobody has written, or on threads"
             array[...] = one.view(array.dtype).reshape(array.shape)
 
     def _run(
