@@ -61,7 +61,11 @@ class GuardedExecutable(runtime.CpuExecutable):
         super().__init__(package, max(2, threads))
         # A loop that ends early leaves the rest of what it stacks as it was; the host cuts it off.
         self._ends_early = any(row["op"] == "Loop" for row in self._explanation.nodes)
-        self._values = {name: name.removeprefix(_HOME).split(":") for name in self._symbols if name.startswith(_HOME)}
+        self._values: dict[str, tuple[str, str]] = {}  # a symbol -> the value's name and its bytes
+        for symbol in self._symbols:
+            if symbol.startswith(_HOME):
+                name, _, size = symbol.removeprefix(_HOME).rpartition(":")
+                self._values[symbol] = (name, size)
 
     def _placed(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
         """Sizes with homes for all values in one workspace, for what is not guarded; the bytes of it."""
@@ -99,18 +103,8 @@ class GuardedExecutable(runtime.CpuExecutable):
         at_end: bool, fill: int,
     ) -> list[np.ndarray]:  # fmt: skip
         """The outputs as bytes; with a team where `number` is not 0."""
-        rooms: dict[str, Room] = {}
-        over = {array.ctypes.data for array in outputs if array.size}  # outputs may lie where an input does
-        places: dict[int, Room] = {}
-        for i, array in enumerate(inputs):
-            written = array.ctypes.data in over
-            rooms[f"input {i}"] = Room(array.nbytes, at_end, fill, array, written)
-            if written:
-                places[array.ctypes.data] = rooms[f"input {i}"]
-        results = []
-        for i, array in enumerate(outputs):
-            rooms[f"output {i}"] = places.get(array.ctypes.data) or Room(array.nbytes, at_end, fill)
-            results.append(rooms[f"output {i}"])
+        rooms = _arrays(inputs, outputs, at_end, fill)
+        results = [rooms[f"output {i}"] for i in range(len(outputs))]
         for i, chunk in enumerate(self._constants):
             rooms[f"constant {i}"] = Room(chunk.nbytes, at_end, fill, chunk, False)
         table = [room.address for room in rooms.values()] + [0, 0, _EVERYTHING]
@@ -149,6 +143,20 @@ class GuardedExecutable(runtime.CpuExecutable):
                 row = self._explanation.nodes[call["row"]]
                 return f"; call {number}, {row.get('kernel', call['kind'])}, node {row['node']}"
         return ""
+
+
+def _arrays(inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], at_end: bool, fill: int) -> dict[str, Room]:
+    """Inputs, then outputs; those that lie where an input does are the same room, the other inputs are read-only."""
+    over = {array.ctypes.data for array in outputs if array.size}
+    rooms, shared = {}, {}
+    for i, array in enumerate(inputs):
+        written = array.ctypes.data in over
+        rooms[f"input {i}"] = room = Room(array.nbytes, at_end, fill, array, written)
+        if written:
+            shared[array.ctypes.data] = room
+    for i, array in enumerate(outputs):
+        rooms[f"output {i}"] = shared.get(array.ctypes.data) or Room(array.nbytes, at_end, fill)
+    return rooms
 
 
 def _load(package: Package, threads: int) -> runtime.CpuExecutable:
