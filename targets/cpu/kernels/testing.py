@@ -75,7 +75,7 @@ class Compiled:
         """
         first, second = (self._guarded(arrays, dims, *placement) for placement in PLACEMENTS)
         for position, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert one.tobytes() == other.tobytes(), f"operand {position} depends on what lies around the operands"
+            assert one.tobytes() == other.tobytes(), f"operand {position} depends on what nobody has written"
         return first
 
     def _guarded(self, arrays: Sequence[np.ndarray], dims: Sequence[int], at_end: bool, fill: int) -> list[np.ndarray]:
