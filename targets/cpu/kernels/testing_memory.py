@@ -3,7 +3,7 @@
 A buffer lies in a mapping of its own. In the one placement its last byte is the last of a page, in the other its first
 byte is the first of one; on both sides of the mapping are pages that can be neither read nor written. What is left of
 the buffer's own pages holds a pattern that is looked at afterwards. Both placements together show every access that
-starts outside a buffer or reaches beyond it, reads too, as long as it is less than a page away.
+starts outside a buffer or reaches beyond it, reads too, as long as it is less than 64 KiB away.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 _PAGE = mmap.PAGESIZE
+_AROUND = 16 * _PAGE  # bytes without access on each side
 _SECONDS = 120  # after which a call counts as one that hangs
 _NO_ACCESS, _READ_ONLY, _WRITABLE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 _FAULT = 3  # exit code
@@ -63,22 +64,22 @@ class Room:
     ) -> None:
         self._fill = fill
         self._inner = -(-size // _PAGE) * _PAGE
-        whole = np.frombuffer(mmap.mmap(-1, self._inner + 2 * _PAGE), np.uint8)
+        whole = np.frombuffer(mmap.mmap(-1, self._inner + 2 * _AROUND), np.uint8)
         self._first: int = whole.ctypes.data
-        inside = whole[_PAGE : _PAGE + self._inner]
+        inside = whole[_AROUND : _AROUND + self._inner]
         inside[:] = fill
         self._begin = self._inner - size if at_end else 0
         self._inside, self.bytes = inside, inside[self._begin : self._begin + size]
-        self.address = self._first + _PAGE + self._begin
+        self.address = self._first + _AROUND + self._begin
         if content is not None:
             self.bytes[:] = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
-        _protect(self._first, _PAGE, _NO_ACCESS)
-        _protect(self._first + _PAGE, self._inner, _WRITABLE if writable else _READ_ONLY)
-        _protect(self._first + _PAGE + self._inner, _PAGE, _NO_ACCESS)
+        _protect(self._first, _AROUND, _NO_ACCESS)
+        _protect(self._first + _AROUND, self._inner, _WRITABLE if writable else _READ_ONLY)
+        _protect(self._first + _AROUND + self._inner, _AROUND, _NO_ACCESS)
 
     def offset(self, address: int) -> int | None:
         """The byte of the buffer at an address, negative before its begin; None far from it."""
-        near = self._first <= address < self._first + self._inner + 2 * _PAGE
+        near = self._first <= address < self._first + self._inner + 2 * _AROUND
         return address - self.address if near else None
 
     def stray(self) -> int:
