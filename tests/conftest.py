@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # A test compiles what is in the tree. The compile cache is off, in the processes that tests start too; the tests of the
 # cache itself turn it on, in folders of their own.
 os.environ["DLC_CACHE_SIZE"] = "0"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _guard() -> Iterator[None]:
+    """With ``DLC_GUARD=1`` whatever a test compiles for the CPU runs in guarded memory, see `tests.guard`."""
+    if not os.environ.get("DLC_GUARD"):
+        yield
+        return
+    from tests.guard import guarded
+
+    with guarded():
+        yield

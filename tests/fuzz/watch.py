@@ -91,7 +91,7 @@ class Watch:
             elif "ends" in record:
                 self.result.cases += 1
                 self.next, running = record["ends"] + 1, None
-                self.result.unjudged += self.result.kind == "graph" and not record["oracle"]
+                self.result.unjudged += self.result.kind != "model" and not record["oracle"]
                 if record["kind"]:
                     self._keep(record["ends"], record["kind"], record["text"], Path(record["path"]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.fuzz import differential, importer, store
 from tests.fuzz.generate import Case, generate, resized
 from tests.fuzz.mutate import mutant
 from tests.fuzz.shrink import shrink
+from tests.guard import LEVELS, guarded
 
 _MEMORY = 12 << 30  # bytes of address space; a model that asks for more is a finding
 
@@ -23,29 +25,34 @@ def _say(**record: Any) -> None:
     print(json.dumps(record), flush=True)
 
 
-def _check(case: Case, seed: int) -> differential.Finding | None:
+def _check(case: Case, seed: int, targets: Sequence[str]) -> tuple[differential.Finding | None, str]:
     other = resized(case, seed)
-    return differential.check(case, [other] if other is not None else [])[0]
+    return differential.check(case, [other] if other is not None else [], targets)
 
 
-def graph(seed: int, folder: Path) -> None:
+def graph(seed: int, folder: Path, targets: Sequence[str] = differential.TARGETS) -> None:
     """One random graph: compiled, run, compared; made smaller where it differs."""
     case = generate(seed)
     path = store.save(case, folder, "current")
     _say(begins=seed, path=str(path))
-    other = resized(case, seed)
-    found, oracle = differential.check(case, [other] if other is not None else [])
+    found, oracle = _check(case, seed, targets)
 
     def fails(candidate: Case) -> bool:
         _say(shrinking=seed)
-        again = _check(candidate, seed)
+        again, _ = _check(candidate, seed, targets)
         return again is not None and found is not None and again.kind == found.kind
 
     if found is not None:
         case = shrink(case, fails)
         path = store.save(case, folder, "small")
-        found = _check(case, seed) or found
+        found = _check(case, seed, targets)[0] or found
     _say(ends=seed, kind=found and found.kind, text=found and found.text, path=str(path), oracle=oracle)
+
+
+def guard(seed: int, folder: Path) -> None:
+    """One random graph for an instruction set that the seed chooses, every tensor in guarded memory."""
+    with guarded():
+        graph(seed, folder, [f"cpu:{LEVELS[seed % len(LEVELS)]}"])
 
 
 def model(seed: int, folder: Path) -> None:
@@ -61,7 +68,7 @@ def model(seed: int, folder: Path) -> None:
     _say(ends=seed, kind=found and found.kind, text=found and found.text, path=str(path), oracle="")
 
 
-KINDS = {"graph": graph, "model": model}
+KINDS = {"graph": graph, "model": model, "guard": guard}
 
 
 def main(kind: str, first: str, count: str, folder: str) -> None:

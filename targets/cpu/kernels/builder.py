@@ -81,7 +81,9 @@ def load(buffer: Any, dtype: str, base: Expr, lanes: int = 1, mask: Expr = None)
     """Load consecutive elements of a flat buffer; masked lanes read nothing and give zero."""
     if mask is None:
         return buffer[positions(base, lanes)]
-    loaded = T.masked_load(vector_type(dtype, lanes), buffer, positions(base, lanes), mask)
+    # Held: inside a selection, TVM's analyser takes its condition for true, and so the load's own mask, which is the
+    # same; the load then reads all lanes.
+    loaded = hold(T.masked_load(vector_type(dtype, lanes), buffer, positions(base, lanes), mask))
     # TVM leaves the other lanes undefined (LLVM's poison spreads through logic and sums); the selection costs nothing.
     zero = tirx.FloatImm(dtype, 0.0) if "float" in dtype else tirx.IntImm(dtype, 0)
     return T.Select(mask, loaded, splat(zero, lanes))

@@ -1,4 +1,4 @@
-"""Compile kernels alone, run them on numpy arrays with guard zones around every buffer: for tests and experiments."""
+"""Compile kernels alone, run them on numpy arrays in guarded memory: for tests and experiments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from tvm.script.ir_builder import tirx as T
 from dlc.targets.cpu.codegen import compile_functions, llvm_target  # noqa: F401  (tests ask for it here)
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import SHARED
+from dlc.targets.cpu.kernels.testing_memory import PLACEMENTS, Room, hold
 
-_GUARD = 256  # bytes before and after every array
-_PATTERN = 0xA5
 _keep_alive: list[Any] = []
-
 
 _PARTS = 3  # in which a kernel that is shared out is computed, one after the other
 
@@ -70,23 +68,22 @@ class Compiled:
         return self._function
 
     def run(self, arrays: Sequence[np.ndarray], dims: Sequence[int] = ()) -> list[np.ndarray]:
-        """Run on copies of `arrays` between guard zones; returns the copies; raises AssertionError on a stray write."""
-        guarded = []
-        for array in arrays:
-            flat = np.full(array.nbytes + 2 * _GUARD, _PATTERN, dtype="uint8")
-            shift = -(flat.ctypes.data + _GUARD) % 64
-            whole = np.full(array.nbytes + 2 * _GUARD + 64, _PATTERN, dtype="uint8")
-            shift = -(whole.ctypes.data + _GUARD) % 64
-            begin = _GUARD + shift
-            whole[begin : begin + array.nbytes] = np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype="uint8")
-            guarded.append((whole, begin, array))
-        argument, table = self.raw([w.ctypes.data + begin for w, begin, _ in guarded], dims)
-        self._function(argument)
+        """Run on guarded copies of `arrays` (see `testing_memory`) and return the copies.
+
+        Raises:
+            AssertionError: an access outside an operand, or a result that depends on what is around the operands.
+        """
+        first, second = (self._guarded(arrays, dims, *placement) for placement in PLACEMENTS)
+        for position, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert one.tobytes() == other.tobytes(), f"operand {position} depends on what nobody has written"
+        return first
+
+    def _guarded(self, arrays: Sequence[np.ndarray], dims: Sequence[int], at_end: bool, fill: int) -> list[np.ndarray]:
+        rooms = {f"operand {i}": Room(a.nbytes, at_end, fill, a) for i, a in enumerate(arrays)}
+        argument, table = self.raw([room.address for room in rooms.values()], dims)
+        hold(lambda: self._function(argument), rooms)
         del table
-        results = []
-        for position, (whole, begin, array) in enumerate(guarded):
-            end = begin + array.nbytes
-            stray = np.flatnonzero(np.concatenate([whole[:begin], whole[end:]]) != _PATTERN)
-            assert not len(stray), f"operand {position}: {len(stray)} bytes written outside its {array.nbytes} bytes"
-            results.append(whole[begin:end].view(array.dtype).reshape(array.shape))
-        return results
+        return [
+            room.bytes.copy().view(array.dtype).reshape(array.shape)
+            for room, array in zip(rooms.values(), arrays, strict=True)
+        ]

@@ -291,7 +291,7 @@ def test_a_wrong_configuration_gives_wrong_results(monkeypatch: pytest.MonkeyPat
     right = contract_amx.tile_shapes
     monkeypatch.setattr(contract_amx, "tile_shapes", lambda *_: right(rows, width))
     problem = contract.matmul_contraction(Layout.dense((32, 64)), 32, dtypes=("uint8", "int8"))
-    with pytest.raises(AssertionError, match="Mismatch"):
+    with pytest.raises(AssertionError, match=r"Mismatch|depends on what"):
         check(AMX_EMULATED, problem, problem, (32 * 64, 32 * 64), {}, 65)
 
 
