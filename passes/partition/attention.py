@@ -82,11 +82,12 @@ class AttentionFinder:
         return sorted(found, key=lambda n: self.order[n.output.name])
 
     def body(self, members: Sequence[Node]) -> Graph:
-        """Such nodes as a graph, which takes all that they do not make."""
+        """Such nodes as a graph, which takes all that they do not make; constants are in it."""
         inside = {n.output.name for n in members}
         outer = dict.fromkeys(n for m in members for n in m.inputs if n not in inside)
-        inputs = tuple(self.values[name] for name in outer)
-        return Graph("attention", inputs, (members[-1].output.name,), tuple(members), {})
+        constants = {name: self.graph.constants[name] for name in outer if name in self.graph.constants}
+        inputs = tuple(self.values[name] for name in outer if name not in constants)
+        return Graph("attention", inputs, (members[-1].output.name,), tuple(members), constants)
 
     def _stays(self, name: str, members: Sequence[Node]) -> bool:
         """Whether only `members` read a value."""

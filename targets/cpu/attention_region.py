@@ -18,7 +18,7 @@ from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import attention_cost
 from dlc.targets.cpu.kernels.attention import Emitter
-from dlc.targets.cpu.kernels.attention_cost import MOST_L2, Sizes
+from dlc.targets.cpu.kernels.attention_cost import LINE, MOST_SCRATCH, Sizes, scratch_bytes
 from dlc.targets.cpu.kernels.builder import Expr, kernel
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.layout import Layout
@@ -37,14 +37,43 @@ def unfit(body: Graph) -> str | None:
     ranks = [len(values[name].shape) for name in (*scores.inputs, mixed.inputs[1])]
     if min(ranks) < 2 or not same_shape(mixed.output.shape[:-2], scores.output.shape[:-2]):
         return "the values have batch dimensions that the scores do not have"
-    extents = [d for name in (*scores.inputs, *mixed.inputs) for d in values[name].shape[-2:]]
-    if not all(isinstance(d, int) for d in extents):
-        return "the number of queries or keys is known only when running"
     sizes = Sizes.of(body)
-    if 0 in (sizes.places, sizes.queries, sizes.keys, sizes.depth, sizes.width):
+    if not isinstance(sizes.depth, int) or not isinstance(sizes.width, int):
+        return "the size of a key or of a value is known only when running"
+    known = [n for n in (sizes.places, sizes.queries, sizes.keys, sizes.depth, sizes.width) if isinstance(n, int)]
+    if 0 in known:
         return "it is empty"
-    if 4 * sizes.stride() > MOST_L2:
-        return f"a row of {sizes.keys} scores is more than the stack takes"
+    if scratch_bytes(sizes, 1, LINE) > MOST_SCRATCH:
+        return f"keys of {sizes.depth} and values of {sizes.width} numbers are more than the stack takes"
+    other = _other_than_rows(body)
+    return f"{other} changes single weights, which are known only behind all keys" if other else None
+
+
+def _other_than_rows(body: Graph) -> str | None:
+    """The first node behind softmax that does not leave each row as it is, or make it zero; None where all do so.
+
+    Weights are divided by their sum at the very end, a row at a time.
+    """
+    _, softmax, mixed = products(body)
+    values, rows, flags = body.values(), {softmax.output.name}, set[str]()
+
+    def of_row(name: str) -> bool:
+        shape = values[name].shape
+        return name in flags or not shape or (isinstance(shape[-1], int) and shape[-1] == 1)
+
+    def stays(name: str) -> bool:
+        array = body.constants.get(name)
+        return name in rows or (array is not None and not array.any())
+
+    for node in body.nodes:
+        if node is mixed or not (rows | flags) & set(node.inputs):
+            continue
+        if node.op == "relax.isnan" and node.inputs[0] in rows:
+            flags.add(node.output.name)
+        elif node.op == "relax.where" and of_row(node.inputs[0]) and all(map(stays, node.inputs[1:])):
+            rows.add(node.output.name)
+        else:
+            return node.op.removeprefix("relax.").removeprefix("dlc.")
     return None
 
 

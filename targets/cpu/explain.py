@@ -19,7 +19,7 @@ _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     if "rows" in schedule:
-        return f"{schedule['rows']} queries at a time"
+        return f"{schedule['rows']} queries and {schedule['block']} keys at a time"
     if "mr" not in schedule:
         return ""
     outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""
