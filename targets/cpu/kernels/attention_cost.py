@@ -172,10 +172,10 @@ class _Cost:
             pair += times * taken
             packing += times * pack * (1 if name == "keys" and ahead else count)
             found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
-        # What does not stay in L2 from one block of queries to the next comes again.
+        # What does not stay in L1 from one block of queries to the next comes again.
         lines = 4 * (sizes.depth + sizes.width)
         level = contract_cost.level_of(sizes.keys * lines + 4 * rows * stride, self.machine)
-        if level > 1:
+        if level:
             pair += contract_cost.seconds(keys * lines / core.bandwidth[level])
         copied = 0 if self.region.direct(self.region.q) is not None else -(-sizes.depth // lanes)
         ends = contract_cost.seconds(rows * (copied + 2 * -(-sizes.width // lanes)) * _PACK / core.vectors)
