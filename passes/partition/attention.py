@@ -18,6 +18,7 @@ from typing import Any
 
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
+from dlc.passes.partition import hidden
 from dlc.passes.simplify.match import same_shape
 
 SOFTMAX, PRODUCT, TRANSPOSE = "relax.nn.softmax", "dlc.matmul", "relax.permute_dims"
@@ -88,6 +89,11 @@ class AttentionFinder:
         constants = {name: self.graph.constants[name] for name in outer if name in self.graph.constants}
         inputs = tuple(self.values[name] for name in outer if name not in constants)
         return Graph("attention", inputs, (members[-1].output.name,), tuple(members), constants)
+
+    def band(self, members: Sequence[Node]) -> tuple[int | None, int | None]:
+        """See `hidden.band`."""
+        scores, softmax, _ = products(self.body(members))
+        return hidden.band(self.graph, self.producers, scores.output.name, softmax.inputs[0])
 
     def _stays(self, name: str, members: Sequence[Node]) -> bool:
         """Whether only `members` read a value."""

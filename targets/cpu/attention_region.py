@@ -88,6 +88,7 @@ class AttentionRegion:
         self.scores, self.softmax, self.mixed = products(body)
         self.q, self.k = self.scores.inputs
         self.weights, self.v = self.mixed.inputs
+        self.band = tuple(body.attrs.get("dlc.band", (None, None)))
         self.init = None
         self.lanes = isa.lanes()
 

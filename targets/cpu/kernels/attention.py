@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -112,16 +113,40 @@ class Emitter:
                 self.block(place, begin, rows)
 
     @staticmethod
-    def _each_block(extent: Expr, size: int, visit: Any) -> None:
-        """Call `visit(first, count)` for blocks of an extent; the last one is smaller where it is no multiple."""
+    def _each_block(extent: Expr, size: int, visit: Any, seen: tuple[Expr, Expr] | None = None) -> None:
+        """Call `visit(first, count)` for blocks of an extent; the last one is smaller where it is no multiple.
+
+        `seen`: the numbers of the first block that is wanted and of the first behind it that is not; None for all.
+        """
         if isinstance(extent, int):
             for segment in cut(extent, size):
-                with each(segment) as first:
+                part = None
+                if seen is not None:
+                    before = whole_index(segment.start // size)
+                    low, high = (let(T.min(T.max(n - before, T.int64(0)), T.int64(segment.count))) for n in seen)
+                    part = low, high
+                with each(replace(segment, part=part)) as first:
                     visit(first, segment.size)
             return
-        with loop(_blocks_of(extent, size)) as number:
+        with T.serial(*(seen or (T.int64(0), _blocks_of(extent, size)))) as number:
             first = let(number * size)
             visit(first, let(T.min(T.int64(size), extent - first)))
+
+    def _seen(self, begin: Expr, rows: Expr) -> tuple[Expr, Expr] | None:
+        """The blocks of keys that some of `rows` queries from `begin` on see, as `_each_block` has it."""
+        first, last = self.region.band
+        if self.alone or (first is None and last is None):
+            return None
+        count, size = whole_index(_blocks_of(self.sizes.keys, self.keys)), T.int64(self.keys)
+
+        def within(key: Expr) -> Expr:
+            return T.max(whole_index(simplify(key)), T.int64(0))
+
+        low = T.int64(0) if first is None else let(T.truncdiv(within(begin + first), size))
+        if last is None:
+            return low, count
+        behind = within(begin + rows + last)
+        return low, let(T.max(low, T.min(count, T.truncdiv(behind + (self.keys - 1), size))))
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.body, self.named, self.isa)
@@ -240,7 +265,7 @@ class Emitter:
                 self._each_row(rows, lambda row: self._scale(place, begin, row))
             self._values(place, (begin, rows), (first, count))
 
-        self._each_block(self.sizes.keys, self.keys, visit)
+        self._each_block(self.sizes.keys, self.keys, visit, self._seen(begin, rows))
         if not self.alone:
             self._each_row(rows, lambda row: self._scale(place, begin, row))
         if self.sums is not None:

@@ -150,7 +150,7 @@ class _Cost:
         """All that is chosen for one cut, and its time."""
         sizes, lanes = self.sizes, self.region.lanes
         part = self._part(rows, keys)
-        blocks, count = -(-sizes.keys // keys), -(-sizes.queries // rows)
+        blocks, count, visited = -(-sizes.keys // keys), -(-sizes.queries // rows), self._visited(rows, keys)
         core = contract_cost.core_of(self.isa, self.machine)
         # An extent known only when running has no bound, so neither have all keys.
         ahead = isinstance(self.region.sizes.keys, int) and 8 * sizes.keys * sizes.depth <= _l2(self.machine)
@@ -170,7 +170,7 @@ class _Cost:
                     problem, pack = replace(problem, w_k_stride=step if isinstance(step, int) else sizes.keys), 0.0
                     tiles, taken = _tiles(problem, self.isa, self.machine)
             pair += times * taken
-            packing += times * pack * (1 if name == "keys" and ahead else count)
+            packing += times * pack * (blocks if name == "keys" and ahead else visited)
             found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
         # What does not stay in L1 from one block of queries to the next comes again.
         lines = 4 * (sizes.depth + sizes.width)
@@ -179,8 +179,17 @@ class _Cost:
             pair += contract_cost.seconds(keys * lines / core.bandwidth[level])
         copied = 0 if self.region.direct(self.region.q) is not None else -(-sizes.depth // lanes)
         ends = contract_cost.seconds(rows * (copied + 2 * -(-sizes.width // lanes)) * _PACK / core.vectors)
-        seconds = sizes.places * (blocks * packing + count * (blocks * pair + ends))
+        seconds = sizes.places * (packing + visited * pair + count * ends)
         return {**found, "predicted_us": round(seconds * 1e6, 3)}
+
+    def _visited(self, rows: int, keys: int) -> int:
+        """Pairs of blocks of queries and of keys that are not hidden."""
+        sizes, (first, last), total = self.sizes, self.region.band, 0
+        for begin in range(0, sizes.queries, rows):
+            low = 0 if first is None else max(0, begin + first) // keys
+            high = sizes.keys if last is None else min(sizes.keys, max(0, begin + rows + last))
+            total += max(0, -(-high // keys) - low) if keys < sizes.keys else 1
+        return total
 
     def _softmax(self, rows: int, keys: int) -> float:
         """The time of softmax for one block, and of correcting what there is of the blocks before."""
