@@ -236,4 +236,4 @@ def choose(region: AttentionRegion, machine: Machine) -> dict[str, Any]:
     cost = _Cost(region, region.sizes.guessed(), machine)
     best = min((cost.choice(*cut) for cut in cost.cuts()), key=lambda found: found["predicted_us"])
     symbolic = ", ".join(f"{var.name}={_LONG}" for var in symbols((region.sizes.queries, region.sizes.keys)))
-    return {**best, "predicted_for": symbolic}
+    return {**best, "band": list(region.band), "predicted_for": symbolic}
