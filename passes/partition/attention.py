@@ -90,7 +90,7 @@ class AttentionFinder:
         inputs = tuple(self.values[name] for name in outer if name not in constants)
         return Graph("attention", inputs, (members[-1].output.name,), tuple(members), constants)
 
-    def band(self, members: Sequence[Node]) -> tuple[int | None, int | None]:
+    def band(self, members: Sequence[Node]) -> hidden.Band:
         """See `hidden.band`."""
         scores, softmax, _ = products(self.body(members))
         return hidden.band(self.graph, self.producers, scores.output.name, softmax.inputs[0])

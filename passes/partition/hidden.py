@@ -1,9 +1,10 @@
 """Which keys a mask hides from every query of attention because of where they are.
 
-What is hidden has a score of -inf, so its weight is exactly zero, and a target need not compute it. That is looked for
-along the diagonals: a value of (queries, keys) may be the same wherever key - query is more than some number, or less.
-Masks are constants, or comparisons of positions; what a score is otherwise does not matter. A large negative number is
-not -inf: in a row that has nothing else it counts.
+That is looked for along the diagonals: a value of (queries, keys) may be the same number wherever key - query is more
+than some number, or less. Masks are constants, or comparisons of positions; what a score is otherwise does not matter.
+Where the number is -inf, the weight is exactly zero and a target need not compute it. A large negative number that
+takes the place of scores counts only in rows that have no score far above it, which a target can see when it runs. One
+that is added to scores is not followed: these may be of any size.
 
 A score that is not a number, because of an infinity in a query or a key, is not looked at where it is hidden.
 """
@@ -34,12 +35,21 @@ class Position(NamedTuple):
     offset: int
 
 
+_LOW = -1e4  # what is nearer to scores of ordinary size hides nothing
 _LESS = {"relax.less": False, "relax.less_equal": True}  # what two equal operands give
 _COMPARISONS = {**_LESS, "relax.greater": False, "relax.greater_equal": True}
 
 
-def band(graph: Graph, producers: Mapping[str, Node], scores: str, masked: str) -> tuple[int | None, int | None]:
-    """(first, last) diagonal key - query that is not hidden from all queries; None where none is known to be.
+class Band(NamedTuple):
+    """The diagonals, key - query, outside of which all scores are `number`; None: no side of that kind."""
+
+    first: int | None = None
+    last: int | None = None
+    number: float = -inf
+
+
+def band(graph: Graph, producers: Mapping[str, Node], scores: str, masked: str) -> Band:
+    """The diagonals that are not hidden.
 
     Args:
         graph: where the nodes are from.
@@ -47,12 +57,13 @@ def band(graph: Graph, producers: Mapping[str, Node], scores: str, masked: str) 
         scores: the product of queries and keys.
         masked: what softmax reads.
     """
-    found = []
+    sides = {}
     for sign in (-1, 1):
         side = _Sides(graph, producers, scores, sign).of(masked)
-        hides = side is not None and side.number == -inf and abs(side.beyond) != inf
-        found.append(int(sign * side.beyond) if hides and side is not None else None)
-    return found[0], found[1]
+        if side is not None and side.number <= _LOW and abs(side.beyond) != inf:
+            sides[sign] = side
+    first, last = (int(sign * sides[sign].beyond) if sign in sides else None for sign in (-1, 1))
+    return Band(first, last, max((side.number for side in sides.values()), default=-inf))
 
 
 class _Sides:

@@ -14,6 +14,7 @@ import numpy as np
 from dlc.hardware import Machine
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.attention import TRANSPOSE, keeps_last, products
+from dlc.passes.partition.hidden import Band
 from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import attention_cost
@@ -88,7 +89,7 @@ class AttentionRegion:
         self.scores, self.softmax, self.mixed = products(body)
         self.q, self.k = self.scores.inputs
         self.weights, self.v = self.mixed.inputs
-        self.band = tuple(body.attrs.get("dlc.band", (None, None)))
+        self.band = Band(*body.attrs.get("dlc.band", ()))
         self.init = None
         self.lanes = isa.lanes()
 

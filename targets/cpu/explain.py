@@ -19,7 +19,7 @@ _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     if "rows" in schedule:
-        first, last = schedule["band"]
+        first, last, _ = schedule["band"]
         sides = [f"before diagonal {first}"] if first is not None else []
         sides += [f"behind diagonal {last}"] if last is not None else []
         hidden = f", none {' or '.join(sides)}" if sides else ""

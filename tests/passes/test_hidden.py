@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.interpret import interpret
-from dlc.passes.partition.hidden import band
+from dlc.passes.partition.hidden import Band, band
 
 COMPARISONS = ["relax.less", "relax.less_equal", "relax.greater", "relax.greater_equal"]
 
@@ -49,7 +49,7 @@ class Mask:
         places = [self.position(0, offsets[0], computed), self.position(1, offsets[1], computed)]
         return self.node(op, *(places if query_first else places[::-1]), dtype="bool")
 
-    def found(self, masked: str) -> tuple[int | None, int | None]:
+    def found(self, masked: str) -> Band:
         graph = self.graph(masked)
         return band(graph, graph.producers(), "scores", masked)
 
@@ -65,7 +65,7 @@ class Mask:
     def check(self, masked: str, exact: bool = True) -> None:
         queries, keys = self.shape
         diagonal = np.arange(keys) - np.arange(queries)[:, None]
-        visible, (first, last) = self.visible(masked), self.found(masked)
+        visible, (first, last, _) = self.visible(masked), self.found(masked)
         inside = (diagonal >= (-queries if first is None else first)) & (diagonal <= (keys if last is None else last))
         assert not np.any(visible & ~inside)
         if exact and visible.any():
@@ -117,23 +117,31 @@ def test_constants(seed: int, first: int, last: int, form: str) -> None:
 
 
 @pytest.mark.parametrize("low", [-10000.0, float(np.finfo("float32").min)])
-def test_a_large_negative_number_hides_nothing(low: float) -> None:
+def test_a_large_negative_number_is_told_where_it_replaces_scores(low: float) -> None:
     mask = Mask(4, 4)
     flag = mask.compared("relax.less", True, (0, 0), True)
     masked = mask.node("relax.where", flag, mask.constant(low), "scores")
-    assert mask.found(masked) == (None, None)
+    assert mask.found(masked) == Band(None, 0, low)
+    added = mask.node("relax.where", flag, mask.constant(low), mask.constant(0.0))
+    assert mask.found(mask.node("relax.add", "scores", added)) == Band()
+
+
+def test_a_small_number_hides_nothing() -> None:
+    mask = Mask(4, 4)
+    flag = mask.compared("relax.less", True, (0, 0), True)
+    assert mask.found(mask.node("relax.where", flag, mask.constant(-100.0), "scores")) == Band()
 
 
 def test_what_is_computed_from_masked_scores_is_not_looked_into() -> None:
     mask = Mask(4, 4)
     flag = mask.compared("relax.less", True, (0, 0), True)
     masked = mask.node("relax.where", flag, mask.constant(-np.inf), "scores")
-    assert mask.found(masked) == (None, 0)
-    assert mask.found(mask.node("relax.exp", masked)) == (None, None)
+    assert mask.found(masked) == Band(None, 0)
+    assert mask.found(mask.node("relax.exp", masked)) == Band()
 
 
 def test_positions_of_another_extent_are_not_positions_of_keys() -> None:
     mask = Mask(4, 6)
     mask.constants["one"] = np.zeros((1, 1), "int64")
     flag = mask.node("relax.less", mask.position(0, 0, True), "one", dtype="bool", shape=(4, 1))
-    assert mask.found(mask.node("relax.where", flag, mask.constant(-np.inf), "scores")) == (None, None)
+    assert mask.found(mask.node("relax.where", flag, mask.constant(-np.inf), "scores")) == Band()

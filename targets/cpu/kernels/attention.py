@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from dlc.targets.cpu.attention_region import AttentionRegion
 
 _UNROLL = 4  # vectors of a row that are computed together
+_ZERO_POWER = -105.0  # e to the power of less is zero in float32, for us and for the reference
 
 
 def _scratch_operand(name: str, count: int) -> Operand:
@@ -87,7 +88,7 @@ class Emitter:
         several = not self.alone or self.part < self.keys
         self.sums = _scratch_operand("sums", rows * sizes.width_stride()) if several else None
         self.peaks, self.totals = (_scratch_operand(name, rows * self.lanes) for name in ("peaks", "totals"))
-        self.scales = _scratch_operand("scales", rows)
+        self.scales, self.nearest = _scratch_operand("scales", rows), _scratch_operand("nearest", 1)
 
     def run(self, share: Share | None) -> None:
         """Emit everything. The last block begins earlier where the queries are no multiple of a block."""
@@ -134,7 +135,7 @@ class Emitter:
 
     def _seen(self, begin: Expr, rows: Expr) -> tuple[Expr, Expr] | None:
         """The blocks of keys that some of `rows` queries from `begin` on see, as `_each_block` has it."""
-        first, last = self.region.band
+        first, last, _ = self.region.band
         if self.alone or (first is None and last is None):
             return None
         count, size = whole_index(_blocks_of(self.sizes.keys, self.keys)), T.int64(self.keys)
@@ -147,6 +148,32 @@ class Emitter:
             return low, count
         behind = within(begin + rows + last)
         return low, let(T.max(low, T.min(count, T.truncdiv(behind + (self.keys - 1), size))))
+
+    def _each_seen(self, begin: Expr, rows: Expr, visit: Any) -> None:
+        """Call `visit(first, count)` for the blocks of keys that count for `rows` queries from `begin` on.
+
+        Those that are hidden count where the number that hides them is not far below the largest score of each row:
+        then they come in a second and a third round, those before the others and those behind.
+        """
+        keys, number, seen = self.sizes.keys, self.region.band.number, self._seen(begin, rows)
+        if seen is None or number == -inf:
+            self._each_block(keys, self.keys, visit, seen)
+            return
+        nearest, (low, high), count = self.nearest.buffer, seen, whole_index(_blocks_of(keys, self.keys))
+        T.buffer_store(nearest, T.float32(0), [0])
+        with T.serial(T.int64(0), T.int64(3)) as rnd:
+            begins = let(T.Select(rnd == T.int64(0), low, T.Select(rnd == T.int64(1), T.int64(0), high)))
+            ends = let(T.Select(rnd == T.int64(0), high, T.Select(rnd == T.int64(1), low, count)))
+            counts = T.Or(rnd == T.int64(0), nearest[0] > T.float32(_ZERO_POWER))
+            self._each_block(keys, self.keys, visit, (begins, let(T.Select(counts, ends, begins))))
+            with T.If(rnd == T.int64(0)), T.Then():
+                T.buffer_store(nearest, T.float32(-inf), [0])
+
+                def compare(row: Expr) -> None:
+                    below = let(T.float32(number) - let(self.peaks.buffer[simplify(row * self.lanes)]))
+                    T.buffer_store(nearest, v.larger(below, nearest[0]), [0])
+
+                self._each_row(rows, compare)
 
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.body, self.named, self.isa)
@@ -265,7 +292,7 @@ class Emitter:
                 self._each_row(rows, lambda row: self._scale(place, begin, row))
             self._values(place, (begin, rows), (first, count))
 
-        self._each_block(self.sizes.keys, self.keys, visit, self._seen(begin, rows))
+        self._each_seen(begin, rows, visit)
         if not self.alone:
             self._each_row(rows, lambda row: self._scale(place, begin, row))
         if self.sums is not None:

@@ -184,7 +184,7 @@ class _Cost:
 
     def _visited(self, rows: int, keys: int) -> int:
         """Pairs of blocks of queries and of keys that are not hidden."""
-        sizes, (first, last), total = self.sizes, self.region.band, 0
+        sizes, (first, last, _), total = self.sizes, self.region.band, 0
         for begin in range(0, sizes.queries, rows):
             low = 0 if first is None else max(0, begin + first) // keys
             high = sizes.keys if last is None else min(sizes.keys, max(0, begin + rows + last))

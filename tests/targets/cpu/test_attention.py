@@ -22,6 +22,7 @@ from dlc.targets.cpu.kernels.builder import symbolic
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
+LOWEST = float(np.finfo("float32").min)
 EPSILON = float(np.finfo("float32").eps)
 MACHINE = this_machine()
 CASES = st.fixed_dictionaries(
@@ -33,7 +34,7 @@ CASES = st.fixed_dictionaries(
         "v": st.sampled_from(["plain", "moved"]), "mask": st.sampled_from(["", "keys", "full", "hidden", "band"]),
         "cap": st.booleans(), "safe": st.booleans(), "end": st.sampled_from(["", "moved", "relu"]),
         "part": st.booleans(), "blocks": st.sampled_from([None, (1, 16, 16), (5, 16, 16), (8, 32, 16), (7, 48, 48)]),
-        "band": st.tuples(*2 * [st.none() | st.integers(-40, 40)]),
+        "band": st.tuples(*2 * [st.none() | st.integers(-40, 40)]), "low": st.sampled_from([-np.inf, -1e4, LOWEST]),
         "packed": st.booleans(), "l1": st.sampled_from([1 << 10, 32 << 10]), "l2": st.sampled_from([4 << 10, 1 << 20]),
         "level": st.sampled_from(LEVELS), "seed": st.integers(0, 2**16),
     }
@@ -49,7 +50,7 @@ class Case:
     def __init__(self, case: dict[str, Any]) -> None:
         self.case, self.rng, self.body = case, np.random.default_rng(case["seed"]), Body()
         self.batch, self.arrays = case["batch"], list[np.ndarray]()
-        self.band = case["band"] if case["mask"] == "band" else (None, None)
+        self.band = (*case["band"], case["low"]) if case["mask"] == "band" else (None, None, -np.inf)
         heads = tuple(1 for _ in self.batch) if case["one_key_head"] else self.batch
         queries, keys, depth, width = (case[n] for n in ("queries", "keys", "depth", "width"))
         (q, q_name), (v, v_name) = self.rows("q", self.batch, queries, depth), self.rows("v", heads, keys, width)
@@ -129,14 +130,24 @@ class Case:
             return np.where(hidden, -np.inf, scores), self.body.node("relax.where", names, shape, "float32")
         if not self.case["mask"]:
             return scores, name
+        if self.case["mask"] == "band":
+            return self.banded(scores, name, shape)
         mask = self.array((1, shape[-1]) if self.case["mask"] == "keys" else shape)
-        first, last = self.band
-        diagonal = np.arange(shape[-1]) - np.arange(shape[-2])[:, None]
-        if first is not None:
-            mask[..., diagonal < first] = -np.inf
-        if last is not None:
-            mask[..., diagonal > last] = -np.inf
         return scores + mask, self.body.node("relax.add", [name, self.input(mask)], shape, "float32")
+
+    def banded(self, scores: np.ndarray, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+        """Rows may have no other score than the low one, or none far above it."""
+        first, last, low = self.band
+        diagonal = np.arange(shape[-1]) - np.arange(shape[-2])[:, None]
+        inside = (diagonal >= (-99 if first is None else first)) & (diagonal <= (99 if last is None else last))
+        if self.case["seed"] % 2:
+            deep = np.where(np.arange(shape[-2])[:, None] % 3 == 0, np.float32(low), np.float32(0)) + np.zeros(shape)
+            deep = deep.astype("float32")
+            names = [self.input(inside & (deep == 0)), name, self.input(deep)]
+            name = self.body.node("relax.where", names, shape, "float32")
+            scores = np.where(inside & (deep == 0), scores, deep)
+        names = [self.input(inside), name, self.body.constant(low, "float32")]
+        return np.where(inside, scores, low), self.body.node("relax.where", names, shape, "float32")
 
     def end(self, name: str, shape: tuple[int, ...]) -> None:
         if self.case["end"] == "relu":
@@ -366,4 +377,29 @@ def test_what_one_kernel_cannot_do_says_why(depth: Any, after: str, reason: str)
 def test_the_causal_operator_says_what_it_hides(steps: Any) -> None:
     model = parser.parse_model(STEP.format(s=steps, t=steps, causal=1))
     (row,) = (r for r in dlc.compile(model).json("explain.json")["nodes"] if r["kernel"].startswith("attention"))
+    assert row["tile"].endswith(", none behind diagonal 0")
+
+
+@pytest.mark.parametrize("steps", [600, "s"])
+def test_hidden_keys_are_not_read(steps: Any) -> None:
+    model = parser.parse_model(STEP.format(s=steps, t=steps, causal=1))
+    feed = feeds(model, s=600)
+    feed["v"][:, -1] = feed["k"][:, -1] = np.nan
+    y = dlc.load(dlc.compile(model)).run(feed)["y"]
+    assert np.all(np.isfinite(y[:, :300])) and np.all(np.isnan(y[:, -1]))
+
+
+UNIDIRECTIONAL = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+g (float[2,300,32] q, float[2,300,32] k, float[2,300,32] v, float[2,4,300,300] more) => (float[2,300,32] y)
+{ y = com.microsoft.MultiHeadAttention <num_heads = 4, unidirectional = 1> (q, k, v, , , more) }"""
+
+
+@pytest.mark.parametrize("low", [0.0, -1e38, float(np.finfo("float32").min)])
+def test_the_vendor_s_operator(low: float) -> None:
+    """It hides with the lowest number: in rows that have nothing above it all keys count."""
+    model = parser.parse_model(UNIDIRECTIONAL)
+    feed = feeds(model)
+    feed["more"][0, 1, ::3] = low
+    package = agrees(model, feed)
+    (row,) = (r for r in package.json("explain.json")["nodes"] if r["kernel"].startswith("attention"))
     assert row["tile"].endswith(", none behind diagonal 0")
