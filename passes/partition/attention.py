@@ -95,6 +95,15 @@ class AttentionFinder:
         scores, softmax, _ = products(self.body(members))
         return hidden.band(self.graph, self.producers, scores.output.name, softmax.inputs[0])
 
+    def steps(self, members: Sequence[Node]) -> dict[str, hidden.Step]:
+        """The masks that such nodes take and that are two numbers: see `hidden.step`."""
+        scores, inside = products(self.body(members))[0].output, {n.output.name for n in members}
+        found = {}
+        for name in dict.fromkeys(n for m in members for n in m.inputs if n not in inside):
+            if len(self.values[name].shape) > 1 and same_shape(self.values[name].shape[-2:], scores.shape[-2:]):
+                found[name] = hidden.step(self.graph, self.producers, scores.name, name)
+        return {name: step for name, step in found.items() if step is not None}
+
     def _stays(self, name: str, members: Sequence[Node]) -> bool:
         """Whether only `members` read a value."""
         return name not in self.graph.outputs and all(any(r is m for m in members) for r in self.readers[name])

@@ -66,6 +66,28 @@ def band(graph: Graph, producers: Mapping[str, Node], scores: str, masked: str) 
     return Band(first, last, max((side.number for side in sides.values()), default=-inf))
 
 
+class Step(NamedTuple):
+    """A value that is `before` up to the diagonal `last`, and `behind` from the next one on."""
+
+    last: int
+    before: float
+    behind: float
+
+
+def step(graph: Graph, producers: Mapping[str, Node], scores: str, name: str) -> Step | None:
+    """A value of (queries, keys) as two numbers, which need not be read from memory; None where it is not known to be.
+
+    Args:
+        graph, producers, scores: see `band`.
+        name: the value.
+    """
+    before, behind = (_Sides(graph, producers, scores, sign).of(name) for sign in (-1, 1))
+    if before is None or behind is None or inf in (abs(before.beyond), abs(behind.beyond)):
+        return None
+    everywhere = -before.beyond > behind.beyond  # no diagonal is between the two sides
+    return Step(int(behind.beyond), before.number, behind.number) if everywhere else None
+
+
 class _Sides:
     """What values are on one side: diagonals are multiplied with `sign`."""
 

@@ -143,7 +143,7 @@ class _Grouping:
             group = self.open(members[0])
             for node in members[1:]:
                 self.join(group, node)
-            self.attrs[members[-1].output.name] = {"band": finder.band(members)}
+            self.attrs[members[-1].output.name] = {"band": finder.band(members), "steps": finder.steps(members)}
             self.absorb_readers(group, members[-1])
             last = self.single_reader(self.groups[group][-1].output.name)
             if last is not None and last.op == TRANSPOSE and self.is_free(last) and keeps_last(last):
@@ -224,6 +224,8 @@ class _Writer:
             inputs = [env[v] for v in node.inputs]
             env[node.output.name] = builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
         said = {k: v for m in members for k, v in self.grouping.attrs.get(m.output.name, {}).items()}
+        if "steps" in said:
+            said["steps"] = {f"i{outer.index(name)}": step for name, step in said["steps"].items()}
         built = builder.finish([env[members[-1].output.name]], {"kind": kind, **said})
         self.functions[name] = built[name]
         return name, outer

@@ -14,7 +14,7 @@ import numpy as np
 from dlc.hardware import Machine
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.attention import TRANSPOSE, keeps_last, products
-from dlc.passes.partition.hidden import Band
+from dlc.passes.partition.hidden import Band, Step
 from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import attention_cost
@@ -90,6 +90,8 @@ class AttentionRegion:
         self.q, self.k = self.scores.inputs
         self.weights, self.v = self.mixed.inputs
         self.band = Band(*body.attrs.get("dlc.band", ()))
+        # Masks that are computed from the places of their elements, and not read.
+        self.steps = {name: Step(*step) for name, step in body.attrs.get("dlc.steps", {}).items()}
         self.init = None
         self.lanes = isa.lanes()
 
@@ -117,7 +119,8 @@ class AttentionRegion:
 
     def operands(self, schedule: Mapping[str, Any]) -> list[tuple[str, np.ndarray | None]]:
         """The kernel's inputs in order: (body input name, constant or None)."""
-        return [(value.name, self.constants.get(value.name)) for value in self.body.inputs]
+        read = [value.name for value in self.body.inputs if value.name not in self.steps]
+        return [(name, self.constants.get(name)) for name in read]
 
     # --- code ---
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.interpret import interpret
-from dlc.passes.partition.hidden import Band, band
+from dlc.passes.partition.hidden import Band, band, step
 
 COMPARISONS = ["relax.less", "relax.less_equal", "relax.greater", "relax.greater_equal"]
 
@@ -145,3 +145,28 @@ def test_positions_of_another_extent_are_not_positions_of_keys() -> None:
     mask.constants["one"] = np.zeros((1, 1), "int64")
     flag = mask.node("relax.less", mask.position(0, 0, True), "one", dtype="bool", shape=(4, 1))
     assert mask.found(mask.node("relax.where", flag, mask.constant(-np.inf), "scores")) == Band()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(COMPARISONS), st.booleans(), st.tuples(*2 * [st.integers(-2, 2)]), st.booleans())
+def test_steps_are_what_they_say(op: str, query_first: bool, offsets: tuple[int, int], constant: bool) -> None:
+    mask = Mask(6, 7)
+    flag = mask.compared(op, query_first, offsets, True)
+    name = mask.node("relax.where", flag, mask.constant(-np.inf), mask.constant(0.5))
+    graph = mask.graph(name)
+    (wanted,) = interpret(graph, {"scores": np.zeros((6, 7), "float32")})
+    if constant:
+        graph = mask.graph(mask.constant(wanted))
+        name = graph.outputs[0]
+    found = step(graph, graph.producers(), "scores", name)
+    diagonal = np.arange(7) - np.arange(6)[:, None]
+    if found is None:
+        assert constant and len(np.unique(wanted)) == 1
+    else:
+        np.testing.assert_array_equal(wanted, np.where(diagonal > found.last, found.behind, found.before))
+
+
+def test_a_window_is_no_step() -> None:
+    mask, diagonal = Mask(6, 6), np.arange(6) - np.arange(6)[:, None]
+    name = mask.constant(np.where(np.abs(diagonal) > 2, -np.inf, 0.0))
+    assert step(mask.graph(name), {}, "scores", name) is None

@@ -28,6 +28,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Node
 from dlc.passes.partition.attention import TRANSPOSE, keeps_last
+from dlc.passes.partition.hidden import Step
 from dlc.targets.cpu.kernels import contract, vecmath
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.amx import aligned_stack
@@ -352,6 +353,8 @@ class Emitter:
             evaluator = self._evaluator()
             evaluator.bind(self.region.scores.output.name, acc)
             index = tuple(whole_index(simplify(i)) for i in (*place, begin + row, first + key))
+            for name, step in self.region.steps.items():
+                evaluator.bind(name, self._step(step, self.values[name].dtype, index, lanes))
             value = evaluator.value(made, index, lanes, mask)
             # Lanes behind the last key lie in the strip's own margin.
             T.buffer_store(self.strip.buffer, value, [positions(simplify(row * self.stride + key), lanes)])
@@ -359,6 +362,15 @@ class Emitter:
         k, step, start = self._keys(place, first, count)
         problem = self.sizes.of_scores(rows, count, q_step, q_first, step, start)
         contract.emit(problem, self.tiles["keys"], self.isa, q, k, None, store)
+
+    def _step(self, step: Step, dtype: str, index: Sequence[Expr], lanes: int) -> Expr:
+        """A vector of a mask that is two numbers."""
+        row, key = index[-2:]
+        behind = T.ramp(T.int32(0), 1, lanes) > splat(T.cast(row + step.last - key, "int32"), lanes)
+        after, before = (
+            v.constant(n if dtype != "bool" else bool(n), dtype, lanes) for n in (step.behind, step.before)
+        )
+        return let(v.select(let(behind), after, before))
 
     def _keys(self, place: Sequence[Expr], first: Expr, count: Expr) -> tuple[Operand, Expr, Expr]:
         """`count` keys from key `first` on, packed or not: their memory, the step of its rows, where they begin."""

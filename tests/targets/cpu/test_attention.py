@@ -403,3 +403,9 @@ def test_the_vendor_s_operator(low: float) -> None:
     package = agrees(model, feed)
     (row,) = (r for r in package.json("explain.json")["nodes"] if r["kernel"].startswith("attention"))
     assert row["tile"].endswith(", none behind diagonal 0")
+
+
+def test_a_triangle_is_not_in_the_package() -> None:
+    model = parser.parse_model(STEP.format(s=200, t=200, causal=1))
+    members = agrees(model, feeds(model)).manifest["members"]
+    assert sum(m["size"] for name, m in members.items() if name.startswith("constants")) < 200 * 200
