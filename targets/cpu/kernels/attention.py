@@ -321,6 +321,10 @@ class Emitter:
         assert self.sums is not None
         return let(self.sums.buffer[at])
 
+    def _set_sum(self, at: Expr, value: Expr) -> None:
+        assert self.sums is not None
+        T.buffer_store(self.sums.buffer, value, [at])
+
     def _queries(self, place: Sequence[Expr], begin: Expr, rows: Expr) -> tuple[Operand, Expr, Expr]:
         """The block's queries: their memory, the step from one to the next, the position of the first."""
         if self.region.direct(self.region.q) is not None:
@@ -419,7 +423,7 @@ class Emitter:
             total = let(totals[at] * factor + total)
 
             def correct(_: Piece, at: Expr) -> None:
-                T.buffer_store(self.sums.buffer, self._sum(at) * factor, [at])
+                self._set_sum(at, self._sum(at) * factor)
 
             self._sums_of(row, correct)
         self._set_running(row, peak, total)
@@ -465,7 +469,7 @@ class Emitter:
 
         def add(_: Sequence[Expr], row: Expr, channel: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
             at = positions(simplify(row * self.sizes.width_stride() + channel), lanes)
-            T.buffer_store(self.sums.buffer, self.sums.buffer[at] + acc, [at])
+            self._set_sum(at, self._sum(at) + acc)
 
         def visit(key: Expr, size: Expr) -> None:
             if self.packs["values"]:
