@@ -38,7 +38,7 @@ def canonical(body: Graph) -> Graph:
     )
     inputs = tuple(replace(v, name=names[v.name]) for v in body.inputs)
     constants = {names[n]: a for n, a in body.constants.items()}
-    return Graph("region", inputs, tuple(names[n] for n in body.outputs), nodes, constants)
+    return Graph("region", inputs, tuple(names[n] for n in body.outputs), nodes, constants, body.attrs)
 
 
 def region_constants(graph: Graph, node: Node) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dlc.ir.graph import Graph, Node
 from dlc.ir.ops import OPS
+from dlc.passes.partition import hidden
 from dlc.passes.simplify.match import same_shape
 
 SOFTMAX, PRODUCT, TRANSPOSE = "relax.nn.softmax", "dlc.matmul", "relax.permute_dims"
@@ -82,11 +83,26 @@ class AttentionFinder:
         return sorted(found, key=lambda n: self.order[n.output.name])
 
     def body(self, members: Sequence[Node]) -> Graph:
-        """Such nodes as a graph, which takes all that they do not make."""
+        """Such nodes as a graph, which takes all that they do not make; constants are in it."""
         inside = {n.output.name for n in members}
         outer = dict.fromkeys(n for m in members for n in m.inputs if n not in inside)
-        inputs = tuple(self.values[name] for name in outer)
-        return Graph("attention", inputs, (members[-1].output.name,), tuple(members), {})
+        constants = {name: self.graph.constants[name] for name in outer if name in self.graph.constants}
+        inputs = tuple(self.values[name] for name in outer if name not in constants)
+        return Graph("attention", inputs, (members[-1].output.name,), tuple(members), constants)
+
+    def band(self, members: Sequence[Node]) -> hidden.Band:
+        """See `hidden.band`."""
+        scores, softmax, _ = products(self.body(members))
+        return hidden.band(self.graph, self.producers, scores.output.name, softmax.inputs[0])
+
+    def steps(self, members: Sequence[Node]) -> dict[str, hidden.Step]:
+        """The masks that such nodes take and that are two numbers: see `hidden.step`."""
+        scores, inside = products(self.body(members))[0].output, {n.output.name for n in members}
+        found = {}
+        for name in dict.fromkeys(n for m in members for n in m.inputs if n not in inside):
+            if len(self.values[name].shape) > 1 and same_shape(self.values[name].shape[-2:], scores.shape[-2:]):
+                found[name] = hidden.step(self.graph, self.producers, scores.name, name)
+        return {name: step for name, step in found.items() if step is not None}
 
     def _stays(self, name: str, members: Sequence[Node]) -> bool:
         """Whether only `members` read a value."""

@@ -48,6 +48,9 @@ class _Grouping:
                 self.readers.setdefault(name, []).append(node)
         self.group_of: dict[str, int] = {}  # output value name -> group
         self.groups: list[list[Node]] = []
+        self.attrs: dict[
+            str, dict[str, Any]
+        ] = {}  # output value name of a group's member -> what the region says of it
 
     def is_free(self, node: Node) -> bool:
         return node.output.name not in self.group_of and node.op != VIEW and OPS[node.op].kind != "host"
@@ -140,6 +143,7 @@ class _Grouping:
             group = self.open(members[0])
             for node in members[1:]:
                 self.join(group, node)
+            self.attrs[members[-1].output.name] = {"band": finder.band(members), "steps": finder.steps(members)}
             self.absorb_readers(group, members[-1])
             last = self.single_reader(self.groups[group][-1].output.name)
             if last is not None and last.op == TRANSPOSE and self.is_free(last) and keeps_last(last):
@@ -219,7 +223,10 @@ class _Writer:
                     env[value] = builder.constant(self.graph.constants[value])
             inputs = [env[v] for v in node.inputs]
             env[node.output.name] = builder.emit(node.op, inputs, node.attrs, node.origin, node.output.name)
-        built = builder.finish([env[members[-1].output.name]], {"kind": kind})
+        said = {k: v for m in members for k, v in self.grouping.attrs.get(m.output.name, {}).items()}
+        if "steps" in said:
+            said["steps"] = {f"i{outer.index(name)}": step for name, step in said["steps"].items()}
+        built = builder.finish([env[members[-1].output.name]], {"kind": kind, **said})
         self.functions[name] = built[name]
         return name, outer
 

@@ -19,7 +19,11 @@ _BY_UNIT = {"winograd": "Winograd GEMM"}
 
 def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     if "rows" in schedule:
-        return f"{schedule['rows']} queries at a time"
+        first, last, _ = schedule["band"]
+        sides = [f"before diagonal {first}"] if first is not None else []
+        sides += [f"behind diagonal {last}"] if last is not None else []
+        hidden = f", none {' or '.join(sides)}" if sides else ""
+        return f"{schedule['rows']} queries and {schedule['block']} keys at a time{hidden}"
     if "mr" not in schedule:
         return ""
     outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""

@@ -198,7 +198,7 @@ class _Emitter:
         a_base = a_base + sum(i * axis.a_stride for i, axis in zip(outer, problem.outer, strict=True))
         if self.packed:
             per_vector = self.step_total * self.block
-            w_base = (group * -(-problem.n // lanes) + vector) * per_vector
+            w_base = problem.w_offset + (group * -(-problem.n // lanes) + vector) * per_vector
         else:
             w_base = problem.w_offset + vector * lanes
             w_base = w_base + sum(i * axis.w_stride for i, axis in zip(outer, problem.outer, strict=True))

@@ -50,9 +50,9 @@ class Contraction:
         rows: the loop whose steps share the registers' weights.
         runs: the contracted dimension; their order is the order of W's k.
         groups, a_group_stride: independent contractions side by side, and the step of A between them.
-        n: outputs per group; symbolic only with `w_k_stride`.
+        n: outputs per group; symbolic only where W is an activation, perhaps packed by a kernel.
         w_k_stride: None for packed constant weights; else W is an activation W[w_offset + ... + k * w_k_stride + j].
-        w_offset: flat position of W's first element; 0 for packed weights.
+        w_offset: flat position of W's first element; 0 for constant weights.
     """
 
     a_dtype: str
