@@ -294,8 +294,9 @@ class ContractionRegion:
         What was read last is still in the cache then. Always forwards, weights that are a little more than the cache
         holds would push out what is needed next, over and over.
         """
-        tiles = isinstance(self.problem, Contraction) and schedule.get("unit") == "vector"
-        if not tiles or self.w not in self.constants or not isinstance(self.problem.n, int):
+        if not isinstance(self.problem, Contraction) or schedule.get("unit") != "vector":
+            return False
+        if self.w not in self.constants or not isinstance(self.problem.n, int):
             return False
         return self.problem.n > schedule["nr"] * self.isa.lanes()
 
