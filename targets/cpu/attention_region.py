@@ -165,7 +165,7 @@ class AttentionRegion:
         rows, panel = _block(sizes, machine), _panel(sizes, machine)
         part = self._part(rows, machine)
         soft = rows * -(-sizes.keys // self.lanes) * _SOFTMAX / contract_cost.core_of(isa, machine).vectors
-        each = contract_cost.seconds(soft)
+        each = contract_cost.seconds(soft, machine)
         count = -(-sizes.queries // rows)
         packing, found = 0.0, {}
         problems = (sizes.of_scores(rows, panel, self.q_step()), sizes.of_values(rows, part))
@@ -197,7 +197,7 @@ class AttentionRegion:
         """The time to pack the right operand of a product."""
         vectors = -(-int(problem.n) // self.lanes) * int(problem.runs[0].length)
         core = contract_cost.core_of(self.isa, machine)
-        return contract_cost.seconds(vectors * (_PACK / core.vectors + self.lanes * 4 / core.bandwidth[1]))
+        return contract_cost.seconds(vectors * (_PACK / core.vectors + self.lanes * 4 / core.bandwidth[1]), machine)
 
     def _conflict_seconds(self, problem: Contraction, tiles: Schedule, step: int, machine: Machine) -> float:
         """The time that reading the right operand where it lies takes longer, because its rows compete for L1."""
@@ -206,7 +206,7 @@ class AttentionRegion:
             return 0.0
         again = -(-problem.rows.extent // tiles.mr) - 1
         lines = -(-int(problem.n) // self.lanes) * depth * self.lanes * 4
-        return contract_cost.seconds(again * lines / core.bandwidth[1])
+        return contract_cost.seconds(again * lines / core.bandwidth[1], machine)
 
     def q_step(self) -> Expr:
         """Elements from one query to the next, where they are read: in place, or copied because they are computed."""

@@ -8,14 +8,14 @@ from math import gcd, prod
 
 import numpy as np
 
-from dlc.hardware import Machine
+from dlc.hardware import Machine, Speeds
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 
 GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
-_HERTZ = 3e9  # only ratios matter
+_HERTZ = 3e9  # of a machine that was not measured; the choice of tiles does not depend on it
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
 _TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
 _WAY = 4096  # bytes of one way of L1
@@ -54,11 +54,21 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     """The core of `machine` when it runs `isa`."""
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
-    rate = 1.0 if halves else 2.0
+    rate = loads = 1.0 if halves else 2.0
     # Intel closes one of its three vector ports while 512-bit instructions run; AMD has four, of 256 bits.
     vectors = 2.0 if isa.vector_bits == 512 else 4.0 if "AMD" in machine.model else 3.0
     l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
-    return Core(rate, vectors, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
+    bandwidth = (rate * isa.vector_bits / 8, l2, 12.0, 5.0)
+    if machine.speeds is not None:
+        bandwidth = (bandwidth[0], *(b / machine.speeds.hertz for b in machine.speeds.bandwidth[1:]))
+        rate = _multiplies(isa, machine.speeds, rate)
+    return Core(rate, vectors, loads, 6.0, 4.0, bandwidth, machine.l1 // _WAY)
+
+
+def _multiplies(isa: Isa, speeds: Speeds, usual: float) -> float:
+    """Vector multiply-adds a cycle as measured; `usual` where that instruction set was not."""
+    found = speeds.multiply_adds.get(isa.name)
+    return usual if found is None else found / speeds.hertz / isa.lanes()
 
 
 def _int(extent: Expr) -> int:
@@ -228,12 +238,17 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
     # Loads overlap with arithmetic, but never entirely.
     cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
-    return seconds(problem.groups * cycles)
+    return seconds(problem.groups * cycles, machine)
 
 
-def seconds(cycles: float) -> float:
+def seconds(cycles: float, machine: Machine) -> float:
     """Cycles as time."""
-    return cycles / _HERTZ
+    return cycles / hertz(machine)
+
+
+def hertz(machine: Machine) -> float:
+    """The machine's clock; a usual one where it was not measured."""
+    return machine.speeds.hertz if machine.speeds is not None else _HERTZ
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:

@@ -1,0 +1,145 @@
+"""Measures this machine: the clock, the bandwidth of every level of memory, multiply-adds of every instruction set.
+
+Each number comes from a loop that is bound by it and by nothing else, and is the best of some tries: whatever else the
+machine does only makes a try slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from dlc.hardware import Machine, Speeds
+from dlc.targets.cpu.isa import Isa, levels_of
+from dlc.targets.cpu.kernels.anchored import Accumulator
+from dlc.targets.cpu.kernels.builder import let, load, symbolic
+from dlc.targets.cpu.kernels.builder import kernel as open_kernel
+from dlc.targets.cpu.kernels.contract_loops import loop
+from dlc.targets.cpu.kernels.dot import dot_for
+from dlc.targets.cpu.kernels.testing import Compiled
+from dlc.targets.layout import Layout, simplify
+
+_TRIES = 12
+_SECONDS = 0.01  # of a try
+_CHAIN = 32  # dependent operations an iteration
+_STREAMS = 8  # sums that do not wait for one another
+_TILE = (2, 4)  # rows and vectors of channels: eight sums hide the latency of a multiply-add
+_STEPS = 64  # groups of k that lie in L1
+_MOST_MEMORY = 512 << 20  # bytes, however large the last cache
+
+
+def measure_speeds(machine: Machine, progress: Callable[[str, int, int], None] = lambda *_: None) -> Speeds:
+    """Measure `machine`, which is this one; takes a few seconds."""
+    levels = levels_of(machine)
+    stages = 2 + len(levels)
+    progress("clock", 0, stages)
+    hertz = _clock(levels[0])
+    progress("caches and memory", 1, stages)
+    bandwidth = _bandwidth(levels[0], machine)
+    floats, integers = {}, {}
+    for number, isa in enumerate(levels):
+        progress(isa.name, 2 + number, stages)
+        floats[isa.name] = _multiply_adds(isa, "float32", "float32")
+        integers[isa.name] = _multiply_adds(isa, "uint8", "int8")
+    return Speeds(hertz, bandwidth, floats, integers)
+
+
+def _rate(compiled: Compiled, arrays: Sequence[np.ndarray], dims: Sequence[int], work: float) -> float:
+    """Units of work a second when the kernel does `work` of them in each of its repetitions, its last dimension."""
+    pointers = [array.ctypes.data for array in arrays]
+
+    def seconds(repeats: int) -> float:
+        argument, table = compiled.raw(pointers, (*dims, repeats))
+        started = time.perf_counter()
+        compiled.function(argument)
+        taken = time.perf_counter() - started
+        del table
+        return taken
+
+    repeats = 1
+    while (taken := seconds(repeats)) < _SECONDS / 4:
+        repeats *= 4
+    repeats = max(1, int(repeats * _SECONDS / taken))
+    return work * repeats / min(seconds(repeats) for _ in range(_TRIES))
+
+
+def _clock(isa: Isa) -> float:
+    """Cycles a second: additions and exclusive ors that wait for one another take one each on every processor."""
+    repeats = symbolic("repeats")
+    with open_kernel("clock", [("x", "int64", Layout.dense((3,)))], [repeats]) as k:
+        (x,) = k.operands
+        a, b = let(x.load((1,))), let(x.load((2,)))
+        value = Accumulator("int64", 1, x.load((0,)))
+        with loop(repeats):
+            for _ in range(_CHAIN // 2):
+                value.set(T.bitwise_xor(value.get() + a, b))
+        x.store((0,), value.get())
+    return _rate(Compiled(k.func, isa, 1, 1), [_aligned(24, np.int64, 3)], (), _CHAIN)
+
+
+def _bandwidth(isa: Isa, machine: Machine) -> tuple[float, float, float, float]:
+    """Bytes a second that arrive from a buffer of half of L1, of L2, from one in L3, and from one that no cache holds.
+
+    L3 is shared, and on a virtual machine with strangers: the buffer lies midway between L2 and L3.
+    """
+    count, repeats, lanes = symbolic("count"), symbolic("repeats"), isa.lanes()
+    step = _STREAMS * lanes
+    layout = Layout.dense((simplify(count * step),))
+    with open_kernel("read", [("x", "int32", layout), ("y", "int32", Layout.dense((step,)))], [count, repeats]) as k:
+        x, y = k.operands
+        sums = [Accumulator("int32", lanes, y.load((i * lanes,), lanes)) for i in range(_STREAMS)]
+        with loop(repeats), loop(count) as position:
+            for i, each in enumerate(sums):
+                each.set(each.get() + x.load((simplify(position * step + i * lanes),), lanes))
+        for i, each in enumerate(sums):
+            y.store((i * lanes,), each.get(), lanes)
+    compiled = Compiled(k.func, isa, 2, 2)
+    sizes = [machine.l1 // 2, machine.l2 // 2, round((machine.l2 * machine.l3) ** 0.5), min(4 * machine.l3, _MOST_MEMORY)]
+    most = _aligned(max(sizes), np.int32, 0)
+    return tuple(  # type: ignore[return-value]
+        _rate(compiled, [most, _aligned(4 * step, np.int32, 0)], [size // (4 * step)], size // (4 * step) * 4 * step)
+        for size in sizes
+    )
+
+
+def _multiply_adds(isa: Isa, a_dtype: str, w_dtype: str) -> float:
+    """Multiply-adds a second of a register tile whose operands lie in L1. Tiles of AMX are not measured."""
+    repeats, lanes, dot = symbolic("repeats"), isa.lanes(), dot_for(isa, a_dtype, w_dtype)
+    rows, vectors = _TILE
+    word = "float32" if a_dtype == "float32" else "int32"
+    width = dot.group * lanes
+    operands = [
+        ("a", word, Layout.dense((rows * lanes,))),
+        ("w", w_dtype, Layout.dense((_STEPS * vectors * width,))),
+        ("y", dot.acc_dtype, Layout.dense((rows * vectors * lanes,))),
+    ]
+    with open_kernel("multiply", operands, [repeats]) as k:
+        a, w, y = k.operands
+        spread = [[let(p) for p in dot.spread(a.load((r * lanes,), lanes), lanes)] for r in range(rows)]
+        sums = [Accumulator(dot.acc_dtype, lanes, y.load((i * lanes,), lanes)) for i in range(rows * vectors)]
+        with loop(repeats), loop(_STEPS) as step:
+            for vector in range(vectors):
+                at: Any = (step * vectors + vector) * width
+                for phase, indices in enumerate(dot.phases):
+                    weights = load(w.buffer, w_dtype, simplify(at), len(indices) * lanes)
+                    widened = let(dot.widen(weights, lanes))
+                    for row in range(rows):
+                        each = sums[row * vectors + vector]
+                        each.set(dot.step(each.get(), spread[row][phase], widened, lanes))
+                    at = at + len(indices) * lanes
+        for i, each in enumerate(sums):
+            y.store((i * lanes,), each.get(), lanes)
+    arrays = [_aligned(4 * rows * lanes, word, 0), _aligned(_STEPS * vectors * width * 4, w_dtype, 0)]
+    arrays.append(_aligned(4 * rows * vectors * lanes, dot.acc_dtype, 0))
+    return _rate(Compiled(k.func, isa, 3, 1), arrays, (), _STEPS * rows * vectors * width)
+
+
+def _aligned(size: int, dtype: Any, value: int) -> np.ndarray:
+    """At least `size` bytes that begin on a cache line."""
+    raw = np.full(size + 64, value, np.uint8)
+    shift = -raw.ctypes.data % 64
+    return raw[shift : shift + size].view(dtype)
