@@ -11,7 +11,7 @@ from dlc.errors import DlcError
 from dlc.explain import Explanation
 from dlc.runtime.session import Session, bind_symbols
 
-SECONDS = 0.02  # for each kernel
+SECONDS = 0.05  # for each kernel
 CLOSE = 1.5  # a prediction within this factor is a good one
 
 
@@ -35,7 +35,7 @@ def measure(
     sizes = bind_symbols(session.inputs, [a.shape for a in arrays])
     rows = [{**row, **_scaled(row, sizes)} for row in explanation.nodes]
     for number, microseconds in times(arrays, sizes, seconds):
-        rows[number]["measured_us"] = round(microseconds, 3)
+        rows[number]["measured_us"] = round(max(microseconds, 0.0), 3)
     return Explanation(rows, explanation.declined, explanation.values)
 
 

@@ -24,6 +24,7 @@ from dlc.hardware import Machine
 from dlc.ir.graph import Graph, Node
 from dlc.passes.partition.attention import TRANSPOSE, keeps_last, products
 from dlc.passes.simplify.match import same_shape
+from dlc.targets.cpu import region_cost
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, contract_cost, normalise
 from dlc.targets.cpu.kernels.amx import aligned_stack
@@ -180,8 +181,16 @@ class AttentionRegion:
             each += times * contract.predicted_seconds(problem, tiles, isa, machine)
             packing += pack * times * (1 if operand == self.k and panel == sizes.keys else count)
             found[name] = {**tiles.to_json(), "packed": problem.w_k_stride is None}
-        seconds = sizes.places * (packing + count * each)
+        seconds = sizes.places * (packing + count * each) + self._beside(machine)
         return {"rows": rows, "panel": panel, "part": part, **found, "predicted_us": round(seconds * 1e6, 3)}
+
+    def _beside(self, machine: Machine) -> float:
+        """The time of what is computed around the products and the softmax."""
+        counted = {self.scores.output.name, self.softmax.output.name, self.mixed.output.name}
+        nodes = [n for n in self.body.nodes if n.output.name not in counted and n.op != TRANSPOSE]
+        core = contract_cost.core_of(self.isa, machine)
+        cycles = region_cost.pointwise_cycles(nodes, self.values, self.isa, core, by_rows=True)
+        return contract_cost.seconds(cycles, machine)
 
     def _part(self, rows: int, machine: Machine) -> int:
         """How many keys a part of v has: what the tiles read again and again is in L1."""

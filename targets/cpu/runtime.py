@@ -22,7 +22,7 @@ from dlc.targets.cpu.pages import gathered
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
 _REMEMBERED = 256  # combinations of sizes
-_BLOCKS = 10  # of runs, when a kernel is measured
+_ROUNDS = 10  # in which all kernels are measured
 _MOST_RUNS = 1000
 
 
@@ -182,11 +182,12 @@ class CpuExecutable:
 
     def measure(
         self, inputs: list[np.ndarray], sizes: Mapping[str, int], seconds: float
-    ) -> Iterator[tuple[int, float]]:
-        """Each kernel again and again by itself; yields (its row of the explanation, microseconds a run).
+    ) -> list[tuple[int, float]]:
+        """Each kernel again and again by itself: (its row of the explanation, microseconds a run).
 
-        It runs on what its predecessors left, its operands in caches as its own runs leave them. The least of some
-        blocks' times counts: noise only ever adds. A loop or a branch counts as one kernel.
+        It runs on what its predecessors left, its operands in caches as its own runs leave them. All kernels take
+        turns in rounds, and the least of a kernel's means counts: noise only ever adds, and may last for seconds. What
+        a call of no kernel takes is taken off. A loop or a branch counts as one kernel.
 
         Args:
             seconds: the time for each kernel, or `_MOST_RUNS` runs of it where they take less.
@@ -195,14 +196,19 @@ class CpuExecutable:
         main, argument = self.native_call(inputs, outputs, sizes)
         state, self._reserved = self._reserved, None
         limits = state.table[self._fixed + 1 : self._fixed + 3]
+        ranges = [(0, 0), *((number, number + 1) for number in range(len(self._calls)))]
+        best = [float("inf")] * len(ranges)
         try:
-            for number, call in enumerate(self._calls):
-                limits[:] = (number, number + 1)
-                yield call["row"], _least(lambda: main(argument), seconds) * 1e6
+            for _ in range(_ROUNDS):
+                for number, kernels in enumerate(ranges):
+                    limits[:] = kernels
+                    best[number] = min(best[number], _mean(lambda: main(argument), seconds / _ROUNDS))
         finally:
             limits[:] = (0, _EVERYTHING)
             state.table[-1] = 0
             self._free.append(state)
+        rows = [call["row"] for call in self._calls]
+        return [(row, (each - best[0]) * 1e6) for row, each in zip(rows, best[1:], strict=True)]
 
     def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""
@@ -231,20 +237,17 @@ class CpuExecutable:
         return [np.empty(s, d) for s, d in zip(self.output_shapes(sizes), dtypes, strict=True)]
 
 
-def _least(run: Callable[[], object], seconds: float) -> float:
-    """Seconds of one run: the least mean of blocks that take `seconds` together."""
+def _mean(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of one run, from as many as fit in `seconds`."""
     run()
     started = time.perf_counter()
     run()
-    once = max(time.perf_counter() - started, 1e-7)
-    count = max(1, min(_MOST_RUNS, int(seconds / once)) // _BLOCKS)
-    best = float("inf")
-    for _ in range(_BLOCKS):
-        started = time.perf_counter()
-        for _ in range(count):
-            run()
-        best = min(best, (time.perf_counter() - started) / count)
-    return best
+    once = time.perf_counter() - started
+    count = max(1, min(_MOST_RUNS // _ROUNDS, int(seconds / max(once, 1e-7))))
+    started = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - started) / count
 
 
 def _logical(place: np.ndarray, call: dict[str, Any], sizes: Mapping[str, int], channels_last: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ from dlc.targets.cpu.kernels.dot import Dot, dot_for
 GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
 _HERTZ = 3e9  # of a machine that was not measured; the choice of tiles does not depend on it
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
-_TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
+TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
 _WAY = 4096  # bytes of one way of L1
 _OURS = 0.75  # part of a cache that is ours: outputs, stacks and what streams through it take the rest
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
@@ -234,7 +234,7 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     compute = 0.0
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
-        compute += count * (sizes.steps * step + _TILE_OVERHEAD + STORE_COST * rows * vectors)
+        compute += count * (sizes.steps * step + TILE_OVERHEAD + STORE_COST * rows * vectors)
     traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
     # Loads overlap with arithmetic, but never entirely.
     cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
