@@ -239,9 +239,7 @@ class ContractionRegion:
             best = contract.choose(self.problem, self.isa, machine)
             seconds = contract.predicted_seconds(self.problem, best, self.isa, machine)
         begin = (self.acc.name, self.start)
-        seconds += region_cost.epilogue_seconds(
-            self.body, self.layouts, begin, (self.a, self.w), self.isa, machine
-        )
+        seconds += region_cost.epilogue_seconds(self.body, self.layouts, begin, (self.a, self.w), self.isa, machine)
         symbolic = ", ".join(f"{var.name}={GUESS}" for var in symbols(self.layouts[self.a].shape))
         return {**best.to_json(), "predicted_us": round(seconds * 1e6, 3), "predicted_for": symbolic}
 

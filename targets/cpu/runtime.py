@@ -180,9 +180,7 @@ class CpuExecutable:
         self._reserved = state
         return self._main, state.argument
 
-    def measure(
-        self, inputs: list[np.ndarray], sizes: Mapping[str, int], seconds: float
-    ) -> list[tuple[int, float]]:
+    def measure(self, inputs: list[np.ndarray], sizes: Mapping[str, int], seconds: float) -> list[tuple[int, float]]:
         """Each kernel again and again by itself: (its row of the explanation, microseconds a run).
 
         It runs on what its predecessors left, its operands in caches as its own runs leave them. All kernels take

@@ -19,7 +19,6 @@ from dlc.targets.cpu.layouts import body_layouts, value_layouts
 from dlc.targets.layout import Layout
 from dlc.targets.lowering import region_constants
 
-
 _PREDICTED = ("window", "reduction", "pointwise")  # regions without multiply-adds; others depend on their data
 
 

@@ -16,8 +16,8 @@ from tvm.script.ir_builder import tirx as T
 from dlc.hardware import Machine, Speeds
 from dlc.targets.cpu.isa import Isa, levels_of
 from dlc.targets.cpu.kernels.anchored import Accumulator
-from dlc.targets.cpu.kernels.builder import let, load, symbolic
 from dlc.targets.cpu.kernels.builder import kernel as open_kernel
+from dlc.targets.cpu.kernels.builder import let, load, symbolic
 from dlc.targets.cpu.kernels.contract_loops import loop
 from dlc.targets.cpu.kernels.dot import dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
@@ -98,7 +98,12 @@ def _bandwidth(isa: Isa, machine: Machine) -> tuple[float, float, float, float]:
         for i, each in enumerate(sums):
             y.store((i * lanes,), each.get(), lanes)
     compiled = Compiled(k.func, isa, 2, 2)
-    sizes = [machine.l1 // 2, machine.l2 // 2, round((machine.l2 * machine.l3) ** 0.5), min(4 * machine.l3, _MOST_MEMORY)]
+    sizes = [
+        machine.l1 // 2,
+        machine.l2 // 2,
+        round((machine.l2 * machine.l3) ** 0.5),
+        min(4 * machine.l3, _MOST_MEMORY),
+    ]
     most = _aligned(max(sizes), np.int32, 0)
     return tuple(  # type: ignore[return-value]
         _rate(compiled, [most, _aligned(4 * step, np.int32, 0)], [size // (4 * step)], size // (4 * step) * 4 * step)
