@@ -171,7 +171,7 @@ def _add_sample(key: _Hash, sample: Mapping[Any, Any]) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """Instruction sets, caches and measured speeds; the number of cores in use and the processor's name decide nothing."""
+    """Instruction sets, caches, measured speeds; the number of cores in use and the processor's name decide nothing."""
     from dlc.hardware import measured_machine
 
     found = asdict(measured_machine())

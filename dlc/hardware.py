@@ -31,12 +31,14 @@ class Speeds:
     Attributes:
         hertz: its clock.
         bandwidth: bytes a second that are read from (L1, L2, L3, memory).
+        l3: bytes that really stay in L3, which others use too.
         multiply_adds: float32 multiply-adds a second, by instruction set.
         integer_multiply_adds: those of int8, by instruction set.
     """
 
     hertz: float
     bandwidth: tuple[float, float, float, float]
+    l3: int
     multiply_adds: Mapping[str, float]
     integer_multiply_adds: Mapping[str, float]
 
@@ -176,11 +178,9 @@ def load_speeds(machine: Machine) -> Speeds | None:
 
 
 def _speeds(record: Mapping[str, Any]) -> Speeds:
-    bandwidth = tuple(_positive(value) for value in record["bandwidth"])
-    if len(bandwidth) != 4:
-        raise ValueError("a bandwidth for each of four levels")
+    l1, l2, l3, memory = (_positive(value) for value in record["bandwidth"])
     rates = ({k: _positive(v) for k, v in record[name].items()} for name in ("multiply_adds", "integer_multiply_adds"))
-    return Speeds(_positive(record["hertz"]), bandwidth, *rates)
+    return Speeds(_positive(record["hertz"]), (l1, l2, l3, memory), int(_positive(record["l3"])), *rates)
 
 
 def _positive(value: Any) -> float:
@@ -190,10 +190,14 @@ def _positive(value: Any) -> float:
 
 
 def measured_machine() -> Machine:
-    """This machine with its measured speeds, for the cost models; a damaged file of them is a warning, no more."""
+    """This machine with its measured speeds and L3, for the cost models.
+
+    A damaged file of them is a warning, no more: what is computed does not depend on it.
+    """
     machine = this_machine()
     try:
-        return replace(machine, speeds=load_speeds(machine))
+        speeds = load_speeds(machine)
     except DlcError as error:
         _log.warning("%s; going on without measured speeds", error)
-        return machine
+        speeds = None
+    return machine if speeds is None else replace(machine, l3=speeds.l3, speeds=speeds)

@@ -31,7 +31,7 @@ def running(engine: str, model: Path, inputs: Mapping[str, np.ndarray], threads:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
-        np.savez(path, **{f"x{i}": array for i, array in enumerate(inputs.values())})
+        np.savez(path, *inputs.values())
         job = {"do": engine, "model": str(model), "names": list(inputs), "inputs": str(path), "threads": threads}
         return _peak(job)
 
@@ -79,7 +79,7 @@ def _compile(job: Mapping[str, Any]) -> None:
 
 def _run(job: Mapping[str, Any]) -> None:
     with np.load(job["inputs"]) as file:
-        inputs = {name: file[f"x{i}"] for i, name in enumerate(job["names"])}
+        inputs = {name: file[f"arr_{i}"] for i, name in enumerate(job["names"])}
     run: Callable[[], object]
     if job["do"] == "dlc":
         import dlc

@@ -90,6 +90,7 @@ def _measure() -> None:
 
 def _speed_rows(speeds: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("clock", f"{speeds['hertz'] / 1e9:.2f} GHz")]
+    rows.append(("L3 that is ours", f"{speeds['l3'] >> 10} KiB"))
     levels = zip(("L1", "L2", "L3", "memory"), speeds["bandwidth"], strict=True)
     rows += [(f"read from {level}", f"{bandwidth / 1e9:.1f} GB/s") for level, bandwidth in levels]
     for name, rate in speeds["multiply_adds"].items():

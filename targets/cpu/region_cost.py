@@ -29,16 +29,15 @@ _INSTRUCTIONS = {
     "relax.power": 60.0,
     "relax.exp": 16.0,
     "relax.log": 24.0,
-    "relax.erf": 30.0,
-    "relax.tanh": 30.0,
+    "relax.erf": 80.0,
+    "relax.tanh": 40.0,
     "relax.sigmoid": 16.0 + _DIVIDE,
     "relax.nn.softmax": 30.0,
-    "relax.nn.layer_norm": 8.0,
+    "relax.nn.layer_norm": 24.0,
     "dlc.quantize": _DIVIDE + _SATURATE,
     "dlc.dequantize": 3.0,
-    "dlc.table": 32.0,  # a lookup an element: a load and an insertion
 }
-_PASSES = {"relax.nn.layer_norm": 3, "relax.nn.softmax": 3}  # over the operands, which are computed each time
+_LOOKUP = 4.0  # cycles an element that leaves its vector, is looked up in a table and comes back
 _MOVED = 1.5  # cycles an element that is moved by itself: one store a cycle, and its address
 _CALL = 150.0  # cycles to enter a kernel and to find its operands
 
@@ -70,8 +69,8 @@ def pointwise_cycles(
         lanes = isa.lanes(max(_bits(values[name].dtype) for name in (*node.inputs, node.output.name)))
         *rows, last = (_extent(d) for d in node.output.shape or (1,))
         vectors = prod(rows) * -(-last // lanes) if by_rows else prod(rows) * last / lanes
-        total += vectors * _instructions(node)
-    return total / core.vectors
+        total += vectors * (lanes * _LOOKUP if node.op == "dlc.table" else _instructions(node) / core.vectors)
+    return total
 
 
 def bytes_of(value: Value, layout: Layout | None = None) -> int:
@@ -83,9 +82,12 @@ def bytes_of(value: Value, layout: Layout | None = None) -> int:
 
 
 def written_cycles(size: float, resident: float, core: Core, machine: Machine) -> float:
-    """Cycles to write `size` bytes where `resident` bytes are in use: lines are read before they are written."""
+    """Cycles to write `size` bytes where `resident` bytes are in use.
+
+    Lines are read before they are written, and written back: caches do both at a time, memory one after the other.
+    """
     level = level_of(resident, machine)
-    return 0.0 if level == 0 else 2 * size / core.bandwidth[level]
+    return 0.0 if level == 0 else (2 if level == 3 else 1) * size / core.bandwidth[level]
 
 
 def together(compute: float, traffic: float) -> float:
@@ -103,8 +105,7 @@ def _last_moves(node: Node, values: Mapping[str, Value]) -> bool:
 
 def _node_cycles(body: Graph, values: Mapping[str, Value], isa: Isa, core: Core) -> float:
     """Cycles of all operators of a region without multiply-adds."""
-    total, passes = 0.0, max((_PASSES.get(n.op, 1) for n in body.nodes), default=1)
-    anchored = any(n.op in _PASSES for n in body.nodes)
+    total = 0.0
     for node in body.nodes:
         spec = OPS.get(node.op)
         if node.op == "relax.permute_dims" and _last_moves(node, values):
@@ -114,12 +115,11 @@ def _node_cycles(body: Graph, values: Mapping[str, Value], isa: Isa, core: Core)
             vectors = _count(node.output.shape[:-1]) * -(-_extent(node.output.shape[-1]) // lanes)
             taps = vectors * prod(node.attrs["kernel"])
             total += taps / min(core.loads, core.vectors) + contract_cost.STORE_COST * vectors
-        elif spec is not None and spec.kind == "reduction" and node.op not in _PASSES:
+        elif spec is not None and spec.kind == "reduction" and node.op not in _INSTRUCTIONS:
             source = values[node.inputs[0]]
             total += _count(source.shape) / isa.lanes(max(32, _bits(source.dtype))) / core.vectors
         else:
-            times = passes if anchored and node.op not in _PASSES else 1
-            total += times * pointwise_cycles([node], values, isa, core)
+            total += pointwise_cycles([node], values, isa, core)
     return total
 
 
@@ -135,7 +135,8 @@ def predicted_seconds(body: Graph, layouts: Mapping[str, Layout], isa: Isa, mach
 
 
 def epilogue_seconds(
-    body: Graph, layouts: Mapping[str, Layout], begin: Iterable[str], operands: Iterable[str], isa: Isa, machine: Machine
+    body: Graph, layouts: Mapping[str, Layout], begin: Iterable[str], operands: Iterable[str], isa: Isa,
+    machine: Machine,
 ) -> float:  # fmt: skip
     """The time of what follows a contraction, beside the store of its sums that its schedule counts.
 

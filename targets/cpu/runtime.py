@@ -192,7 +192,7 @@ class CpuExecutable:
         """
         outputs = self._outputs(sizes)
         main, argument = self.native_call(inputs, outputs, sizes)
-        state, self._reserved = self._reserved, None
+        state = self._reserved
         limits = state.table[self._fixed + 1 : self._fixed + 3]
         ranges = [(0, 0), *((number, number + 1) for number in range(len(self._calls)))]
         best = [float("inf")] * len(ranges)

@@ -1,7 +1,7 @@
 """Measures this machine: the clock, the bandwidth of every level of memory, multiply-adds of every instruction set.
 
-Each number comes from a loop that is bound by it and by nothing else, and is the best of some tries: whatever else the
-machine does only makes a try slower.
+Each number comes from a loop that is bound by it and by nothing else, and is the best of some rounds: whatever else the
+machine does only makes one slower.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dlc.targets.cpu.kernels.dot import dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout, simplify
 
-_TRIES = 12
-_SECONDS = 0.01  # of a try
+_ROUNDS = 12  # a machine that slows down for a while does so for all trials
+_SECONDS = 0.01  # of a trial in one round
 _CHAIN = 32  # dependent operations an iteration
 _STREAMS = 8  # sums that do not wait for one another
 _TILE = (2, 4)  # rows and vectors of channels: eight sums hide the latency of a multiply-add
@@ -32,42 +32,62 @@ _STEPS = 64  # groups of k that lie in L1
 _MOST_MEMORY = 512 << 20  # bytes, however large the last cache
 
 
-def measure_speeds(machine: Machine, progress: Callable[[str, int, int], None] = lambda *_: None) -> Speeds:
-    """Measure `machine`, which is this one; takes a few seconds."""
-    levels = levels_of(machine)
-    stages = 2 + len(levels)
-    progress("clock", 0, stages)
-    hertz = _clock(levels[0])
-    progress("caches and memory", 1, stages)
-    bandwidth = _bandwidth(levels[0], machine)
-    floats, integers = {}, {}
-    for number, isa in enumerate(levels):
-        progress(isa.name, 2 + number, stages)
-        floats[isa.name] = _multiply_adds(isa, "float32", "float32")
-        integers[isa.name] = _multiply_adds(isa, "uint8", "int8")
-    return Speeds(hertz, bandwidth, floats, integers)
+class _Trial:
+    """A kernel that does `work` units in each of its repetitions, whose number is its last dimension."""
 
+    def __init__(self, compiled: Compiled, arrays: Sequence[np.ndarray], dims: Sequence[int], work: float) -> None:
+        self.compiled, self.arrays, self.dims, self.work = compiled, arrays, dims, work
+        self.best, self.repeats = 0.0, 1
+        while (taken := self._seconds()) < _SECONDS / 4:
+            self.repeats *= 4
+        self.repeats = max(1, int(self.repeats * _SECONDS / taken))
 
-def _rate(compiled: Compiled, arrays: Sequence[np.ndarray], dims: Sequence[int], work: float) -> float:
-    """Units of work a second when the kernel does `work` of them in each of its repetitions, its last dimension."""
-    pointers = [array.ctypes.data for array in arrays]
-
-    def seconds(repeats: int) -> float:
-        argument, table = compiled.raw(pointers, (*dims, repeats))
+    def _seconds(self) -> float:
+        argument, table = self.compiled.raw([a.ctypes.data for a in self.arrays], (*self.dims, self.repeats))
         started = time.perf_counter()
-        compiled.function(argument)
+        self.compiled.function(argument)
         taken = time.perf_counter() - started
         del table
         return taken
 
-    repeats = 1
-    while (taken := seconds(repeats)) < _SECONDS / 4:
-        repeats *= 4
-    repeats = max(1, int(repeats * _SECONDS / taken))
-    return work * repeats / min(seconds(repeats) for _ in range(_TRIES))
+    def run(self) -> None:
+        """Run once; `best` is the most units a second so far."""
+        self.best = max(self.best, self.work * self.repeats / self._seconds())
 
 
-def _clock(isa: Isa) -> float:
+def measure_speeds(machine: Machine, progress: Callable[[str, int, int], None] = lambda *_: None) -> Speeds:
+    """Measure `machine`, which is this one; takes a few seconds."""
+    levels = levels_of(machine)
+    progress("compiling", 0, _ROUNDS + 1)
+    clock, reads = _clock(levels[0]), _reads(levels[0], machine)
+    floats = {isa.name: _multiply_adds(isa, "float32", "float32") for isa in levels}
+    integers = {isa.name: _multiply_adds(isa, "uint8", "int8") for isa in levels}
+    for number in range(_ROUNDS):
+        progress("measuring", 1 + number, _ROUNDS + 1)
+        for trial in (clock, *reads.values(), *floats.values(), *integers.values()):
+            trial.run()
+    sizes = sorted(reads)
+    l1, l2, l3, *_, memory = (reads[size].best for size in sizes)
+    return Speeds(
+        clock.best,
+        (l1, l2, l3, memory),
+        _effective([(size, reads[size].best) for size in sizes[2:-1]], memory, machine.l3),
+        {name: trial.best for name, trial in floats.items()},
+        {name: trial.best for name, trial in integers.items()},
+    )
+
+
+def _effective(reads: Sequence[tuple[int, float]], memory: float, whole: int) -> int:
+    """Bytes that stay in a shared cache: what is read faster than halfway (of a ratio) between it and memory."""
+    middle, found = (reads[0][1] * memory) ** 0.5, reads[0][0]
+    for size, bandwidth in reads:
+        if bandwidth < middle:
+            return found
+        found = size
+    return whole
+
+
+def _clock(isa: Isa) -> _Trial:
     """Cycles a second: additions and exclusive ors that wait for one another take one each on every processor."""
     repeats = symbolic("repeats")
     with open_kernel("clock", [("x", "int64", Layout.dense((3,)))], [repeats]) as k:
@@ -78,13 +98,14 @@ def _clock(isa: Isa) -> float:
             for _ in range(_CHAIN // 2):
                 value.set(T.bitwise_xor(value.get() + a, b))
         x.store((0,), value.get())
-    return _rate(Compiled(k.func, isa, 1, 1), [_aligned(24, np.int64, 3)], (), _CHAIN)
+    return _Trial(Compiled(k.func, isa, 1, 1), [_aligned(24, np.int64, 3)], (), _CHAIN)
 
 
-def _bandwidth(isa: Isa, machine: Machine) -> tuple[float, float, float, float]:
-    """Bytes a second that arrive from a buffer of half of L1, of L2, from one in L3, and from one that no cache holds.
+def _reads(isa: Isa, machine: Machine) -> dict[int, _Trial]:
+    """Bytes a second by the size of what is read: half of L1, half of L2, sizes in L3, and one that no cache holds.
 
-    L3 is shared, and on a virtual machine with strangers: the buffer lies midway between L2 and L3.
+    L3 is shared, and on a virtual machine with strangers: how much of it is ours shows only in what larger buffers
+    read.
     """
     count, repeats, lanes = symbolic("count"), symbolic("repeats"), isa.lanes()
     step = _STREAMS * lanes
@@ -98,20 +119,18 @@ def _bandwidth(isa: Isa, machine: Machine) -> tuple[float, float, float, float]:
         for i, each in enumerate(sums):
             y.store((i * lanes,), each.get(), lanes)
     compiled = Compiled(k.func, isa, 2, 2)
-    sizes = [
-        machine.l1 // 2,
-        machine.l2 // 2,
-        round((machine.l2 * machine.l3) ** 0.5),
-        min(4 * machine.l3, _MOST_MEMORY),
-    ]
-    most = _aligned(max(sizes), np.int32, 0)
-    return tuple(  # type: ignore[return-value]
-        _rate(compiled, [most, _aligned(4 * step, np.int32, 0)], [size // (4 * step)], size // (4 * step) * 4 * step)
-        for size in sizes
-    )
+    shared = [size for i in range(1, 10) if (size := machine.l2 << i) < machine.l3] or [machine.l3]
+    sizes = [machine.l1 // 2, machine.l2 // 2, *shared, max(2 * machine.l3, min(4 * machine.l3, _MOST_MEMORY))]
+    steps = [size // (4 * step) for size in sizes]
+    memory = _aligned(max(sizes), np.int32, 0)
+    result = _aligned(4 * step, np.int32, 0)
+    return {
+        size: _Trial(compiled, [memory, result], [count], count * 4 * step)
+        for size, count in zip(sizes, steps, strict=True)
+    }
 
 
-def _multiply_adds(isa: Isa, a_dtype: str, w_dtype: str) -> float:
+def _multiply_adds(isa: Isa, a_dtype: str, w_dtype: str) -> _Trial:
     """Multiply-adds a second of a register tile whose operands lie in L1. Tiles of AMX are not measured."""
     repeats, lanes, dot = symbolic("repeats"), isa.lanes(), dot_for(isa, a_dtype, w_dtype)
     rows, vectors = _TILE
@@ -140,7 +159,7 @@ def _multiply_adds(isa: Isa, a_dtype: str, w_dtype: str) -> float:
             y.store((i * lanes,), each.get(), lanes)
     arrays = [_aligned(4 * rows * lanes, word, 0), _aligned(_STEPS * vectors * width * 4, w_dtype, 0)]
     arrays.append(_aligned(4 * rows * vectors * lanes, dot.acc_dtype, 0))
-    return _rate(Compiled(k.func, isa, 3, 1), arrays, (), _STEPS * rows * vectors * width)
+    return _Trial(Compiled(k.func, isa, 3, 1), arrays, (), _STEPS * rows * vectors * width)
 
 
 def _aligned(size: int, dtype: Any, value: int) -> np.ndarray:

@@ -60,7 +60,8 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
     bandwidth = (rate * isa.vector_bits / 8, l2, 12.0, 5.0)
     if machine.speeds is not None:
-        bandwidth = (bandwidth[0], *(b / machine.speeds.hertz for b in machine.speeds.bandwidth[1:]))
+        _, l2, l3, memory = (b / machine.speeds.hertz for b in machine.speeds.bandwidth)
+        bandwidth = (bandwidth[0], l2, l3, memory)
         rate = _multiplies(isa, machine.speeds, rate)
     return Core(rate, vectors, loads, 6.0, 4.0, bandwidth, machine.l1 // _WAY)
 
