@@ -16,7 +16,7 @@ from dlc.ir.graph import Graph, Node, Value
 from dlc.ir.ops import OPS
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract_cost
-from dlc.targets.cpu.kernels.contract_cost import GUESS, Core, core_of, level_of, seconds
+from dlc.targets.cpu.kernels.contract_cost import GUESS, Core, core_of, level_of, seconds, together
 from dlc.targets.layout import Expr, Layout
 
 # Vector instructions of an operator; one where nothing is said. A division occupies the multipliers as ten others do.
@@ -88,11 +88,6 @@ def written_cycles(size: float, resident: float, core: Core, machine: Machine) -
     """
     level = level_of(resident, machine)
     return 0.0 if level == 0 else (2 if level == 3 else 1) * size / core.bandwidth[level]
-
-
-def together(compute: float, traffic: float) -> float:
-    """Loads and stores overlap with arithmetic, but never entirely."""
-    return max(compute, traffic) + 0.25 * min(compute, traffic)
 
 
 def _last_moves(node: Node, values: Mapping[str, Value]) -> bool:

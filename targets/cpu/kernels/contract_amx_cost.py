@@ -12,7 +12,7 @@ from dlc.targets.cpu.kernels.amx import GROUP, LANES, ROW_BYTES, ROWS
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_amx import PARTIAL_BLOCKS
 from dlc.targets.cpu.kernels.contract_amx_plan import flat_rows, rows_of, step_bytes, steps_of, tile_rows
-from dlc.targets.cpu.kernels.contract_cost import GUESS, core_of, hertz, seconds
+from dlc.targets.cpu.kernels.contract_cost import GUESS, core_of, hertz, seconds, together
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
 
 _LATENCY = 52  # cycles from one multiply-add to the next on the same accumulator tile
@@ -146,7 +146,7 @@ def amx_predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, ma
     sizes = _Sizes.of(problem, schedule.flat)
     compute = _compute_cycles(sizes, schedule)
     traffic = _traffic_cycles(problem, sizes, schedule, isa, machine)
-    return seconds(problem.groups * (max(compute, traffic) + 0.25 * min(compute, traffic)), machine)
+    return seconds(problem.groups * together(compute, traffic), machine)
 
 
 def amx_utilisation(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:

@@ -191,8 +191,10 @@ def level_of(size: float, machine: Machine) -> int:
     return 3
 
 
-def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine) -> float:
-    """Cycles to bring the operands into L1, for one group."""
+def _traffic_cycles(
+    problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine
+) -> tuple[float, float]:
+    """Cycles to bring the operands into L1, for one group: the weights for the first time, and all else."""
     a_bytes = _bytes(problem.a_dtype)
     w_vector = sizes.steps * sizes.lanes * sizes.dot.group * _bytes(problem.w_dtype)
     rows_total = sizes.rows * prod(sizes.outer)
@@ -219,14 +221,10 @@ def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, cor
     first = cycles(w_total, everything)
     if schedule.hot == "w":
         again = cycles(w_total * (row_tiles - 1), w_panel + 2 * a_tile)
-        return first + again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)
+        return first, again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)
     again = cycles(w_total * (row_tiles - 1), w_total + 2 * a_tile)
-    return (
-        first
-        + again
-        + cycles(a_tile * row_tiles, everything)
-        + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
-    )
+    streamed = cycles(a_tile * row_tiles, everything)
+    return first, again + streamed + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
 
 
 def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
@@ -236,10 +234,15 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
         compute += count * (sizes.steps * step + TILE_OVERHEAD + STORE_COST * rows * vectors)
-    traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
-    # Loads overlap with arithmetic, but never entirely.
-    cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
-    return seconds(problem.groups * cycles, machine)
+    first, traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
+    # While the weights come for the first time, only the first tiles of rows have something to compute.
+    begin = compute / max(1.0, sizes.rows * prod(sizes.outer) / schedule.mr)
+    return seconds(problem.groups * (together(begin, first) + together(compute - begin, traffic)), machine)
+
+
+def together(compute: float, traffic: float) -> float:
+    """Cycles of both: loads overlap with arithmetic, but never entirely."""
+    return max(compute, traffic) + 0.25 * min(compute, traffic)
 
 
 def seconds(cycles: float, machine: Machine) -> float:

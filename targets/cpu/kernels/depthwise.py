@@ -162,7 +162,7 @@ def predicted_seconds(problem: Depthwise, schedule: Schedule, isa: Isa, machine:
     read = max(_int(axis.extent) * _int(axis.a_stride) for axis in axes) * np.dtype(problem.a_dtype).itemsize
     level = contract_cost.level_of(read, machine)
     traffic = 0.0 if level == 0 else read / core.bandwidth[level]
-    return contract_cost.seconds(max(compute, traffic) + 0.25 * min(compute, traffic), machine)
+    return contract_cost.seconds(contract_cost.together(compute, traffic), machine)
 
 
 def _int(extent: Expr) -> int:
