@@ -179,7 +179,9 @@ def load_speeds(machine: Machine) -> Speeds | None:
 
 def _speeds(record: Mapping[str, Any]) -> Speeds:
     l1, l2, l3, memory = (_positive(value) for value in record["bandwidth"])
-    rates = ({k: _positive(v) for k, v in record[name].items()} for name in ("multiply_adds", "integer_multiply_adds"))
+    rates = [{k: _positive(v) for k, v in record[name].items()} for name in ("multiply_adds", "integer_multiply_adds")]
+    if not all(rates):
+        raise ValueError("no instruction set")
     return Speeds(_positive(record["hertz"]), (l1, l2, l3, memory), int(_positive(record["l3"])), *rates)
 
 

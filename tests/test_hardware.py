@@ -76,6 +76,7 @@ def test_of_another_format(place: Path) -> None:
         {"bandwidth": [1, 2, 3, -4]},
         {"l3": None},
         {"multiply_adds": [1]},
+        {"multiply_adds": {}},
         {"integer_multiply_adds": {"avx2": float("inf")}},
     ],
 )
