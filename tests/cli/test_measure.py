@@ -14,8 +14,7 @@ import dlc
 from dlc import explain, measured, memory
 from dlc.errors import DlcError
 from dlc.zoo.graphs import Graph, info
-
-from .test_cli import done, fails, network
+from tests.cli.test_cli import done, fails, network
 
 
 def _several() -> onnx.ModelProto:
