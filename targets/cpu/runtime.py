@@ -205,8 +205,10 @@ class CpuExecutable:
             limits[:] = (0, _EVERYTHING)
             state.table[-1] = 0
             self._free.append(state)
-        rows = [call["row"] for call in self._calls]
-        return [(row, (each - best[0]) * 1e6) for row, each in zip(rows, best[1:], strict=True)]
+        rows = [*(call["row"] for call in self._calls), len(self._explanation.nodes)]
+        # A copy that is no operator of the model has no row.
+        owned = [(row, each) for row, after, each in zip(rows[:-1], rows[1:], best[1:], strict=True) if row < after]
+        return [(row, (each - best[0]) * 1e6) for row, each in owned]
 
     def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""

@@ -15,6 +15,7 @@ from dlc import explain, measured, memory
 from dlc.errors import DlcError
 from dlc.zoo.graphs import Graph, info
 from tests.cli.test_cli import done, fails, network
+from tests.loops import loop_model, op
 
 
 def _several() -> onnx.ModelProto:
@@ -80,6 +81,16 @@ def test_it_computes_what_it_did(files: Path) -> None:
     before = session.run(feed)["y"]
     measured.measure(session, explain.read(session.package), feed, 0.001)
     np.testing.assert_array_equal(session.run(feed)["y"], before)
+
+
+def test_a_loop_counts_as_one_kernel() -> None:
+    body = [op("Tanh", "a", "t"), op("Add", "t x", "a1")]
+    package = dlc.compile(loop_model(body, {"a": "a1"}, ["t"]), cache=False)
+    feed = {name: np.ones((3, 4), np.float32) for name in ("a_0", "x")}
+    rows = measured.measure(dlc.load(package), explain.read(package), feed, 0.001).nodes
+    assert any("inside" in row for row in rows)
+    for row in rows:
+        assert ("measured_us" in row) == ("inside" not in row), row
 
 
 def test_targets_that_do_not_measure(files: Path) -> None:
