@@ -27,8 +27,8 @@ _ROUNDS = 12  # a machine that slows down for a while does so for all trials
 _SECONDS = 0.01  # of a trial in one round
 _CHAIN = 32  # dependent operations an iteration
 _STREAMS = 8  # sums that do not wait for one another
-_TILE = (2, 4)  # rows and vectors of channels: eight sums hide the latency of a multiply-add
-_STEPS = 64  # groups of k that lie in L1
+_ROWS = 2  # of a register tile: two sums for each vector of weights that is loaded
+_STEPS = 16  # groups of k, so few that all weights lie in L1
 _MOST_MEMORY = 512 << 20  # bytes, however large the last cache
 
 
@@ -133,7 +133,8 @@ def _reads(isa: Isa, machine: Machine) -> dict[int, _Trial]:
 def _multiply_adds(isa: Isa, a_dtype: str, w_dtype: str) -> _Trial:
     """Multiply-adds a second of a register tile whose operands lie in L1. Tiles of AMX are not measured."""
     repeats, lanes, dot = symbolic("repeats"), isa.lanes(), dot_for(isa, a_dtype, w_dtype)
-    rows, vectors = _TILE
+    # As many sums as the registers hold hide the latency of a multiply-add.
+    rows, vectors = _ROWS, (isa.registers - _ROWS * len(dot.phases) - 2) // _ROWS
     word = "float32" if a_dtype == "float32" else "int32"
     width = dot.group * lanes
     operands = [
