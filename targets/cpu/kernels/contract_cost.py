@@ -67,8 +67,8 @@ def core_of(isa: Isa, machine: Machine) -> Core:
 
 
 def _multiplies(isa: Isa, speeds: Speeds, usual: float) -> float:
-    """Vector multiply-adds a cycle as measured; `usual` where that instruction set was not."""
-    found = speeds.multiply_adds.get(isa.name)
+    """Vector multiply-adds a cycle as measured; `usual` where they are two instructions, or were not measured."""
+    found = speeds.multiply_adds.get(isa.name) if isa.has_fma else None
     return usual if found is None else found / speeds.hertz / isa.lanes()
 
 
