@@ -39,6 +39,7 @@ _INSTRUCTIONS = {
 }
 _LOOKUP = 4.0  # cycles an element that leaves its vector, is looked up in a table and comes back
 _MOVED = 1.5  # cycles an element that is moved by itself: one store a cycle, and its address
+_OPERAND = 2.0  # instructions to load and widen a vector of an operand, or to narrow and store one of the result
 _CALL = 150.0  # cycles to enter a kernel and to find its operands
 
 
@@ -115,7 +116,15 @@ def _node_cycles(body: Graph, values: Mapping[str, Value], isa: Isa, core: Core)
             total += _count(source.shape) / isa.lanes(max(32, _bits(source.dtype))) / core.vectors
         else:
             total += pointwise_cycles([node], values, isa, core)
+    if all(OPS[node.op].kind == "elementwise" for node in body.nodes):
+        total += _operand_cycles(body, values, isa, core)
     return total
+
+
+def _operand_cycles(body: Graph, values: Mapping[str, Value], isa: Isa, core: Core) -> float:
+    """Cycles to bring the operands of an elementwise chain into vectors, and its results out of them."""
+    shapes = [v.shape for v in body.inputs] + [values[name].shape for name in body.outputs]
+    return _OPERAND * sum(_count(shape) for shape in shapes) / isa.lanes() / core.vectors
 
 
 def predicted_seconds(body: Graph, layouts: Mapping[str, Layout], isa: Isa, machine: Machine) -> float:
