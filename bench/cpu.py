@@ -1,12 +1,13 @@
 """The CPU target beside every runtime that is installed: products, convolutional networks, a transformer.
 
-    python bench/cpu.py [--row NAME ...] [--blocks 30] [--threads 1] [--quantize none,bf16,int8]
+    python bench/cpu.py [--row NAME ...] [--blocks 30] [--threads 1] [--quantize none,bf16,int8] [--memory]
 
 Rows: gemm32, gemm256, gemm1024, gemv, gemv4096, ragged, resnet18, resnet18x8, mobilenet, encoder. Int8 models hold
 Q/DQ nodes from onnxruntime's quantiser; dlc and OpenVINO compile those, onnxruntime runs both of its forms. Bf16 (the
 GEMVs, unless --quantize says else) is dlc's with bfloat16 weights beside the others in fp32. Engines
 take turns in blocks of at least a twentieth of a second, by the clock; a ratio is the best peer's time over ours with
-the 95 % interval over the blocks.
+the 95 % interval over the blocks. With --memory: the peak memory of compiling and of running, each in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dlc
 from dlc.bench import interval, onnxruntime_session, openvino_run
+from dlc.memory import compiling, running
 
 ROWS: dict[str, Callable[[], onnx.ModelProto]] = {
     "gemm32": lambda: networks.product(32, 1024, 1024),
@@ -50,7 +52,9 @@ def _ragged() -> Iterator[tuple[str, onnx.ModelProto]]:
         yield f"ragged {number}: {rows}x{inner}x{columns}", networks.product(rows, inner, columns)
 
 
-def _engines(model: onnx.ModelProto, scheme: str, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
+def _engines(
+    model: onnx.ModelProto, scheme: str, threads: int, folder: Path, memory: bool = False
+) -> tuple[dict[str, Run], dict[str, str]]:
     """What runs the model, ours first; and notes: the compile time, errors against fp32."""
     path = folder / "model.onnx"
     onnx.save(model, path)
@@ -77,7 +81,24 @@ def _engines(model: onnx.ModelProto, scheme: str, threads: int, folder: Path) ->
     wanted = onnxruntime_session(str(path)).run(None, feed)[0]
     error = np.square(engines["dlc"]() - wanted).sum() / np.square(wanted).sum()
     notes["dB"] = f"{-10 * np.log10(max(float(error), 1e-30)):.0f}"
+    if memory:
+        notes["memory"] = _memory(session.package, folder, files, feed, threads, "openvino" in engines)
     return engines, notes
+
+
+def _memory(
+    package: dlc.Package, folder: Path, files: Sequence[Path], feed: dict[str, Any], threads: int, openvino: bool
+) -> str:
+    """The peaks of all processes, in words."""
+    package.save(folder / "model.dlc")
+    peaks = {"compiling": compiling(files[0], package.manifest["options"])}
+    peaks["dlc"] = running("dlc", folder / "model.dlc", feed, threads)
+    for file in files:
+        form = "" if len(files) == 1 else " QDQ" if "qdq" in file.name else " QOperator"
+        peaks[f"onnxruntime{form}"] = running("onnxruntime", file, feed, threads)
+    if openvino:
+        peaks["openvino"] = running("openvino", files[0], feed, threads)
+    return ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
 
 
 def _measure(engines: dict[str, Run], blocks: int, seconds: float = 0.05) -> dict[str, np.ndarray]:
@@ -111,7 +132,7 @@ def _label(scheme: str) -> str:
 
 def _row(name: str, options: argparse.Namespace, scheme: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        engines, notes = _engines(ROWS[name](), scheme, options.threads, Path(folder))
+        engines, notes = _engines(ROWS[name](), scheme, options.threads, Path(folder), options.memory)
         times = _measure(engines, options.blocks)
     best, middle, low, high = _against(times)
     shown = ", ".join(f"{engine} {np.median(found):.3f} ms" for engine, found in times.items())
@@ -140,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quantize", type=lambda s: s.split(","))
+    parser.add_argument("--memory", action="store_true", help="peak memory, too")
     options = parser.parse_args(arguments)
     for name in options.row or [*ROWS, "ragged"]:
         bound_by_memory = ["bf16"] if name.startswith("gemv") else []

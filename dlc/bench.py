@@ -6,15 +6,18 @@ with a bootstrap interval over the blocks.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dlc import memory
 from dlc.errors import DlcError
+from dlc.package import Package
 from dlc.runtime.session import Session
 
 BLOCKS = 20
@@ -34,6 +37,8 @@ class Timing:
         median, mean, minimum, p90, p99: over all iterations.
         ratio: the engine's time over the package's (above 1: the package is faster), from block medians.
         low, high: its 95 % interval.
+        peak: bytes of memory that a process which loads the model and runs it ever held; None where not asked for.
+        compile_peak: those of one that compiles it.
     """
 
     engine: str
@@ -46,6 +51,8 @@ class Timing:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    peak: int | None = None
+    compile_peak: int | None = None
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -94,7 +101,8 @@ _PEERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], int], tuple[str, Run
 }
 
 
-def _peer(name: str, model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+def peer(name: str, model: Path, inputs: Mapping[str, np.ndarray], threads: int) -> tuple[str, Run]:
+    """Another runtime's name and version, and what runs the model once; DlcError where it is unknown or cannot."""
     if name not in _PEERS:
         raise DlcError(f"unknown runtime '{name}' to compare with; known: {', '.join(sorted(_PEERS))}")
     try:
@@ -164,7 +172,7 @@ def bench(
         raise DlcError("comparing with another runtime needs the model: --model MODEL.onnx")
     session.run(inputs)  # wrong inputs are the user's error, and say so better than a runtime would
     engines = [_package(session, inputs)]
-    engines += [_peer(name, model, inputs, threads) for name in against if model is not None]
+    engines += [peer(name, model, inputs, threads) for name in against if model is not None]
     for _, run in engines:
         _time(run, max(warmup, 1))
     count = iterations or max(_iterations(run) for _, run in engines)
@@ -178,6 +186,32 @@ def bench(
             collected.append(_time(run, size))
     names = [name for name, _ in engines]
     return [_timing(name, t, times[0] if t is not times[0] else None) for name, t in zip(names, times, strict=True)]
+
+
+def with_memory(
+    timings: Sequence[Timing],
+    package: Package,
+    inputs: Mapping[str, np.ndarray],
+    model: Path | None,
+    against: Sequence[str],
+    threads: int = 1,
+) -> list[Timing]:
+    """What `bench` found with these arguments, and the peak memory of each engine in a process of its own.
+
+    Compiling is measured where there is a `model`.
+
+    Raises:
+        DlcError: one of the processes failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.dlc"
+        package.save(path)
+        own = memory.running("dlc", path, inputs, threads)
+    options = package.manifest.get("options")
+    compiled = None if model is None or options is None else memory.compiling(model, options)
+    peaks = [memory.running(name, model, inputs, threads) for name in against if model is not None]
+    first = replace(timings[0], peak=own, compile_peak=compiled)
+    return [first, *(replace(t, peak=p) for t, p in zip(timings[1:], peaks, strict=True))]
 
 
 def as_json(timings: Sequence[Timing]) -> list[dict[str, Any]]:

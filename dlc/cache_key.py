@@ -171,10 +171,10 @@ def _add_sample(key: _Hash, sample: Mapping[Any, Any]) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """Instruction sets and caches; the number of cores in use and the processor's name decide nothing."""
-    from dlc.hardware import this_machine
+    """Instruction sets, caches, measured speeds; the number of cores in use and the processor's name decide nothing."""
+    from dlc.hardware import measured_machine
 
-    found = asdict(this_machine())
+    found = asdict(measured_machine())
     return {**{k: v for k, v in found.items() if k not in ("cores", "model")}, "features": sorted(found["features"])}
 
 

@@ -26,6 +26,7 @@ _COLUMNS = {
     "shared_bytes": "shared bytes",
     "spill_bytes": "spill bytes",
     "threads": "threads",
+    "measured_us": "measured us",
     "predicted_us": "predicted us",
     "predicted_for": "for",
     "predicted_stage_us": "stage us",

@@ -201,6 +201,9 @@ class Executable(Protocol):
     computed, dequantised and in the layout of the ONNX value that ``row["value"]`` names, for `dlc check --per-node`.
     An array need only be valid until the next one is asked for.
 
+    Optionally it has ``measure(inputs, sizes, seconds)``, a list of (number of the explanation's row, microseconds):
+    the time of each kernel by itself, for `dlc explain --measure`.
+
     An executable that works on several calls at once has ``submit(inputs, outputs, sizes) -> Future``, which begins
     one, and ``depth``, the number of calls that keep it busy. One that holds processes or devices has ``close()``.
     """

@@ -20,6 +20,7 @@ from dlc.errors import DlcError
 @common.shape_option
 @click.option("--iterations", type=click.IntRange(1), help="Runs of each (default: about two seconds' worth).")
 @click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Runs before timing.")
+@click.option("--memory", is_flag=True, help="Peak memory, too: of each runtime, and of compiling --model.")
 @common.threads_option
 @common.json_option
 @common.verbose_option
@@ -32,6 +33,7 @@ def bench(
     shapes: common.Shapes,
     iterations: int | None,
     warmup: int,
+    memory: bool,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -40,6 +42,7 @@ def bench(
     from dlc import bench as benchmark
     from dlc.check import random_inputs
     from dlc.compiler import model_source
+    from dlc.package import Package
 
     session = dlc.load(package, threads)
     path = Path(model_source(model)) if model else None
@@ -51,12 +54,18 @@ def bench(
     names = [name.strip() for name in against.split(",") if name.strip()]
     with common.progress("timing") as update:
         timings = benchmark.bench(session, arrays, path, names, iterations, warmup, threads, update)
+    if memory:
+        timings = benchmark.with_memory(timings, Package.open(package), arrays, path, names, threads)
     if as_json:
         click.echo(json.dumps(benchmark.as_json(timings), indent=1))
         return
     rows = [(t.engine, _us(t.median), _us(t.p90), _us(t.p99), _us(t.minimum), t.iterations, _ratio(t)) for t in timings]
     columns = ("runtime", "median us", "p90", "p99", "least", "runs", "time / dlc's (95 %)")
     common.print_table("", columns if len(rows) > 1 else columns[:-1], rows if len(rows) > 1 else [rows[0][:-1]])
+    if memory:
+        peaks = [(t.engine, t.peak) for t in timings] + [("compiling", timings[0].compile_peak)]
+        shown = [(name, f"{peak / 1e6:.0f} MB") for name, peak in peaks if peak is not None]
+        common.print_table("peak memory, each in a process of its own", ("process", "peak"), shown)
 
 
 def _us(value: float) -> str:

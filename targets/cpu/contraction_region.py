@@ -16,7 +16,7 @@ from dlc.hardware import Machine
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph, Node, Value
 from dlc.passes.partition.attention import SOFTMAX
-from dlc.targets.cpu import attention_region, block_region, grouped_region
+from dlc.targets.cpu import attention_region, block_region, grouped_region, region_cost
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, depthwise
 from dlc.targets.cpu.kernels.builder import Expr, kernel
@@ -233,9 +233,13 @@ class ContractionRegion:
     def choose(self, machine: Machine) -> dict[str, Any]:
         """The schedule that the cost model ranks first, as JSON, with the predicted time."""
         if isinstance(self.problem, Depthwise):
-            return depthwise.choose_depthwise(self.problem, self.isa, machine).to_json()
-        best = contract.choose(self.problem, self.isa, machine)
-        seconds = contract.predicted_seconds(self.problem, best, self.isa, machine)
+            best = depthwise.choose_depthwise(self.problem, self.isa, machine)
+            seconds = depthwise.predicted_seconds(self.problem, best, self.isa, machine)
+        else:
+            best = contract.choose(self.problem, self.isa, machine)
+            seconds = contract.predicted_seconds(self.problem, best, self.isa, machine)
+        begin = (self.acc.name, self.start)
+        seconds += region_cost.epilogue_seconds(self.body, self.layouts, begin, (self.a, self.w), self.isa, machine)
         symbolic = ", ".join(f"{var.name}={GUESS}" for var in symbols(self.layouts[self.a].shape))
         return {**best.to_json(), "predicted_us": round(seconds * 1e6, 3), "predicted_for": symbolic}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -21,6 +22,8 @@ from dlc.targets.cpu.pages import gathered
 _ALIGNMENT = 64
 _EVERYTHING = 1 << 40
 _REMEMBERED = 256  # combinations of sizes
+_ROUNDS = 10  # in which all kernels are measured
+_MOST_RUNS = 1000
 
 
 def _aligned_bytes(size: int) -> np.ndarray:
@@ -177,6 +180,36 @@ class CpuExecutable:
         self._reserved = state
         return self._main, state.argument
 
+    def measure(self, inputs: list[np.ndarray], sizes: Mapping[str, int], seconds: float) -> list[tuple[int, float]]:
+        """Each kernel again and again by itself: (its row of the explanation, microseconds a run).
+
+        It runs on what its predecessors left, its operands in caches as its own runs leave them. All kernels take
+        turns in rounds, and the least of a kernel's means counts: noise only ever adds, and may last for seconds. What
+        a call of no kernel takes is taken off. A loop or a branch counts as one kernel.
+
+        Args:
+            seconds: the time for each kernel, or `_MOST_RUNS` runs of it where they take less.
+        """
+        outputs = self._outputs(sizes)
+        main, argument = self.native_call(inputs, outputs, sizes)
+        state = self._reserved
+        limits = state.table[self._fixed + 1 : self._fixed + 3]
+        ranges = [(0, 0), *((number, number + 1) for number in range(len(self._calls)))]
+        best = [float("inf")] * len(ranges)
+        try:
+            for _ in range(_ROUNDS):
+                for number, kernels in enumerate(ranges):
+                    limits[:] = kernels
+                    best[number] = min(best[number], _mean(lambda: main(argument), seconds / _ROUNDS))
+        finally:
+            limits[:] = (0, _EVERYTHING)
+            state.table[-1] = 0
+            self._free.append(state)
+        rows = [*(call["row"] for call in self._calls), len(self._explanation.nodes)]
+        # A copy that is no operator of the model has no row.
+        owned = [(row, each) for row, after, each in zip(rows[:-1], rows[1:], best[1:], strict=True) if row < after]
+        return [(row, (each - best[0]) * 1e6) for row, each in owned]
+
     def trace(self, inputs: list[np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Run kernel by kernel; yields (explanation row, the kernel's value as the model has it, dequantised)."""
         outputs = self._outputs(sizes)
@@ -202,6 +235,19 @@ class CpuExecutable:
     def _outputs(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
         dtypes = [np.dtype(o["dtype"]) for o in self._package.manifest["outputs"]]
         return [np.empty(s, d) for s, d in zip(self.output_shapes(sizes), dtypes, strict=True)]
+
+
+def _mean(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of one run, from as many as fit in `seconds`."""
+    run()
+    started = time.perf_counter()
+    run()
+    once = time.perf_counter() - started
+    count = max(1, min(_MOST_RUNS // _ROUNDS, int(seconds / max(once, 1e-7))))
+    started = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - started) / count
 
 
 def _logical(place: np.ndarray, call: dict[str, Any], sizes: Mapping[str, int], channels_last: bool) -> np.ndarray:

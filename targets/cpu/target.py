@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dlc.hardware import this_machine
+from dlc.hardware import measured_machine, this_machine
 from dlc.ir.graph import Node
 from dlc.ir.ops.host import IF, LOOP
 from dlc.options import Options
@@ -89,7 +89,7 @@ class CpuTarget(Target):
             stage_inputs.PASS,
             regions.regions_pass(attention_region.unfit),
             halo.PASS,
-            schedule_pass(self.isa, this_machine()),
+            schedule_pass(self.isa, measured_machine()),
         ]
 
     def build(self, module: Any, context: Context) -> Build:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dlc.hardware import Machine, memory_bytes, this_machine
+from dlc.hardware import Machine, measured_machine, memory_bytes
 
 _HERTZ = 3e9  # only ratios matter, as in the CPU target's own cost model
 
@@ -52,7 +52,11 @@ LOOPBACK = Link(bandwidth=1e9, latency=150e-6)
 
 
 def core_of(machine: Machine) -> Device:
-    """One core of `machine`, all of its memory."""
+    """One core of `machine`, as measured where it was, and all of its memory."""
+    if machine.speeds is not None:
+        speeds = machine.speeds
+        floats, integers = (max(r.values()) for r in (speeds.multiply_adds, speeds.integer_multiply_adds))
+        return Device(floats, integers, speeds.bandwidth[3], memory_bytes())
     lanes = 16 if "avx512f" in machine.features else 8 if "avx2" in machine.features else 4
     peak = 2 * lanes * _HERTZ
     dots = {"amx_int8", "avx512_vnni", "avx_vnni", "asimddp"} & machine.features
@@ -61,5 +65,5 @@ def core_of(machine: Machine) -> Device:
 
 def this_device(memory: int | None = None) -> Device:
     """One core of this machine; `memory` bytes in place of the machine's."""
-    device = core_of(this_machine())
+    device = core_of(measured_machine())
     return device if memory is None else replace(device, memory=memory)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dlc.hardware import Machine
 from dlc.ir.dims import symbols
 from dlc.ir.graph import Graph
-from dlc.passes.partition.attention import products
+from dlc.passes.partition.attention import TRANSPOSE, products
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import contract, contract_cost
 from dlc.targets.cpu.kernels.builder import Expr
@@ -176,9 +176,11 @@ class _Cost:
         lines = 4 * (sizes.depth + sizes.width)
         level = contract_cost.level_of(sizes.keys * lines + 4 * rows * stride, self.machine)
         if level:
-            pair += contract_cost.seconds(keys * lines / core.bandwidth[level])
+            pair += contract_cost.seconds(keys * lines / core.bandwidth[level], self.machine)
         copied = 0 if self.region.direct(self.region.q) is not None else -(-sizes.depth // lanes)
-        ends = contract_cost.seconds(rows * (copied + 2 * -(-sizes.width // lanes)) * _PACK / core.vectors)
+        ends = contract_cost.seconds(
+            rows * (copied + 2 * -(-sizes.width // lanes)) * _PACK / core.vectors, self.machine
+        )
         seconds = sizes.places * (packing + visited * pair + count * ends)
         return {**found, "predicted_us": round(seconds * 1e6, 3)}
 
@@ -198,7 +200,7 @@ class _Cost:
         cycles = rows * (-(-keys // lanes) * _SOFTMAX + _ROW + again) / core.vectors
         strip = 4 * rows * strip_stride(keys)
         level = contract_cost.level_of(strip + 4 * keys * self.sizes.depth, replace(self.machine, l2=_l2(self.machine)))
-        return contract_cost.seconds(cycles + (_PASSES * strip / core.bandwidth[level] if level else 0))
+        return contract_cost.seconds(cycles + (_PASSES * strip / core.bandwidth[level] if level else 0), self.machine)
 
     def _q_step(self) -> int:
         step = self.region.q_step()
@@ -218,7 +220,7 @@ class _Cost:
         lanes = self.region.lanes
         vectors = -(-int(problem.n) // lanes) * int(problem.runs[0].length)
         core = contract_cost.core_of(self.isa, self.machine)
-        return contract_cost.seconds(vectors * (_PACK / core.vectors + lanes * 4 / core.bandwidth[1]))
+        return contract_cost.seconds(vectors * (_PACK / core.vectors + lanes * 4 / core.bandwidth[1]), self.machine)
 
     def _conflict_seconds(self, problem: Contraction, tiles: Schedule, step: Expr) -> float:
         """The time that reading the right operand where it lies takes longer, because its rows compete for L1."""
@@ -228,7 +230,7 @@ class _Cost:
             return 0.0
         again = -(-problem.rows.extent // tiles.mr) - 1
         lines = -(-int(problem.n) // lanes) * depth * lanes * 4
-        return contract_cost.seconds(again * lines / core.bandwidth[1])
+        return contract_cost.seconds(again * lines / core.bandwidth[1], self.machine)
 
 
 def choose(region: AttentionRegion, machine: Machine) -> dict[str, Any]:
@@ -236,4 +238,16 @@ def choose(region: AttentionRegion, machine: Machine) -> dict[str, Any]:
     cost = _Cost(region, region.sizes.guessed(), machine)
     best = min((cost.choice(*cut) for cut in cost.cuts()), key=lambda found: found["predicted_us"])
     symbolic = ", ".join(f"{var.name}={_LONG}" for var in symbols((region.sizes.queries, region.sizes.keys)))
-    return {**best, "band": list(region.band), "predicted_for": symbolic}
+    microseconds = round(best["predicted_us"] + 1e6 * _beside(region, machine), 3)
+    return {**best, "predicted_us": microseconds, "band": list(region.band), "predicted_for": symbolic}
+
+
+def _beside(region: AttentionRegion, machine: Machine) -> float:
+    """The time of what is computed around the products and the softmax, which no cut changes."""
+    from dlc.targets.cpu import region_cost
+
+    counted = {region.scores.output.name, region.softmax.output.name, region.mixed.output.name}
+    nodes = [n for n in region.body.nodes if n.output.name not in counted and n.op != TRANSPOSE]
+    core = contract_cost.core_of(region.isa, machine)
+    cycles = region_cost.pointwise_cycles(nodes, region.values, region.isa, core, by_rows=True)
+    return contract_cost.seconds(cycles, machine)

@@ -12,10 +12,9 @@ from dlc.targets.cpu.kernels.amx import GROUP, LANES, ROW_BYTES, ROWS
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_amx import PARTIAL_BLOCKS
 from dlc.targets.cpu.kernels.contract_amx_plan import flat_rows, rows_of, step_bytes, steps_of, tile_rows
-from dlc.targets.cpu.kernels.contract_cost import GUESS, core_of
+from dlc.targets.cpu.kernels.contract_cost import GUESS, core_of, hertz, seconds, together
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
 
-_HERTZ = 3e9  # as for vectors: only ratios matter
 _LATENCY = 52  # cycles from one multiply-add to the next on the same accumulator tile
 _LOADS = 2  # rows of tiles loaded per cycle
 _TURN = 8  # cycles lost when a tile is loaded into a register that the multiply-add before has just read
@@ -147,7 +146,7 @@ def amx_predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, ma
     sizes = _Sizes.of(problem, schedule.flat)
     compute = _compute_cycles(sizes, schedule)
     traffic = _traffic_cycles(problem, sizes, schedule, isa, machine)
-    return problem.groups * (max(compute, traffic) + 0.25 * min(compute, traffic)) / _HERTZ
+    return seconds(problem.groups * together(compute, traffic), machine)
 
 
 def amx_utilisation(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
@@ -155,7 +154,7 @@ def amx_utilisation(problem: Contraction, schedule: Schedule, isa: Isa, machine:
     products = problem.groups * int(problem.n) * sum(int(run.length) for run in problem.runs)
     products *= prod(_int(axis.extent) for axis in (*problem.outer, problem.rows))
     peak = ROWS * LANES * ROW_BYTES / ROWS  # products of one full multiply-add over its 16 cycles
-    return products / peak / (amx_predicted_seconds(problem, schedule, isa, machine) * _HERTZ)
+    return products / peak / (amx_predicted_seconds(problem, schedule, isa, machine) * hertz(machine))
 
 
 def _k_blocks(sizes: _Sizes, ti: int, tj: int, hot: str) -> Iterator[int]:

@@ -153,7 +153,7 @@ def predicted_seconds(problem: Blocks, mr: int, nr: int, isa: Isa, machine: Mach
     read = problem.count * vectors * isa.lanes() * (BLOCK // 2 + 2)
     level = contract_cost.level_of(read, machine)
     traffic = 0.0 if level == 0 else read * -(-rows // mr) / core.bandwidth[level]
-    return contract_cost.seconds(max(compute, traffic) + 0.25 * min(compute, traffic))
+    return contract_cost.seconds(contract_cost.together(compute, traffic), machine)
 
 
 def choose(problem: Blocks, isa: Isa, machine: Machine) -> dict[str, Any]:

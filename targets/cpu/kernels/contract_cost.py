@@ -8,16 +8,16 @@ from math import gcd, prod
 
 import numpy as np
 
-from dlc.hardware import Machine
+from dlc.hardware import Machine, Speeds
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule, groups_of
 from dlc.targets.cpu.kernels.dot import Dot, dot_for
 
 GUESS = 64  # extent assumed for a symbolic dimension: large enough for full tiles to count, small enough for caches
-_HERTZ = 3e9  # only ratios matter
+_HERTZ = 3e9  # of a machine that was not measured; the choice of tiles does not depend on it
 _UNROLLED = 32  # multiply-adds per iteration of the innermost loop that hide its bookkeeping
-_TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
+TILE_OVERHEAD = 24  # cycles to set up a tile's addresses, fill the pipeline and drain it
 _WAY = 4096  # bytes of one way of L1
 _OURS = 0.75  # part of a cache that is ours: outputs, stacks and what streams through it take the rest
 _STRAIGHT = 8  # steps of a run up to which LLVM unrolls its loop
@@ -54,11 +54,22 @@ def core_of(isa: Isa, machine: Machine) -> Core:
     """The core of `machine` when it runs `isa`."""
     # AMD before Zen 5 executes 512-bit instructions in two halves.
     halves = isa.vector_bits == 512 and "AMD" in machine.model and "avx512_vp2intersect" not in machine.features
-    rate = 1.0 if halves else 2.0
+    rate = loads = 1.0 if halves else 2.0
     # Intel closes one of its three vector ports while 512-bit instructions run; AMD has four, of 256 bits.
     vectors = 2.0 if isa.vector_bits == 512 else 4.0 if "AMD" in machine.model else 3.0
     l2 = 48.0 if isa.dot == "amx" else 28.0  # cores with tiles have the wider path that tiles need
-    return Core(rate, vectors, rate, 6.0, 4.0, (rate * isa.vector_bits / 8, l2, 12.0, 5.0), machine.l1 // _WAY)
+    bandwidth = (rate * isa.vector_bits / 8, l2, 12.0, 5.0)
+    if machine.speeds is not None:
+        _, l2, l3, memory = (b / machine.speeds.hertz for b in machine.speeds.bandwidth)
+        bandwidth = (bandwidth[0], l2, l3, memory)
+        rate = _multiplies(isa, machine.speeds, rate)
+    return Core(rate, vectors, loads, 6.0, 4.0, bandwidth, machine.l1 // _WAY)
+
+
+def _multiplies(isa: Isa, speeds: Speeds, usual: float) -> float:
+    """Vector multiply-adds a cycle as measured; `usual` where they are two instructions, or were not measured."""
+    found = speeds.multiply_adds.get(isa.name) if isa.has_fma else None
+    return usual if found is None else found / speeds.hertz / isa.lanes()
 
 
 def _int(extent: Expr) -> int:
@@ -180,8 +191,10 @@ def level_of(size: float, machine: Machine) -> int:
     return 3
 
 
-def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine) -> float:
-    """Cycles to bring the operands into L1, for one group."""
+def _traffic_cycles(
+    problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine
+) -> tuple[float, float]:
+    """Cycles to bring the operands into L1, for one group: the weights for the first time, and all else."""
     a_bytes = _bytes(problem.a_dtype)
     w_vector = sizes.steps * sizes.lanes * sizes.dot.group * _bytes(problem.w_dtype)
     rows_total = sizes.rows * prod(sizes.outer)
@@ -208,14 +221,10 @@ def _traffic_cycles(problem: Contraction, sizes: _Sizes, schedule: Schedule, cor
     first = cycles(w_total, everything)
     if schedule.hot == "w":
         again = cycles(w_total * (row_tiles - 1), w_panel + 2 * a_tile)
-        return first + again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)
+        return first, again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)
     again = cycles(w_total * (row_tiles - 1), w_total + 2 * a_tile)
-    return (
-        first
-        + again
-        + cycles(a_tile * row_tiles, everything)
-        + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
-    )
+    streamed = cycles(a_tile * row_tiles, everything)
+    return first, again + streamed + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
 
 
 def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
@@ -224,16 +233,26 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     compute = 0.0
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
-        compute += count * (sizes.steps * step + _TILE_OVERHEAD + STORE_COST * rows * vectors)
-    traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
-    # Loads overlap with arithmetic, but never entirely.
-    cycles = max(compute, traffic) + 0.25 * min(compute, traffic)
-    return seconds(problem.groups * cycles)
+        compute += count * (sizes.steps * step + TILE_OVERHEAD + STORE_COST * rows * vectors)
+    first, traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
+    # While the weights come for the first time, only the first tiles of rows have something to compute.
+    begin = compute / max(1.0, sizes.rows * prod(sizes.outer) / schedule.mr)
+    return seconds(problem.groups * (together(begin, first) + together(compute - begin, traffic)), machine)
 
 
-def seconds(cycles: float) -> float:
+def together(compute: float, traffic: float) -> float:
+    """Cycles of both: loads overlap with arithmetic, but never entirely."""
+    return max(compute, traffic) + 0.25 * min(compute, traffic)
+
+
+def seconds(cycles: float, machine: Machine) -> float:
     """Cycles as time."""
-    return cycles / _HERTZ
+    return cycles / hertz(machine)
+
+
+def hertz(machine: Machine) -> float:
+    """The machine's clock; a usual one where it was not measured."""
+    return machine.speeds.hertz if machine.speeds is not None else _HERTZ
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:

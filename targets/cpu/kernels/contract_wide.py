@@ -103,7 +103,7 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
         if count and size:
             copies = _COPY * _span(problem, size) / isa.lanes(16) / core.vectors
             inner = contract_cost.predicted_seconds(_inner(problem, size), vector, isa, machine)
-            total += count * (inner + contract_cost.seconds(copies))
+            total += count * (inner + contract_cost.seconds(copies, machine))
     images = prod(axis.extent if isinstance(axis.extent, int) else contract_cost.GUESS for axis in problem.outer[:-1])
     return images * total
 

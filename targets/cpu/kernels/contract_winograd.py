@@ -176,7 +176,8 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     cycles += 0.0 if level == 0 else 2 * tile / core.bandwidth[level]
     images = prod(axis.extent if isinstance(axis.extent, int) else contract_cost.GUESS for axis in problem.outer[:-1])
     weights = packed_points(problem, isa) / isa.lanes(16) / _POINTS * _WEIGHT_COST / core.vectors
-    return images * (total + contract_cost.seconds(cycles * lines * columns)) + contract_cost.seconds(weights)
+    tiles = contract_cost.seconds(cycles * lines * columns, machine)
+    return images * (total + tiles) + contract_cost.seconds(weights, machine)
 
 
 def packed_points(problem: Contraction, isa: Isa) -> int:

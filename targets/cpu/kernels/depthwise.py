@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -19,6 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from dlc.errors import DlcError
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels import contract_cost
 from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, load, splat, stack, tail_mask, vector_type
 from dlc.targets.cpu.kernels.contract_emit import Store
 from dlc.targets.cpu.kernels.contract_loops import cut, cut_channels, each, shared, shared_loop, whole_index
@@ -139,6 +141,32 @@ def choose_depthwise(problem: Depthwise, isa: Isa, machine: Machine) -> Schedule
         return extent * problem.stride + tiles * (edge + 2) + groups * extent
 
     return Schedule(min(range(1, min(most, extent) + 1), key=cost), 1, hot="a")
+
+
+def predicted_seconds(problem: Depthwise, schedule: Schedule, isa: Isa, machine: Machine) -> float:
+    """The time of a depthwise convolution: words made once a tile, multiply-adds, and the input where it lies."""
+    core, dot = contract_cost.core_of(isa, machine), dot_for(isa, problem.a_dtype, problem.w_dtype)
+    outer, rows = prod(_int(axis.extent) for axis in problem.outer), _int(problem.rows.extent)
+    vectors, groups = -(-problem.channels // isa.lanes()), problem.groups(dot.group)
+    size = max(len(group) for group in groups)
+    columns = (schedule.mr - 1) * problem.stride + (problem.width - 1) * problem.dilation + 1
+    words = min(columns, schedule.mr * problem.width) * len(groups) / problem.width
+    merge = 0 if dot.acc_dtype == "float32" else 3 * size - 2  # widened, moved up, merged
+    others = words * (merge + dot.spread_cost) + len(groups) * (schedule.mr * dot.additions + dot.widen_cost)
+    multiplies = len(groups) * schedule.mr * dot.multiplies
+    loads = words * size + len(groups) * len(dot.phases)
+    busy = max(multiplies / core.multiplies + others / core.vectors, loads / core.loads)
+    tile = busy + contract_cost.TILE_OVERHEAD + contract_cost.STORE_COST * schedule.mr
+    compute = outer * -(-rows // schedule.mr) * vectors * tile
+    axes = (*problem.outer, problem.rows)
+    read = max(_int(axis.extent) * _int(axis.a_stride) for axis in axes) * np.dtype(problem.a_dtype).itemsize
+    level = contract_cost.level_of(read, machine)
+    traffic = 0.0 if level == 0 else read / core.bandwidth[level]
+    return contract_cost.seconds(contract_cost.together(compute, traffic), machine)
+
+
+def _int(extent: Expr) -> int:
+    return extent if isinstance(extent, int) else contract_cost.GUESS
 
 
 def emit_depthwise(
