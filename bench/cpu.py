@@ -121,7 +121,9 @@ def _random_feed(model: onnx.ModelProto) -> Feed:
     for given in model.graph.input:
         if given.name not in constants:
             shape = [d.dim_value or 1 for d in given.type.tensor_type.shape.dim]
-            result[given.name] = rng.standard_normal(shape).astype(np.float32)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
+            values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 256, shape)
+            result[given.name] = values.astype(dtype)
     return result
 
 

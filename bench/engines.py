@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import dlc
 from dlc.bench import onnxruntime_session, openvino_run
 
+warnings.filterwarnings("ignore", module="torch|engines")  # its quantised tensors are deprecated
+logging.getLogger("onnxruntime").setLevel(logging.ERROR)
 Feed = Mapping[str, np.ndarray]
 Run = Callable[[], Sequence[np.ndarray]]
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
@@ -77,8 +81,7 @@ def peers(model: Path, precision: str, feed: Feed, threads: int, only: Sequence[
 
 
 def _openvino(model: Path, precision: str, feed: Feed, threads: int) -> dict[str, Run]:
-    file, hint = files_of(model, precision, feed)[0], "bf16" if precision == "bf16" else "f32"
-    run = openvino_run(file, feed, threads, hint)[1]
+    run = openvino_run(files_of(model, precision, feed)[0], feed, threads, exact=precision != "bf16")[1]
     return {"openvino": lambda: list(run().values())}  # type: ignore[attr-defined]
 
 
