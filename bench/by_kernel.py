@@ -43,7 +43,8 @@ class Stepper:
         self.keep = (session, inputs, outputs)
         self.call, self.argument = session.executable.native_call(inputs, outputs, self.sizes)
         # The range follows the arrays, the constants and the workspace in the entry's argument table.
-        begin = self.argument.value + 8 * (len(inputs) + len(outputs) + 2)
+        constants = len(session.package.manifest["build"]["constants"])
+        begin = self.argument.value + 8 * (len(inputs) + len(outputs) + constants + 1)
         self.range = (ctypes.c_uint64 * 2).from_address(begin)
 
     def least(self, first: int, last: int, blocks: int) -> float:
