@@ -170,7 +170,20 @@ def integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero
     """The int32 accumulator of a convolution of integers."""
     attrs = {**window(c, x, check_kernel(c, w)), "groups": c.attr("group", 1)}
     check_channels(c, x, w.shape[1] * c.attr("group", 1))
-    w = without_zero(c, w, w_zero)
+    exact = without_zero(c, w, w_zero)
+    if exact.dtype != "int16" or attrs["groups"] != 1 or w.value is None or w_zero is None or w_zero.value is None:
+        return _integer_conv(c, x, exact, x_zero, attrs)
+    # Where w - z are no bytes: sum x (w - z) = sum x (w - m) + (m - z) sum x, and w - m are. The second sum is one
+    # channel. Sums may wrap around, their own sum is right.
+    middle = 128 if w.dtype == "uint8" else 0
+    total = _integer_conv(c, x, c.constant((w.value.astype(np.int16) - middle).astype(np.int8)), x_zero, attrs)
+    inputs = _integer_conv(c, x, c.constant(np.ones((1, *w.value.shape[1:]), np.int8)), x_zero, attrs)
+    factors = (middle - w_zero.value.astype(np.int32)).reshape(-1, *[1] * (x.rank - 2))
+    return c.emit("add", total, c.emit("multiply", inputs, c.constant(factors)))
+
+
+def _integer_conv(c: Context, x: Tensor, w: Tensor, x_zero: Tensor | None, attrs: dict[str, Any]) -> Tensor:
+    """The same with a weight that has no zero point."""
     if x_zero is not None and x_zero.value is None and w.value is not None:
         # sum (x - z) w = sum x w - z sum w: the convolution stays one of bytes. Both sums may wrap around, their
         # difference is right.

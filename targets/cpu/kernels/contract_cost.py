@@ -217,8 +217,13 @@ def _traffic_cycles(
         level = level_of(resident, machine)
         return 0.0 if level == 0 else volume / core.bandwidth[level]
 
+    # Results have the activations' type. Lines are read to be written, those between two tiles by both: rows begin
+    # anywhere unless they hold whole vectors.
+    o_total = rows_total * sizes.vectors * sizes.lanes * a_bytes
+    border = 1 / schedule.nr if _int(problem.n) % sizes.lanes else 0.0
     everything = w_total * problem.groups + a_total
-    first = cycles(w_total, everything)
+    out = cycles(2 * o_total * (1 + border), everything + o_total * problem.groups)
+    first = cycles(w_total, everything) + out
     if schedule.hot == "w":
         again = cycles(w_total * (row_tiles - 1), w_panel + 2 * a_tile)
         return first, again + cycles(a_tile * row_tiles * channel_tiles, w_panel + a_total)

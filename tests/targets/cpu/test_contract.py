@@ -249,6 +249,14 @@ def test_schedules_are_json_and_priced() -> None:
         assert predicted_seconds(problem, chosen, isa, MACHINE) == cheapest > 0
 
 
+def test_rows_that_begin_anywhere_get_wide_tiles_where_k_is_small() -> None:
+    # Every row of a tile shares a line of the result with the next tile: the narrower the tile, the more there are.
+    x86, machine = isa_by_name("avx512"), replace(MACHINE, l1=32 << 10, l2=1 << 20, l3=32 << 20)
+    problems = [matmul_contraction(Layout.dense((548, 4)), n, dtypes=FLOAT) for n in (300, 304)]
+    ragged, whole = (choose(problem, x86, machine) for problem in problems)
+    assert ragged.nr >= 4 and ragged.nr > whole.nr
+
+
 def test_refuses_what_it_cannot_do() -> None:
     with pytest.raises(DlcError, match="halo"):
         conv_contraction(
