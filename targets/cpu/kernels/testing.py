@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ def _entry(name: str, pointers: int, dims: int, shared: bool) -> Any:
 
 class Compiled:
     """One or more C-ABI kernels, compiled and loaded; `run` calls one of them."""
+
+    #: Whether a fault is an error that says where; else it ends the process, of which pytest-xdist names the test.
+    alone = bool(os.environ.get("DLC_GUARD"))
 
     def __init__(self, func: Any, isa: Isa, pointers: int, dims: int = 0, helpers: Sequence[Any] = ()) -> None:
         import tvm_ffi_orcjit
@@ -81,7 +85,7 @@ class Compiled:
     def _guarded(self, arrays: Sequence[np.ndarray], dims: Sequence[int], at_end: bool, fill: int) -> list[np.ndarray]:
         rooms = {f"operand {i}": Room(a.nbytes, at_end, fill, a) for i, a in enumerate(arrays)}
         argument, table = self.raw([room.address for room in rooms.values()], dims)
-        hold(lambda: self._function(argument), rooms)
+        hold(lambda: self._function(argument), rooms, self.alone)
         del table
         return [
             room.bytes.copy().view(array.dtype).reshape(array.shape)

@@ -337,7 +337,10 @@ def test_a_kernel_inside_its_operands_passes() -> None:
         (0, (12, 0), r"it faults at byte \d+ of operand 1, which has 0"),
     ],
 )
-def test_an_access_outside_is_named(shift: int, sizes: tuple[int, int], text: str) -> None:
+def test_an_access_outside_is_named(
+    shift: int, sizes: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Compiled, "alone", True)
     with pytest.raises(AssertionError, match=text):
         _moved(12, shift, 1).run([np.zeros(size, np.float32) for size in sizes])
 
@@ -402,7 +405,10 @@ def test_a_value_that_is_planned_too_small_is_named(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("begin", "lanes"), [(6, 1), (3, 4), (0, 1)])
-def test_an_access_outside_of_the_stack_ends_the_process(begin: int, lanes: int) -> None:
+def test_an_access_outside_of_the_stack_ends_the_process(
+    begin: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Compiled, "alone", True)
     n = symbolic("n")
     with kernel("stacked", [("o", "float32", Layout.dense((1,)))], [n]) as built:
         place = stack("float32", 5)
