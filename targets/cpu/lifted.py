@@ -13,8 +13,7 @@ from math import frexp
 import numpy as np
 
 from dlc.ir.graph import Graph, Node, Value
-
-_NUMBERS = ("zero_point", "lo", "hi")
+from dlc.targets.cpu.kernels.quantized import NUMBERS
 
 
 def _parameters(node: Node) -> tuple[str, ...]:
@@ -34,10 +33,10 @@ def _with_operands(node: Node, constants: dict[str, np.ndarray]) -> Node:
     """A requantisation with its attributes' numbers as operands more, which are added to `constants`."""
     if node.op != "dlc.requantize":
         return node
-    numbers = [*node.attrs["term_zero_points"], *(node.attrs[key] for key in _NUMBERS)]
+    numbers = [*node.attrs["term_zero_points"], *(node.attrs[key] for key in NUMBERS)]
     names = tuple(f"{node.output.name}_{position}" for position in range(len(numbers)))
     constants |= {name: np.array(number, np.int32) for name, number in zip(names, numbers, strict=True)}
-    attrs = {k: v for k, v in node.attrs.items() if k not in (*_NUMBERS, "term_zero_points")}
+    attrs = {k: v for k, v in node.attrs.items() if k not in (*NUMBERS, "term_zero_points")}
     return replace(node, inputs=(*node.inputs, *names), attrs=attrs)
 
 

@@ -76,14 +76,16 @@ def requantize(call: Call, args: Sequence[Expr]) -> Expr:
     return saturate(total, least, largest, zero_lanes, call.out, call.isa)
 
 
+NUMBERS = ("zero_point", "lo", "hi")  # attributes of a requantisation besides its terms' zero points
+
+
 def _numbers(call: Call, args: Sequence[Expr]) -> list[Any]:
     """The terms' zero points, the result's, its least and largest value: ints, or int32 lanes of operands.
 
     They are attributes, or the last operands where `lifted` made them that.
     """
-    given = len(call.attrs.get("term_zero_points", ()))
-    if given:
-        return [*call.attrs["term_zero_points"], *(call.attrs[key] for key in ("zero_point", "lo", "hi"))]
+    if "term_zero_points" in call.attrs:
+        return [*call.attrs["term_zero_points"], *(call.attrs[key] for key in NUMBERS)]
     count = call.attrs["terms"] + 3
     return [
         hold(v.convert(arg, "int32")) if known is None else int(known)
