@@ -8,7 +8,6 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph, Node
-from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, is_long, kernel, let
 from dlc.targets.cpu.kernels.collapse import collapse
@@ -17,7 +16,7 @@ from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_wid
 from dlc.targets.cpu.kernels.halo import fill_halo
 from dlc.targets.cpu.kernels.injective import INJECTIVE, refuses
 from dlc.targets.cpu.kernels.loops import Body, has_masks, int64, vectors
-from dlc.targets.cpu.kernels.transpose import fill, join, turned
+from dlc.targets.cpu.kernels.transpose import fill, join, rides_on, turned
 from dlc.targets.cpu.kernels.vector import width
 from dlc.targets.layout import Layout, simplify
 
@@ -132,20 +131,7 @@ Store = Callable[[Sequence[Expr], int, Expr], None]  # index, lanes, mask
 def joined_pieces(body: Graph) -> Node | None:
     """The only concatenation, if all outputs follow it element by element: each piece then has loops of its own."""
     found = [n for n in body.nodes if n.op == "relax.concat"]
-    if len(found) != 1:
-        return None
-    (node,) = found
-    values, after = body.values(), {node.output.name}
-    for other in body.nodes:
-        moved = after & set(other.inputs)
-        if not moved:
-            continue
-        rides = other.op in ELEMENTWISE or (other.op == "dlc.table" and other.inputs[1] not in moved)
-        names = [*moved, other.output.name]
-        if not rides or not all(same_shape(values[name].shape, node.output.shape) for name in names):
-            return None
-        after.add(other.output.name)
-    return node if after.issuperset(body.outputs) else None
+    return found[0] if len(found) == 1 and rides_on(body, found[0]) else None
 
 
 def _put(shape: Sequence[Expr], axis: int, extent: Expr) -> tuple[Expr, ...]:

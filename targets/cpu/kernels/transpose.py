@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from dlc.ir.graph import Graph, Node, Value
+from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, let, tail_mask
@@ -34,19 +35,20 @@ def turned(body: Graph) -> Node | None:
     rank = len(node.output.shape)
     if rank < 2 or int(node.attrs["axes"][-1]) % rank == rank - 1:
         return None
+    return node if rides_on(body, node) else None
+
+
+def rides_on(body: Graph, node: Node) -> bool:
+    """Whether all outputs follow `node` element by element, at its shape."""
     values, after = body.values(), {node.output.name}
     for other in body.nodes:
         if after & set(other.inputs):
+            elementwise = other.op in ELEMENTWISE or other.op == "dlc.table"
             tabled = other.op in _TABLED and after & set(other.inputs[1:])
-            if tabled or not _same(other.output.shape, node.output.shape):
-                return None
+            if not elementwise or tabled or not same_shape(other.output.shape, node.output.shape):
+                return False
             after.add(other.output.name)
-    fits = all(name in after and _same(values[name].shape, node.output.shape) for name in body.outputs)
-    return node if fits else None
-
-
-def _same(a: Sequence[Expr], b: Sequence[Expr]) -> bool:
-    return len(a) == len(b) and all(simplify(x - y) == 0 for x, y in zip(a, b, strict=True))
+    return all(name in after and same_shape(values[name].shape, node.output.shape) for name in body.outputs)
 
 
 def join(body: Graph, layouts: Mapping[str, Layout]) -> tuple[Graph, dict[str, Layout]]:
