@@ -42,7 +42,7 @@ class _State:
 
     def __init__(self, words: int) -> None:
         self.table = np.zeros(words, np.uint64)
-        self.words = memoryview(self.table)  # type: ignore[arg-type]
+        self.words = memoryview(self.table)  # type: ignore[arg-type]  # a buffer for stubs of Python 3.12 on
         self.argument = ctypes.c_void_p(self.table.ctypes.data)
         self.workspace = _aligned_bytes(0)
         self.size = -1
