@@ -204,6 +204,9 @@ class Executable(Protocol):
     Optionally it has ``measure(inputs, sizes, seconds)``, a list of (number of the explanation's row, microseconds):
     the time of each kernel by itself, for `dlc explain --measure`.
 
+    Optionally it has ``bound(inputs, outputs, sizes)``, a function that runs on these arrays, which outlive it; it is
+    never called by two threads at once.
+
     An executable that works on several calls at once has ``submit(inputs, outputs, sizes) -> Future``, which begins
     one, and ``depth``, the number of calls that keep it busy. One that holds processes or devices has ``close()``.
     """

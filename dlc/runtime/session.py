@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with numpy)
@@ -16,6 +17,7 @@ import numpy as np
 from dlc.errors import DlcError
 from dlc.ir.graph import is_tensor
 from dlc.package import Package
+from dlc.runtime.binding import Binding
 from dlc.runtime.execute import empty
 
 if TYPE_CHECKING:
@@ -88,9 +90,9 @@ class Session:
             message = f"the runtime of target '{manifest.get('target')}' is not installed: {error}"
             raise DlcError(f"{self.package.name}: {message}") from error
         self.limits: dict[str, int] = manifest.get("limits", {})
-        self._bind(runtime.load(self.package, threads))
+        self._attach(runtime.load(self.package, threads))
 
-    def _bind(self, executable: Executable) -> None:
+    def _attach(self, executable: Executable) -> None:
         self.executable = executable
         # Where extents depend on the data, outputs cannot be allocated before the run.
         self._compute = getattr(executable, "compute", None)
@@ -107,7 +109,7 @@ class Session:
         twin = object.__new__(Session)
         twin.package, twin.inputs, twin.outputs, twin.limits = self.package, self.inputs, self.outputs, self.limits
         twin.threads = self.threads
-        twin._bind(self.executable.clone())
+        twin._attach(self.executable.clone())
         return twin
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -136,6 +138,36 @@ class Session:
         results = self._preallocated(outputs, arrays, plan)
         self._execute(arrays, results, plan.sizes)
         return {name: outputs.get(name, array) for (name, _), array in zip(self._given, results, strict=True)}
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> Binding:
+        """The model with its arrays in fixed places, for loops that call it again and again: a call checks nothing.
+
+        Args:
+            inputs: as in `run`, but memory must be contiguous and aligned: the arrays themselves are read.
+            outputs: as in `run`.
+
+        Returns:
+            What runs the model on whatever the arrays hold then.
+
+        Raises:
+            DlcError: as `run`; an input would have to be copied; or extents of outputs depend on the data.
+        """
+        if self._compute is not None:
+            raise DlcError(f"{self.package.name}: outputs have no fixed places, for their extents depend on the data")
+        arrays = self._checked(inputs)
+        for array, info in zip(arrays, self.inputs, strict=True):
+            if not np.may_share_memory(array, _as_array(inputs[info.name], "input", info.name)) and array.size:
+                raise DlcError(f"input '{info.name}': the array to bind must be contiguous and aligned")
+        plan = self._plan_of(arrays)
+        results = self._preallocated(outputs or {}, arrays, plan)
+        make = getattr(self.executable, "bound", None)
+        given = arrays, results, plan.sizes
+        execute = make(*given) if make is not None else partial(self._execute, *given)
+        return Binding(
+            execute,
+            {info.name: array for info, array in zip(self.inputs, arrays, strict=True)},
+            {name: array for (name, _), array in zip(self._given, results, strict=True)},
+        )
 
     def map(self, inputs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Compute the outputs of many inputs, in order; a target that works on several at once is kept busy.

@@ -6,6 +6,7 @@ import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -132,11 +133,15 @@ class CpuExecutable:
         try:
             state = self._free.pop()  # atomic under the GIL
         except IndexError:
-            state = _State(self._fixed + 4 + len(self._symbols))
-            state.table[self._arrays : self._fixed] = [chunk.ctypes.data for chunk in self._constants]
-            state.table[self._fixed + 1 : self._fixed + 3] = (0, _EVERYTHING)
+            state = self._new_state()
         if state.sizes is not sizes:  # a session has one mapping for each combination of shapes
             self._prepare(state, sizes)
+        return state
+
+    def _new_state(self) -> _State:
+        state = _State(self._fixed + 4 + len(self._symbols))
+        state.table[self._arrays : self._fixed] = [chunk.ctypes.data for chunk in self._constants]
+        state.table[self._fixed + 1 : self._fixed + 3] = (0, _EVERYTHING)
         return state
 
     def _prepare(self, state: _State, sizes: Mapping[str, int]) -> None:
@@ -157,18 +162,36 @@ class CpuExecutable:
         """Compute all outputs; see `dlc.targets.base.Executable`."""
         state = self._state(sizes)
         self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
-        team = self._team
-        if team is None or not team.free.acquire(blocking=False):  # a call that finds it busy runs on its own thread
+        if self._team is None:
             self._main(state.argument)
         else:
-            try:
-                team.check()
-                state.table[-1] = team.address
-                self._main(state.argument)
-            finally:
-                state.table[-1] = 0
-                team.free.release()
+            self._run_shared(self._team, state)
         self._free.append(state)
+
+    def _run_shared(self, team: Team, state: _State) -> None:
+        """Run with the team; a call that finds it busy runs on its own thread."""
+        if not team.free.acquire(blocking=False):
+            self._main(state.argument)
+            return
+        try:
+            team.check()
+            state.table[-1] = team.address
+            self._main(state.argument)
+        finally:
+            state.table[-1] = 0
+            team.free.release()
+
+    def bound(
+        self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]
+    ) -> Callable[[], object]:
+        """`run` on these arrays, which must outlive it, with a workspace of its own."""
+        state = self._new_state()
+        self._prepare(state, sizes)
+        self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
+        if self._team is not None:
+            return partial(self._run_shared, self._team, state)
+        main = self._main
+        return lambda: main(state.argument)
 
     def native_call(
         self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]

@@ -38,7 +38,8 @@ class _Trial:
     def __init__(self, compiled: Compiled, arrays: Sequence[np.ndarray], dims: Sequence[int], work: float) -> None:
         self.compiled, self.arrays, self.dims, self.work = compiled, arrays, dims, work
         self.best, self.repeats = 0.0, 1
-        while (taken := self._seconds()) < _SECONDS / 4:
+        # The least of some: after one that was interrupted, trials would be too short to say anything.
+        while (taken := min(self._seconds() for _ in range(3))) < _SECONDS / 4:
             self.repeats *= 4
         self.repeats = max(1, int(self.repeats * _SECONDS / taken))
 

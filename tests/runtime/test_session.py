@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -186,6 +187,55 @@ def test_outputs_must_not_overlap_inputs(session: Session) -> None:
     values = feeds()
     with pytest.raises(DlcError, match="output 'y': the preallocated array overlaps an input"):
         session.run(values, {"y": values["a"]})
+
+
+def test_bind(session: Session) -> None:
+    given, place = feeds(3), np.empty((3, 3), np.float32)
+    bound = session.bind(given, {"y": place})
+    assert bound.outputs["y"] is place and bound.inputs["a"] is given["a"]
+    for number in range(3):
+        given["b"][:] = number
+        bound.run()
+        np.testing.assert_array_equal(place, 2 * given["a"] + number)
+    assert bound.outputs["k"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "outputs", "text"),
+    [
+        ({"a": np.zeros((3, 2), np.float32).T}, {}, "input 'a': the array to bind must be contiguous and aligned"),
+        ({"a": np.zeros((2, 4), np.float32)}, {}, r"input 'a' has shape \[2, 4\], expected \[n, 3\]"),
+        ({}, {"y": np.zeros((3, 3), np.float32)}, r"output 'y' is preallocated as float32\[3, 3\]"),
+    ],
+)
+def test_what_cannot_be_bound(
+    session: Session, change: dict[str, np.ndarray], outputs: dict[str, np.ndarray], text: str
+) -> None:
+    with pytest.raises(DlcError, match=text):
+        session.bind(feeds(2) | change, outputs)
+
+
+def test_outputs_of_unknown_extents_have_no_places() -> None:
+    proto = model([helper.make_node("NonZero", ["x"], ["y"])], {"x": [4]}, ["y"])
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(DlcError, match="their extents depend on the data"):
+        dlc.load(dlc.compile(proto)).bind({"x": np.ones(4, np.float32)})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bindings_are_independent_of_runs_and_of_each_other(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((300, 400)).astype(np.float32)
+    proto = model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", 300]}, ["y"], {"w": weight})
+    session = dlc.load(dlc.compile(proto), threads=threads)
+    inputs = [rng.standard_normal((n, 300)).astype(np.float32) for n in (64, 3)]
+    bindings = [session.bind({"x": x}) for x in inputs]
+    for _ in range(2):
+        for x, bound in zip(inputs, bindings, strict=True):
+            session.run({"x": x[:2]})
+            x += 1
+            bound.run()
+            np.testing.assert_array_equal(bound.outputs["y"], session.run({"x": x})["y"])
 
 
 def test_threads_share_a_session(session: Session) -> None:
