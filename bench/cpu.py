@@ -31,18 +31,16 @@ import networks
 import numpy as np
 import onnx
 from engines import PRECISIONS, Feed, Run, dlc_session, files_of, peers
+from turns import Times, measure, ratios, verdict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import dlc
-from dlc.bench import interval
 from dlc.memory import compiling, running
 from tests.feeds import FEEDS
 from tests.models import LIGHT, light_model, package_model
 
-SLACK = 0.05
 ONE_THREAD = "dlc, one thread"
-Times = Mapping[str, np.ndarray]  # milliseconds a run, of every block
 
 
 @dataclass(frozen=True)
@@ -177,38 +175,6 @@ def _decibels(ours: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:
     pairs = [(mine.astype(np.float64), theirs.astype(np.float64)) for mine, theirs in zip(ours, wanted, strict=True)]
     noise = sum(np.square(mine - theirs).sum() for mine, theirs in pairs)
     return f"{-10 * np.log10(max(noise / sum(np.square(theirs).sum() for _, theirs in pairs), 1e-30)):.0f}"
-
-
-def measure(engines: Mapping[str, Run], blocks: int, seconds: float) -> Times:
-    """Time the engines in turns."""
-    counts = {}
-    for name, run in engines.items():
-        run()
-        started = time.perf_counter()
-        run()
-        counts[name] = max(1, int(seconds / max(time.perf_counter() - started, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(blocks):
-        for name, run in engines.items():
-            run()
-            started = time.perf_counter()
-            for _ in range(counts[name]):
-                run()
-            times[name].append((time.perf_counter() - started) / counts[name] * 1e3)
-    return {name: np.array(found) for name, found in times.items()}
-
-
-def ratios(times: Times) -> tuple[str, np.ndarray]:
-    """The best peer, and its time over ours in every block."""
-    best = min((name for name in times if name != "dlc"), key=lambda name: float(np.median(times[name])))
-    return best, times[best] / times["dlc"]
-
-
-def verdict(found: np.ndarray, bar: float) -> str:
-    """The median of a ratio over the blocks, its interval, and whether it reaches its bar."""
-    middle, low, high = interval(np.ones_like(found), found)
-    reached = "met" if low > bar - SLACK else "missed" if high < bar - SLACK else "not distinguishable"
-    return f"{middle:.2f} ({low:.2f}-{high:.2f}), bar {bar}: {reached}"
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

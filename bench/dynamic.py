@@ -1,191 +1,159 @@
-"""Models that generate step by step, beside onnxruntime: the same Loop, and its step driven from Python.
+"""Models whose structure is dynamic beside their best peers, with a verdict for each: the table of docs/dynamic.md.
 
-    python bench/dynamic.py [--row wavenet] [--mode greedy|sampled|forced] [--spelling rows|shift] [--steps N]
-                            [--blocks N] [--quantize none|int8]
+    python bench/dynamic.py [--row NAME ...] [--blocks 30]
 
-One thread each, taking turns in blocks, processor time (other work on the machine counts less); samples a second are
-the median of the blocks and the best one, ratios those of medians. What was generated is compared first: free-running
-samples must be onnxruntime's up to the first step whose decision is closer than the tolerance.
+One thread, processor time, engines in turns; a bar is met when the lower end of the ratio's 95 % interval is above it
+less 0.05 (of a rate: less 5 %). Every row has a script that tells more: generate.py (WaveNet), lstm.py, nmt.py,
+experts.py, ngram.py (KenLM is timed where it is installed) and spellings.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import experts
+import generate
+import lstm
+import ngram
+import nmt
 import numpy as np
-import wavenet
+import spellings
+import torch
+from turns import SLACK, Times, measure, ratios, verdict
 
-import dlc
-from dlc.bench import onnxruntime_session
-from dlc.explain import read
-
-TIE = 1e-4  # two best logits that are closer may change places; for a drawn number, a step of the distribution
+from dlc.bench import interval
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the table.
+class Case:
+    """Engines to compare, ours called ``dlc``.
 
     Attributes:
-        steps: samples a run.
-        engines: by name, what makes them: ours, the peer's whole loop, others.
-        margins: how far the decision of each step is from another one, along given samples.
-        facts: lines to print with the table.
+        bar: how many times as fast as the best of the others ours is to be; of a rate, units a second.
+        units: of a rate, how many a run makes.
+        only: the engine that counts, where it is not the best of the others.
+        clock: processor time, unless there are several threads.
     """
 
-    steps: int
-    engines: dict[str, Callable[[], np.ndarray]]
-    margins: Callable[[np.ndarray], np.ndarray]
-    facts: tuple[str, ...]
+    label: str
+    engines: Mapping[str, Callable[[], object]]
+    bar: float
+    notes: str = ""
+    units: int = 0
+    only: str = ""
+    clock: Callable[[], float] = time.process_time
 
 
-# --- WaveNet ---------------------------------------------------------------------------------------------------------
+def _wavenet() -> Iterator[Case]:
+    for quantize, bar in (("int8", 100_000), ("none", 6_500)):
+        row = generate.wavenet_row("greedy", "rows", 1000, quantize)
+        first, *others = row.engines
+        engines = {"dlc": row.engines[first], **{name: row.engines[name] for name in others}}
+        notes = generate.agreement(row, "greedy", quantize == "none")
+        yield Case(f"WaveNet, {_precision(quantize)}, greedy", engines, bar, notes, row.steps)
 
 
-class Driver:
-    """onnxruntime's step with the delay lines as ring buffers in one numpy array: its best form."""
-
-    def __init__(self, shape: wavenet.Shape) -> None:
-        self.session = onnxruntime_session(wavenet.step(shape).SerializeToString())
-        self.depths = np.array(shape.dilations)
-        self.starts = np.cumsum(self.depths) - self.depths
-        self.residual = shape.residual
-
-    def run(self, steps: int, next_code: Callable[[int, np.ndarray], int]) -> np.ndarray:
-        """The codes (steps, 1) that `next_code` makes of (step, logits)."""
-        lines = np.zeros((int(self.depths.sum()), self.residual), np.float32)
-        code, codes = np.array([wavenet.LEVELS // 2], np.int64), np.empty((steps, 1), np.int64)
-        for number in range(steps):
-            places = self.starts + number % self.depths
-            logits, new = self.session.run(["logits", "new"], {"code": code, "old": lines[places]})
-            lines[places] = new
-            code = codes[number] = np.array([next_code(number, logits[0])], np.int64)
-        return codes
+def _precision(quantize: str) -> str:
+    return "fp32" if quantize == "none" else quantize
 
 
-def _choice(mode: str, feed: dict[str, np.ndarray]) -> Callable[[int, np.ndarray], int]:
-    """How a mode makes the next code of logits, in numpy."""
-
-    def sampled(number: int, logits: np.ndarray) -> int:
-        mass = np.exp(logits - logits.max())
-        return int(min((np.cumsum(mass / mass.sum()) < feed["uniform"][number]).sum(), wavenet.LEVELS - 1))
-
-    ways: dict[str, Callable[[int, np.ndarray], int]] = {
-        "greedy": lambda number, logits: int(logits.argmax()),
-        "sampled": sampled,
-        "forced": lambda number, logits: int(feed["codes"][number, 0]),
-    }
-    return ways[mode]
+def _lstm() -> Iterator[Case]:
+    bars = [("LSTM 5x512", "int8", 1.7), ("BiLSTM 4x320", "int8", 2.0), ("LSTM 5x512", "none", 1.2)]
+    bars += [("LSTM 5x512, one step", "int8", 1.4), ("LSTM 5x512, one step", "int4", 2.5)]
+    for name, quantize, bar in bars:
+        engines, notes = lstm.engines(name, quantize, quantize != "none")
+        yield Case(f"{name}, {_precision(quantize)}", engines, bar, notes)
+    two, one = (lstm.engines("LSTM 5x512", "int8", True, threads)[0]["dlc"] for threads in (2, 1))
+    yield Case("LSTM 5x512, int8, two threads", {"dlc": two, "one thread": one}, 1.4, clock=time.perf_counter)
 
 
-def _margin(mode: str, feed: dict[str, np.ndarray], number: int, logits: np.ndarray) -> float:
-    """How far a step's decision is from another one."""
-    if mode == "greedy":
-        best = np.sort(logits)
-        return float(best[-1] - best[-2])
-    mass = np.exp(logits - logits.max())
-    return float(np.abs(np.cumsum(mass / mass.sum()) - feed["uniform"][number]).min())
+def _nmt() -> Iterator[Case]:
+    for beam, bar in ((1, 2.0), (4, 2.5)):
+        engines, notes = nmt.engines(beam, "int8")
+        yield Case(f"NMT, beam {beam}, int8", engines, bar, notes)
 
 
-def wavenet_row(options: argparse.Namespace) -> Row:
-    """30 layers, 64 residual and 128 skip channels."""
-    shape, mode, steps = wavenet.Shape(), options.mode, options.steps
-    rng = np.random.default_rng(1)
-    feeds: dict[str, dict[str, np.ndarray]] = {
-        "greedy": {},
-        "sampled": {"uniform": rng.random(steps).astype(np.float32)},
-        "forced": {"codes": rng.integers(0, wavenet.LEVELS, (steps, 1))},
-    }
-    model, feed = wavenet.generator(mode, options.spelling, steps, shape), feeds[mode]
-    package = dlc.compile(model, quantize=options.quantize, calibration={k: v[None] for k, v in feed.items()} or None)
-    session, loop, driver = dlc.load(package), onnxruntime_session(model.SerializeToString()), Driver(shape)
-    name = session.outputs[0].name
-    choose = _choice(mode, feed)
-
-    def margins(codes: np.ndarray) -> np.ndarray:
-        found = np.empty(steps)
-
-        def follow(number: int, logits: np.ndarray) -> int:
-            found[number] = _margin(mode, feed, number, logits)
-            return int(codes[number, 0])
-
-        driver.run(steps, follow)
-        return found
-
-    size = sum(array.nbytes for key, array in wavenet.weights(shape).items() if key != "embedding")
-    rows = read(package).nodes
-    return Row(
-        steps,
-        {
-            f"dlc {package.manifest['target']}": lambda: session.run(feed)[name],
-            "onnxruntime, the same Loop": lambda: loop.run([name], feed)[0],
-            "onnxruntime, its step from Python": lambda: driver.run(steps, choose),
-        },
-        margins,
-        (
-            f"weights read a sample: {size / 1e6:.2f} MB in fp32",
-            f"kernels a sample: {sum('inside' in row for row in rows)}, "
-            f"{sum(row['kernel'].endswith('in place') for row in rows)} of them rows written in place",
-        ),
-    )
+def _chosen(rows: Sequence[experts.Row], bars: Sequence[float], kind: str, only: str = "") -> Iterator[Case]:
+    for row, bar in zip(rows, bars, strict=True):
+        exact = np.asarray(row.exact, np.float64)
+        noise = np.square(row.engines["dlc"]() - exact).sum() / max(np.square(exact).sum(), 1e-30)
+        notes = f"{-10 * np.log10(max(noise, 1e-30)):.1f} dB"
+        yield Case(f"{row.label}, {kind}", row.engines, bar, notes, only=only)
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+def _experts() -> Iterator[Case]:
+    rows = experts.expert_rows("int8-dynamic", [1, 32, 256])
+    yield from _chosen(rows, (3.0, 2.5, 5.0), "int8")
 
 
-def agreement(row: Row, mode: str, exact: bool) -> str:
-    """What the first engine's result is beside the second's; `exact` where it is to be the same."""
-    ours, theirs = (run() for run in list(row.engines.values())[:2])
-    if mode == "forced":
-        noise = np.square(ours - theirs).mean() / np.square(theirs).mean()
-        return f"largest difference of logits {np.abs(ours - theirs).max():.1e}, {-10 * np.log10(noise):.1f} dB"
-    differing = np.flatnonzero((ours != theirs).reshape(row.steps, -1).any(axis=1))
-    if not exact:
-        return f"equal samples: {int(differing[0]) if differing.size else row.steps} of {row.steps}"
-    margins = row.margins(theirs)
-    close = np.flatnonzero(margins < TIE)
-    first, tie = (int(found[0]) if found.size else row.steps for found in (differing, close))
-    verdict = "ok" if first >= tie or first == row.steps else "WRONG"
-    return f"equal samples: {first} of {row.steps}; first decision closer than {TIE}: {tie}: {verdict}"
+def _words() -> Iterator[Case]:
+    for classes, bar in ((224, 8.0), (448, 6.0)):
+        yield from _chosen(experts.level_rows("int8-dynamic", classes)[0], (bar,), "int8", "torch")
+    yield from _chosen([experts.tree_row("int8-dynamic")], (25.0,), "fp32", "torch")
+    for kind, bar in (("int8-dynamic", 1.1), ("int4", 1.9)):
+        yield from _chosen([experts.full_row(kind)], (bar,), kind)
 
 
-def measure(row: Row, blocks: int) -> dict[str, np.ndarray]:
-    """Samples a second of every block, by engine."""
-    rates: dict[str, list[float]] = {name: [] for name in row.engines}
-    for _ in range(blocks):
-        for name, run in row.engines.items():
-            started = time.process_time()
-            run()
-            rates[name].append(row.steps / (time.process_time() - started))
-    return {name: np.array(found) for name, found in rates.items()}
+def _ngram() -> Iterator[Case]:
+    quantised = ngram.FORMS[3]
+    found, held, notes = ngram.engines(ngram.WORDS, tables=[quantised])
+    if ngram.PEER in found:
+        notes.append(f"memory {held[quantised] / held[ngram.PEER]:.2f} of {ngram.PEER}'s, bar 0.5")
+        engines = {"dlc": found[quantised], ngram.PEER: found[ngram.PEER]}
+        yield Case("5-grams in 8 bits", engines, 1.3, "; ".join(notes))
+    else:
+        yield Case("5-grams in 8 bits", {"dlc": found[quantised]}, 7e6, "; ".join(notes), ngram.QUERIES)
 
 
-ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {"wavenet": wavenet_row}
+def _spellings() -> Iterator[Case]:
+    for family, models in spellings.families().items():
+        for quantize in ("none", "int8"):
+            found, notes = spellings.engines(models, quantize)
+            first, *others = found
+            for name in others:
+                engines = {"dlc": found[name], first: found[first]}
+                yield Case(f"{family} as {name}, {_precision(quantize)}", engines, 0.7, notes[name])
+
+
+ROWS: dict[str, Callable[[], Iterator[Case]]] = {
+    "wavenet": _wavenet,
+    "lstm": _lstm,
+    "nmt": _nmt,
+    "experts": _experts,
+    "words": _words,
+    "ngram": _ngram,
+    "spellings": _spellings,
+}
+
+
+def _judged(case: Case, times: Times) -> str:
+    if not case.units:
+        counted = {name: times[name] for name in ("dlc", case.only)} if case.only else times
+        peer, ratio = ratios(counted)
+        return f"times {peer}: {verdict(ratio, case.bar)}"
+    rate = case.units / times["dlc"] * 1e3
+    middle, low, high = interval(np.ones_like(rate), rate)
+    least = case.bar * (1 - SLACK)
+    reached = "met" if low > least else "missed" if high < least else "not distinguishable"
+    return f"{middle:,.0f} a second ({low:,.0f}-{high:,.0f}), bar {case.bar:,.0f}: {reached}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=sorted(ROWS), default="wavenet")
-    parser.add_argument("--mode", choices=wavenet.MODES, default="greedy")
-    parser.add_argument("--spelling", choices=wavenet.SPELLINGS, default="rows")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none")
+    parser.add_argument("--row", action="append", choices=list(ROWS), help="only these rows")
+    parser.add_argument("--blocks", type=int, default=30)
     options = parser.parse_args(arguments)
-    row = ROWS[options.row](options)
-    found = agreement(row, options.mode, options.quantize == "none")
-    print(f"{options.row}, {options.mode}, {options.spelling}, {options.quantize}: {found}")
-    for fact in row.facts:
-        print(fact)
-    rates = measure(row, options.blocks)
-    ours = np.median(next(iter(rates.values())))
-    print(f"{'samples/s: median':>18} {'best':>8} {'ours / it':>10}")
-    for name, found in rates.items():
-        print(f"{np.median(found):18.0f} {found.max():8.0f} {ours / np.median(found):10.2f}  {name}")
+    torch.set_num_threads(1)
+    for name in options.row or ROWS:
+        for case in ROWS[name]():
+            times = measure(case.engines, options.blocks, 0.05, case.clock, pause=0.01)
+            print(f"{case.label}: {_judged(case, times)}")
+            print("  " + ", ".join(f"{engine} {np.median(taken):.4g} ms" for engine, taken in times.items()))
+            print(f"  {case.notes}", flush=True)
 
 
 if __name__ == "__main__":

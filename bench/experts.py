@@ -21,7 +21,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from onnxruntime import OrtValue
 from onnxruntime.quantization import quantize_dynamic
+from turns import measure
 
 import dlc
 from dlc import functions
@@ -59,15 +61,31 @@ def model_of(
 
 
 def onnxruntime_engine(model: Any, feed: dict[str, np.ndarray]) -> Engine:
-    """One thread, no spinning."""
+    """One thread, no spinning; inputs are bound to their places, which is its fastest call."""
     session = onnxruntime_session(model.SerializeToString())
-    return lambda: np.asarray(session.run(None, feed)[0])
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+
+    def run() -> np.ndarray:
+        session.run_with_iobinding(binding)
+        return np.asarray(binding.get_outputs()[0].numpy())
+
+    return run
 
 
 def dlc_engine(session: Any, feed: dict[str, np.ndarray]) -> Engine:
-    """A loaded package."""
-    name = session.outputs[0].name
-    return lambda: np.asarray(session.run(feed)[name])
+    """A loaded package, inputs and outputs bound to their places."""
+    bound = session.bind(feed)
+    result, execute = bound.outputs[session.outputs[0].name], bound.run
+
+    def run() -> np.ndarray:
+        execute()
+        return np.asarray(result)
+
+    return run
 
 
 # --- experts ---------------------------------------------------------------------------------------------------------
@@ -112,9 +130,16 @@ def torch_engine(module: torch.nn.Module, *inputs: np.ndarray) -> Engine:
     return run
 
 
-def expert_rows(options: argparse.Namespace) -> list[Row]:
-    """16 experts 512-2048-512, the best one for each token."""
-    rng, (experts, inputs, hidden) = np.random.default_rng(0), options.shape
+def expert_rows(
+    quantize: str, counts: Sequence[int], shape: Sequence[int] = (16, 512, 2048), dense: int = 32
+) -> list[Row]:
+    """Experts of which the best one is taken for each token; a row for every count of tokens.
+
+    Args:
+        shape: experts, width of a token, width between an expert's two layers.
+        dense: tokens up to which onnxruntime is there, which computes all experts.
+    """
+    rng, (experts, inputs, hidden) = np.random.default_rng(0), shape
     shapes = {
         "router": (inputs, experts), "w1": (experts, inputs, hidden), "b1": (experts, 1, hidden),
         "w2": (experts, hidden, inputs), "b2": (experts, 1, inputs),
@@ -123,15 +148,15 @@ def expert_rows(options: argparse.Namespace) -> list[Row]:
     function = functions.hard_experts()
     x = rng.standard_normal((256, inputs)).astype(np.float32)
     model = model_of(function, {"x": x}, weights, ["x", *weights], [inputs])
-    session = dlc.load(dlc.compile(model, quantize=options.quantize))
-    integer = options.quantize != "none"
+    session = dlc.load(dlc.compile(model, quantize=quantize))
+    integer = quantize != "none"
     fp32, module = SparseExperts(weights, False), SparseExperts(weights, integer)
     rows = []
-    for tokens in options.tokens:
+    for tokens in counts:
         given = x[:tokens]
         engines = {"dlc": dlc_engine(session, {"x": given})}
         engines["torch, sparse" + (", dynamic int8" if integer else "")] = torch_engine(module, given)
-        if tokens <= options.dense:
+        if tokens <= dense:
             engines["onnxruntime, dense fp32"] = onnxruntime_engine(model, {"x": given})
         rows.append(Row(f"{tokens} tokens", engines, torch_engine(fp32, given)()))
     return rows
@@ -170,16 +195,22 @@ class TreeSoftmax(torch.nn.Module):
         return (torch.nn.functional.logsigmoid(logits * sign) * sign.abs()).sum(1)
 
 
-def word_rows(options: argparse.Namespace) -> list[Row]:
-    """Output layers over 50,176 words and 512 features: one word in two levels and along a path of 16, the best one."""
-    (row,), weights = level_rows(options)
-    x = np.random.default_rng(3).standard_normal((1, 512)).astype(np.float32)
-    return [row, _tree_row(options, x), _full_row(options, x), _best_row(options, x, weights)]
+FEATURES = 512
 
 
-def level_rows(options: argparse.Namespace) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """log p of one word of `classes` squared given 512 features, in two levels; and the weights."""
-    rng, (classes, words, features) = np.random.default_rng(0), (options.classes, options.classes, 512)
+def word_rows(quantize: str, classes: int) -> list[Row]:
+    """Output layers: one word in two levels and along a path of 16, the best one of all and of two levels."""
+    (row,), weights = level_rows(quantize, classes)
+    return [row, tree_row(quantize), full_row(quantize), _best_row(quantize, weights)]
+
+
+def _features() -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((1, FEATURES)).astype(np.float32)
+
+
+def level_rows(quantize: str, classes: int) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """log p of one word of `classes` squared, in two levels; and the weights."""
+    rng, (words, features) = np.random.default_rng(0), (classes, FEATURES)
     shapes = {
         "class_weight": (features, classes), "class_bias": (classes,), "word_weight": (classes, features, words),
         "word_bias": (classes, words),
@@ -188,21 +219,25 @@ def level_rows(options: argparse.Namespace) -> tuple[list[Row], dict[str, np.nda
     x = rng.standard_normal((1, features)).astype(np.float32)
     given = {"x": x, "class": rng.integers(0, classes, 1), "word": rng.integers(0, words, 1)}
     model = model_of(functions.class_softmax(), given, weights, ["x", *weights, "class", "word"])
-    session = dlc.load(dlc.compile(model, quantize=options.quantize))
+    session = dlc.load(dlc.compile(model, quantize=quantize))
     peer = torch_engine(ClassSoftmax(weights), *given.values())
     engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
     return [Row(f"two levels of {classes}", engines, peer())], weights
 
 
-def _best_row(options: argparse.Namespace, x: np.ndarray, weights: dict[str, np.ndarray]) -> Row:
+def _best_row(quantize: str, weights: dict[str, np.ndarray]) -> Row:
     """The most probable word in two levels, best first; the classes as sharply chosen as by a trained model."""
-    function, sharp = functions.class_best(), {n: a * 8 if n == "class_weight" else a for n, a in weights.items()}
+    x, function, sharp = (
+        _features(),
+        functions.class_best(),
+        {n: a * 8 if n == "class_weight" else a for n, a in weights.items()},
+    )
     model = model_of(function, {"x": x}, sharp, ["x", *sharp])
     del model.graph.output[:], model.graph.node[0].output[:]
     model.graph.node[0].output.extend(["class", "word", "y"])
     model.graph.output.append(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["T"]))
     session, tensors = (
-        dlc.load(dlc.compile(model, quantize=options.quantize)),
+        dlc.load(dlc.compile(model, quantize=quantize)),
         {n: torch.from_numpy(a) for n, a in sharp.items()},
     )
 
@@ -221,8 +256,9 @@ def _best_row(options: argparse.Namespace, x: np.ndarray, weights: dict[str, np.
     return Row("the best word in two levels", engines, every())
 
 
-def _tree_row(options: argparse.Namespace, x: np.ndarray) -> Row:
-    rng, depth, features = np.random.default_rng(1), 16, x.shape[1]
+def tree_row(quantize: str) -> Row:
+    """log p of one of 65,536 words along a path of a binary tree."""
+    x, rng, depth, features = _features(), np.random.default_rng(1), 16, FEATURES
     count = 1 << depth
     # A complete tree: the inner nodes are a heap, and a word's number in binary is its path.
     bits = (np.arange(count)[:, None] >> np.arange(depth - 1, -1, -1)) & 1
@@ -236,15 +272,15 @@ def _tree_row(options: argparse.Namespace, x: np.ndarray) -> Row:
     }  # fmt: skip
     given = {"x": x, "word": rng.integers(0, count, 1)}
     model = model_of(functions.tree_softmax(), given, weights, ["x", *weights, "word"])
-    session = dlc.load(dlc.compile(model, quantize=options.quantize))
+    session = dlc.load(dlc.compile(model, quantize=quantize))
     peer = torch_engine(TreeSoftmax(weights), *given.values())
     engines = {"dlc": dlc_engine(session, given), "torch": peer, "onnxruntime": onnxruntime_engine(model, given)}
     return Row(f"a path of {depth}", engines, peer())
 
 
-def _full_row(options: argparse.Namespace, x: np.ndarray) -> Row:
-    """The most probable of all words, from the whole softmax."""
-    rng, words, features = np.random.default_rng(2), 50176, x.shape[1]
+def full_row(quantize: str) -> Row:
+    """The most probable of 50,176 words, from the whole softmax."""
+    x, rng, words, features = _features(), np.random.default_rng(2), 50176, FEATURES
     weight = (rng.standard_normal((features, words)) / features**0.5).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["logits"], "logits"),
@@ -257,15 +293,15 @@ def _full_row(options: argparse.Namespace, x: np.ndarray) -> Row:
         [numpy_helper.from_array(weight, "weight")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session, module = dlc.load(dlc.compile(model, quantize=options.quantize)), torch.nn.Linear(features, words, False)
+    session, module = dlc.load(dlc.compile(model, quantize=quantize)), torch.nn.Linear(features, words, False)
     module.weight.data = torch.from_numpy(weight.T.copy())
     name = "torch"
-    if options.quantize != "none":
+    if quantize != "none":
         module = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(module), {torch.nn.Linear}, torch.qint8)
         name = "torch, dynamic int8"
     peer = torch_engine(torch.nn.Sequential(module, _Best()), x)
     engines = {"dlc": dlc_engine(session, {"x": x}), name: peer, "onnxruntime": onnxruntime_engine(model, {"x": x})}
-    if options.quantize != "none":
+    if quantize != "none":
         engines["onnxruntime, dynamic int8"] = onnxruntime_engine(_dynamic_int8(model), {"x": x})
     return Row("the best of a full softmax", engines, (x @ weight).argmax(-1))
 
@@ -286,26 +322,10 @@ class _Best(torch.nn.Module):
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def milliseconds(engine: Engine, blocks: int) -> Callable[[], float]:
-    """A function that measures one block of calls, as long as a few milliseconds at least."""
-    engine()
-    started = time.process_time()
-    engine()
-    calls = max(1, min(200, int(0.02 / max(time.process_time() - started, 1e-5))))
-
-    def block() -> float:
-        started = time.process_time()
-        for _ in range(calls):
-            engine()
-        return (time.process_time() - started) / calls * 1e3
-
-    return block
-
-
 ROWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-    "experts": expert_rows,
-    "words": word_rows,
-    "levels": lambda options: level_rows(options)[0],
+    "experts": lambda options: expert_rows(options.quantize, options.tokens, options.shape, options.dense),
+    "words": lambda options: word_rows(options.quantize, options.classes),
+    "levels": lambda options: level_rows(options.quantize, options.classes)[0],
 }
 
 
@@ -323,11 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     for row in ROWS[options.row](options):
         noise = [np.square(run() - row.exact).sum() for run in row.engines.values()]
-        power, blocks = np.square(row.exact).sum(), {n: milliseconds(e, 1) for n, e in row.engines.items()}
-        times: dict[str, list[float]] = {name: [] for name in blocks}
-        for _ in range(options.blocks):
-            for name, block in blocks.items():
-                times[name].append(block())
+        power, times = np.square(row.exact).sum(), measure(row.engines, options.blocks, 0.02, time.process_time)
         ours = float(np.median(times["dlc"]))
         print(f"{row.label}, {options.quantize}")
         for (name, found), error in zip(times.items(), noise, strict=True):

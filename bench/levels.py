@@ -22,8 +22,8 @@ from typing import Any
 import networks
 import numpy as np
 import onnx
-from cpu import measure, ratios, verdict
 from engines import onednn_linear
+from turns import measure, ratios, verdict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+from turns import measure, ratios
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -90,28 +91,26 @@ def _peer(model: onnx.ModelProto, int8: bool, threads: int) -> Any:
         return onnxruntime_session(path.read_bytes(), threads)
 
 
-def _times(runs: list[Run], blocks: int, clock: Callable[[], float]) -> np.ndarray:
-    """Seconds a run, (runs, blocks); each block lasts about a twentieth of a second."""
-    counts = []
-    for run in runs:
-        run()
-        start = clock()
-        run()
-        counts.append(max(1, int(0.05 / max(clock() - start, 1e-7))))
-    found = np.empty((len(runs), blocks))
-    for block in range(blocks):
-        for number, (run, count) in enumerate(zip(runs, counts, strict=True)):
-            time.sleep(0.03)  # the other's threads spin on for a while, on our cores
-            run()
-            start = clock()
-            for _ in range(count):
-                run()
-            found[number, block] = (clock() - start) / count
-    return found
-
-
 def _decibels(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / max(((got - wanted) ** 2).sum(), 1e-30)))
+
+
+def engines(name: str, precision: str, int8: bool, threads: int = 1) -> tuple[dict[str, Run], str]:
+    """Ours in `precision` and onnxruntime, in dynamic int8 or in fp32; and the noise of both, in words."""
+    row = ROWS[name]
+    model, rng = row.model(), np.random.default_rng(1)
+    samples = rng.standard_normal((3, row.steps, 1, row.inputs)).astype(np.float32)
+    feed = {"x": samples[0]}
+    calibration = [{"x": x} for x in samples[1:]] if precision == "int8" else None
+    session = dlc.load(dlc.compile(model, target="cpu", quantize=precision, calibration=calibration), threads=threads)
+    peer = _peer(model, int8, threads)
+    wanted = _peer(model, False, 1).run(None, feed)[0]
+    ours, theirs = next(iter(session.run(feed).values())), peer.run(None, feed)[0]
+    notes = f"{_decibels(ours, wanted):.1f} dB against {_decibels(theirs, wanted):.1f}"
+    return {
+        "dlc": partial(session.run, feed),
+        f"onnxruntime, {'dynamic int8' if int8 else 'fp32'}": partial(peer.run, None, feed),
+    }, notes
 
 
 @click.command()
@@ -120,28 +119,17 @@ def _decibels(got: np.ndarray, wanted: np.ndarray) -> float:
 @click.option("--threads", default=2, show_default=True, help="For the last line of each row.")
 def main(chosen: str | None, blocks: int, threads: int) -> None:
     """Print the table."""
-    for name, row in ROWS.items():
-        if chosen not in (None, name):
-            continue
-        model, rng = row.model(), np.random.default_rng(1)
-        samples = rng.standard_normal((3, row.steps, 1, row.inputs)).astype(np.float32)
-        feed = {"x": samples[0]}
-        wanted = _peer(model, False, 1).run(None, feed)[0]
+    for name in (name for name in ROWS if chosen in (None, name)):
         for precision, int8 in (("none", False), ("bf16", False), ("bf16", True), ("int8", True), ("int4", True)):
-            quantised = precision != "none"
-            calibration = [{"x": x} for x in samples[1:]] if precision == "int8" else None
-            package = dlc.compile(model, target="cpu", quantize=precision, calibration=calibration)
             for count, clock in ((1, time.process_time), (threads, time.perf_counter)):
-                ours, theirs = dlc.load(package, threads=count), _peer(model, int8, count)
-                got, peer = next(iter(ours.run(feed).values())), theirs.run(None, feed)[0]
-                times = _times([partial(ours.run, feed), partial(theirs.run, None, feed)], blocks, clock)
-                middle, low, high = interval(times[0], times[1])
-                notes = f", {_decibels(got, wanted):.1f} dB against {_decibels(peer, wanted):.1f}" if quantised else ""
-                label = f"{name}, {precision if quantised else 'fp32'}, {count} thread{'s' if count > 1 else ''}"
+                both, notes = engines(name, precision, int8, count)
+                times = measure(both, blocks, 0.05, clock, pause=0.03)
+                peer, ratio = ratios(times)
+                middle, low, high = interval(np.ones_like(ratio), ratio)
                 print(
-                    f"{label}: {np.median(times[0]) * 1e3:.2f} ms, "
-                    f"onnxruntime {'int8' if int8 else 'fp32'} {np.median(times[1]) * 1e3:.2f} ms: "
-                    f"{middle:.2f} times ({low:.2f}-{high:.2f}){notes}",
+                    f"{name}, {'fp32' if precision == 'none' else precision}, {count} thread{'s'[: count > 1]}: "
+                    f"{np.median(times['dlc']):.2f} ms, {peer} {np.median(times[peer]):.2f} ms: "
+                    f"{middle:.2f} times ({low:.2f}-{high:.2f}), {notes}",
                     flush=True,
                 )
 

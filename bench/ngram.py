@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,6 +37,8 @@ from dlc.zoo.ngram.smoothing import kneser_ney
 
 VOCABULARY = 50_000
 FORMS = ("trie", "trie, 8 bits", "hash table", "hash table, 8 bits")
+WORDS, QUERIES = 3_200_000, 200_000
+PEER = "KenLM"
 _STRETCH = 20  # words of the queries that come from one place
 
 
@@ -82,69 +85,71 @@ def _kenlm(path: Path) -> tuple[Any, int] | None:
     return model, _resident() - before
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.process_time()
-    run()
-    return time.process_time() - started
+def engines(
+    words: int, order: int = 5, tables: Sequence[str] = FORMS, batch: int = 4096
+) -> tuple[dict[str, Callable[[], object]], dict[str, int], list[str]]:
+    """Scores of 200,000 queries by our tables and, where it is installed, by ``kenlm``.
+
+    Also the bytes of each, and what is to be said of them.
+    """
+    rng = np.random.default_rng(0)
+    text = _zipf(rng, words)
+    model = kneser_ney(count([text], VOCABULARY, order))
+    queries = _queries(rng, text, QUERIES)
+    rows = np.lib.stride_tricks.sliding_window_view(queries, order).astype(np.int64)
+    sizes = [len(part) for part in model.log10]
+    notes = [f"{sizes[-1]:,} {order}-grams, {sum(sizes):,} of all orders; {len(rows):,} queries"]
+    makers = {
+        FORMS[0]: lambda: (export.build(model), "none"),
+        FORMS[1]: lambda: (export.build(model), "int8-dynamic"),
+        FORMS[2]: lambda: (hashed.build(model, False), "none"),
+        FORMS[3]: lambda: (hashed.build(model, True), "none"),
+    }
+    batches = [{data.INPUT: rows[at : at + batch]} for at in range(0, len(rows), batch)]
+    exact, found, held = model.score(rows), {}, {}
+    for name in tables:
+        session, note, held[name] = _form(*makers[name]())
+        found[name] = partial(_scores, session, batches)
+        apart = np.abs(found[name]() - exact).max()
+        notes.append(f"{name}: {note}; {held[name] / 1e6:.0f} MB; largest difference {apart:.1e}")
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"w{number}" for number in range(VOCABULARY)]
+        write_arpa(Path(folder) / "model.arpa", model, names)
+        peer = _kenlm(Path(folder) / "model.arpa")
+    if peer is not None:
+        sentence = " ".join(names[number] for number in queries)
+        score, held[PEER] = partial(peer[0].score, sentence, bos=False, eos=False), peer[1]
+        theirs = [each for each, *_ in peer[0].full_scores(sentence, bos=False, eos=False)][order - 1 :]
+        apart = np.abs(exact - np.array(theirs)).max()
+        notes.append(f"{PEER}, probing: {peer[1] / 1e6:.0f} MB; largest difference {apart:.1e}")
+        return {**found, PEER: score}, held, notes
+    return dict(found), held, notes
+
+
+def _scores(session: dlc.Session, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([session.run(batch)[OUTPUT] for batch in batches])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=int, default=3_200_000, help="of the text that is counted")
+    parser.add_argument("--words", type=int, default=WORDS, help="of the text that is counted")
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--batch", type=int, default=4096, help="rows of one call")
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--tables", action="append", choices=FORMS, help="only these")
     options = parser.parse_args(arguments)
-    rng, order = np.random.default_rng(0), options.order
-    text = _zipf(rng, options.words)
-    model = kneser_ney(count([text], VOCABULARY, order))
-    words = [f"w{number}" for number in range(VOCABULARY)]
-    queries = _queries(rng, text, 200_000)
-    rows = np.lib.stride_tricks.sliding_window_view(queries, order).astype(np.int64)
-    sizes = [len(part) for part in model.log10]
-    print(f"{sizes[-1]:,} {order}-grams, {sum(sizes):,} of all orders; {len(rows):,} queries")
-    made = [(export.build(model), q) for q in ("none", "int8-dynamic")]
-    made += [(hashed.build(model, quantised), "none") for quantised in (False, True)]
-    protos = dict(zip(FORMS, made, strict=True))
-    forms = {name: _form(*protos[name]) for name in options.tables or protos}
-    for name, (_, note, held) in forms.items():
-        print(f"{name}: {note}; {held / 1e6:.0f} MB")
-    batches = [{data.INPUT: rows[at : at + options.batch]} for at in range(0, len(rows), options.batch)]
-
-    def scores_of(session: dlc.Session) -> np.ndarray:
-        return np.concatenate([session.run(batch)[OUTPUT] for batch in batches])
-
-    exact = model.score(rows)
-    for name, (session, *_) in forms.items():
-        scores = scores_of(session)
-        apart, means = np.abs(scores - exact).max(), (scores.mean(), exact.mean())
-        print(f"{name}: largest difference {apart:.1e}, mean {means[0]:.4f} of {means[1]:.4f}")
-    with tempfile.TemporaryDirectory() as folder:
-        arpa = Path(folder) / "model.arpa"
-        write_arpa(arpa, model, words)
-        peer = _kenlm(arpa)
-    sentence = " ".join(words[number] for number in queries)
-    times: dict[str, list[float]] = {**{name: [] for name in forms}, "kenlm": []}
-    if peer is not None:
-        found = np.array([score for score, *_ in peer[0].full_scores(sentence, bos=False, eos=False)])[order - 1 :]
-        print(
-            f"KenLM, probing: {peer[1] / 1e6:.0f} MB; largest difference of a score {np.abs(exact - found).max():.1e}"
-        )
-    for _ in range(options.blocks):
-        for name, (session, *_) in forms.items():
-            times[name].append(_seconds(partial(scores_of, session)))
-        if peer is not None:
-            times["kenlm"].append(_seconds(lambda: peer[0].score(sentence, bos=False, eos=False)))
+    found, held, notes = engines(options.words, options.order, options.tables or FORMS, options.batch)
+    print("\n".join(notes))
+    times = measure(found, options.blocks, 0.0, time.process_time)
     for name, taken in times.items():
-        if taken:
-            print(f"{name}: {len(rows) / np.median(taken) / 1e6:.2f} million words a second")
-    for name, (_, _, held) in forms.items() if peer is not None else ():
-        middle, low, high = interval(np.array(times[name]), np.array(times["kenlm"]))
-        print(
-            f"KenLM's time over that of {name}: {middle:.2f} ({low:.2f}-{high:.2f}); memory {held / peer[1]:.2f} of its"
-        )
+        line = f"{name}: {QUERIES / np.median(taken) / 1e3:.2f} million words a second"
+        if PEER in times and name != PEER:
+            middle, low, high = interval(taken, times[PEER])
+            line += (
+                f"; {PEER}'s time over ours {middle:.2f} ({low:.2f}-{high:.2f}), memory {held[name] / held[PEER]:.2f}"
+            )
+        print(line)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+from turns import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -145,17 +146,24 @@ def _serialised(model: onnx.ModelProto, int8: bool) -> bytes:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def _measure(engines: dict[str, Callable[[], np.ndarray]], blocks: int) -> dict[str, np.ndarray]:
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for run in engines.values():
-        run()
-    for _ in range(blocks):
-        for name, run in engines.items():
-            started = time.process_time()
-            for _ in range(2):
-                run()
-            times[name].append((time.process_time() - started) / 2 * 1e3)
-    return {name: np.array(found) for name, found in times.items()}
+def engines(beam: int, quantize: str) -> tuple[dict[str, Callable[[], np.ndarray]], str]:
+    """Ours, whole, and onnxruntime's forms; and how many pieces of each are those of fp32, in words."""
+    graphs.LIMIT = LENGTH  # the graph's limit is that of the zoo's sentences
+    rng = np.random.default_rng(1)
+    sources = [np.append(rng.integers(4, VOCABULARY, LENGTH - 1), EOS)[None] for _ in range(5)]
+    feed, model = {"source": sources[0]}, graphs.translator(weights(), beam)
+    calibration = [{"source": s} for s in sources[1:]] if quantize == "int8" else None
+    session = dlc.load(dlc.compile(model, quantize=quantize, calibration=calibration))
+    whole, steps, short = onnxruntime_session(_serialised(model, False)), Steps(model, False), Steps(model, True)
+    found: dict[str, Callable[[], np.ndarray]] = {
+        "dlc": lambda: session.run(feed)[graphs.TOKENS],
+        "onnxruntime, one graph, fp32": lambda: whole.run([graphs.TOKENS], feed)[0],
+        "onnxruntime, steps from Python, fp32": lambda: steps.run(feed["source"]),
+        "onnxruntime, steps from Python, dynamic int8": lambda: short.run(feed["source"]),
+    }
+    exact = found["onnxruntime, one graph, fp32"]()
+    same = ", ".join(f"{(run() == exact).sum()} of {name}" for name, run in found.items())
+    return found, f"pieces as in fp32: {same}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,32 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantize", type=lambda s: s.split(","), default=["none", "int8"])
     parser.add_argument("--blocks", type=int, default=30)
     options = parser.parse_args(arguments)
-    graphs.LIMIT = LENGTH  # the graph's limit is that of the zoo's sentences
-    rng = np.random.default_rng(1)
-    sources = [np.append(rng.integers(4, VOCABULARY, LENGTH - 1), EOS)[None] for _ in range(5)]
-    feed = {"source": sources[0]}
     for beam in options.beam:
-        model = graphs.translator(weights(), beam)
-        peers: dict[str, Callable[[], np.ndarray]] = {}
-        for int8 in (False, True):
-            kind = "dynamic int8" if int8 else "fp32"
-            steps = Steps(model, int8)
-            if not int8:
-                loop = onnxruntime_session(_serialised(model, int8))
-                peers[f"onnxruntime, one graph, {kind}"] = lambda s=loop: s.run([graphs.TOKENS], feed)[0]  # type: ignore[misc]
-            peers[f"onnxruntime, steps from Python, {kind}"] = lambda s=steps: s.run(feed["source"])  # type: ignore[misc]
-        exact = peers["onnxruntime, one graph, fp32"]()
         for quantize in options.quantize:
-            calibration = [{"source": s} for s in sources[1:]] if quantize == "int8" else None
-            session = dlc.load(dlc.compile(model, quantize=quantize, calibration=calibration))
-            engines = {"dlc": lambda s=session: s.run(feed)[graphs.TOKENS], **peers}  # type: ignore[misc]
-            same = {name: int((run() == exact).sum()) for name, run in engines.items()}
-            times = _measure(engines, options.blocks)
-            print(f"beam {beam}, dlc with --quantize {quantize}, {LENGTH} pieces")
-            for name, found in times.items():
-                middle, low, high = interval(times["dlc"], found)
+            found, notes = engines(beam, quantize)
+            times = measure(found, options.blocks, 0.05, time.process_time)
+            print(f"beam {beam}, dlc with --quantize {quantize}, {LENGTH} pieces; {notes}")
+            for name, taken in times.items():
+                middle, low, high = interval(times["dlc"], taken)
                 ratio = "" if name == "dlc" else f"{middle:6.2f} times ours ({low:.2f}-{high:.2f})"
-                print(f"  {np.median(found):8.2f} ms {ratio:32} {same[name]:3} pieces as in fp32  {name}", flush=True)
+                print(f"  {np.median(taken):8.2f} ms {ratio:32} {name}", flush=True)
 
 
 if __name__ == "__main__":

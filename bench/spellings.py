@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import onnx
 import wavenet
 from onnx import TensorProto, helper
+from turns import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -170,42 +172,45 @@ def families() -> dict[str, dict[str, onnx.ModelProto]]:
     }  # fmt: skip
 
 
+def engines(
+    spellings: Mapping[str, onnx.ModelProto], quantize: str
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """The spellings of one family; and of each how many kernels are inside its loop, and how far its result is off."""
+    samples = np.random.default_rng(1).standard_normal((4, STEPS, 1, INPUTS)).astype(np.float32)
+    takes = [v.name for v in next(iter(spellings.values())).graph.input]
+    feed = {name: samples[0] for name in takes}
+    calibration = [{"x": x} for x in samples[1:]] if quantize == "int8" and takes else None
+    found: dict[str, Callable[[], object]] = {}
+    notes, first = {}, None
+    for spelling, model in spellings.items():
+        package = dlc.compile(model, quantize=quantize, calibration=calibration)
+        session, rows = dlc.load(package), read(package).nodes
+        found[spelling] = partial(session.run, feed)
+        result = next(iter(session.run(feed).values())).astype(np.float64)
+        first = result if first is None else first
+        outside = [row for row in rows if "inside" not in row and "native loop" not in row["kernel"]]
+        kernels = f"{sum('inside' in row for row in rows)} kernels inside, {len(outside)} outside"
+        notes[spelling] = f"{kernels}; largest difference {np.abs(result - first).max():.1e}"
+    return found, notes
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantize", type=lambda s: s.split(","), default=["none", "int8"])
     parser.add_argument("--blocks", type=int, default=30)
     options = parser.parse_args(arguments)
-    samples = np.random.default_rng(1).standard_normal((4, STEPS, 1, INPUTS)).astype(np.float32)
     for family, spellings in families().items():
-        takes = [v.name for v in next(iter(spellings.values())).graph.input]
-        feed = {name: samples[0] for name in takes}
         for quantize in options.quantize:
-            calibration = [{"x": x} for x in samples[1:]] if quantize == "int8" and takes else None
-            engines, notes, results = {}, {}, []
-            for spelling, model in spellings.items():
-                package = dlc.compile(model, quantize=quantize, calibration=calibration)
-                session = dlc.load(package)
-                engines[spelling] = lambda s=session, f=feed: s.run(f)  # type: ignore[misc]
-                results.append(next(iter(engines[spelling]().values())))
-                rows = read(package).nodes
-                outside = [row for row in rows if "inside" not in row and "native loop" not in row["kernel"]]
-                notes[spelling] = f"{sum('inside' in row for row in rows)} kernels inside, {len(outside)} outside"
-            times: dict[str, list[float]] = {spelling: [] for spelling in engines}
-            for _ in range(options.blocks):
-                for spelling, run in engines.items():
-                    started = time.process_time()
-                    run()
-                    times[spelling].append((time.process_time() - started) * 1e3)
+            found, notes = engines(spellings, quantize)
+            times = measure(found, options.blocks, 0.05, time.process_time)
             print(f"{family}, {quantize}")
-            first = np.array(next(iter(times.values())))
-            for (spelling, found), result in zip(times.items(), results, strict=True):
-                middle, low, high = interval(np.array(found), first)
-                apart = np.abs(result.astype(np.float64) - results[0]).max()
-                line = (
-                    f"  {np.median(found):8.2f} ms  {middle:5.2f} ({low:.2f}-{high:.2f})  {spelling}: {notes[spelling]}"
+            first = next(iter(times.values()))
+            for spelling, taken in times.items():
+                middle, low, high = interval(taken, first)
+                print(
+                    f"  {np.median(taken):8.2f} ms  {middle:5.2f} ({low:.2f}-{high:.2f})  {spelling}: {notes[spelling]}"
                 )
-                print(f"{line}; largest difference {apart:.1e}", flush=True)
 
 
 if __name__ == "__main__":

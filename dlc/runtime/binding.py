@@ -13,15 +13,18 @@ class Binding:
     Not for two threads at once, which would write the same outputs; a session makes as many bindings as one likes.
 
     Attributes:
-        inputs, outputs: the arrays by name. Write to the first, call `run()`, read the others.
-        run: computes the outputs from what the inputs hold now.
+        inputs, outputs: the arrays by name. Write to the first, call `run`, read the others.
     """
 
-    __slots__ = ("_arrays", "inputs", "outputs", "run")
+    __slots__ = ("_arrays", "_execute", "inputs", "outputs")
 
     def __init__(
-        self, run: Callable[[], object], inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+        self, execute: Callable[[], object], inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> None:
-        self.run, self.inputs, self.outputs = run, dict(inputs), dict(outputs)
-        # `run` may hold their addresses alone, and the dictionaries are the user's to change.
+        self._execute, self.inputs, self.outputs = execute, dict(inputs), dict(outputs)
+        # `execute` may hold their addresses alone, and the dictionaries are the user's to change.
         self._arrays = (*inputs.values(), *outputs.values())
+
+    def run(self) -> None:
+        """Compute the outputs from what the inputs hold now."""
+        self._execute()

@@ -190,8 +190,7 @@ class CpuExecutable:
         self._place(state.words, 0, *addresses(inputs), *addresses(outputs))
         if self._team is not None:
             return partial(self._run_shared, self._team, state)
-        main = self._main
-        return lambda: main(state.argument)
+        return lambda: self._main(state.argument)
 
     def native_call(
         self, inputs: list[np.ndarray], outputs: list[np.ndarray], sizes: Mapping[str, int]

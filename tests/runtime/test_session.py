@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -236,6 +237,19 @@ def test_bindings_are_independent_of_runs_and_of_each_other(threads: int) -> Non
             x += 1
             bound.run()
             np.testing.assert_array_equal(bound.outputs["y"], session.run({"x": x})["y"])
+
+
+def test_a_bound_run_keeps_what_it_needs() -> None:
+    weight = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    proto = model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [1, 512]}, ["y"], {"w": weight})
+    bound = dlc.load(dlc.compile(proto)).bind({"x": np.ones((1, 512), np.float32)})
+    result, run = bound.outputs["y"], bound.run
+    del bound
+    gc.collect()
+    taken = [np.full((1, 512), np.nan, np.float32) for _ in range(100)]  # where the input lay, were it free
+    run()
+    np.testing.assert_allclose(result, weight.sum(0)[None], rtol=1e-4, atol=1e-3)
+    assert len(taken) == 100
 
 
 def test_threads_share_a_session(session: Session) -> None:
