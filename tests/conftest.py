@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 # A test compiles what is in the tree. The compile cache is off, in the processes that tests start too; the tests of the
 # cache itself turn it on, in folders of their own.
 os.environ["DLC_CACHE_SIZE"] = "0"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing that the user's machine remembers takes part, such as measured speeds. Workers have the first's folder."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="dlc-tests-")
+        os.environ["DLC_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(autouse=True, scope="session")

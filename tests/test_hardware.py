@@ -157,6 +157,30 @@ def test_packages_are_a_function_of_the_file(place: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(dlc.load(packages[0]).run({"x": x})["y"], x @ np.ones((8, 8), np.float32), rtol=1e-5)
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8-dynamic", "int4"])
+def test_every_kind_of_kernel_is_chosen_by_measured_speeds(place: Path, quantize: str) -> None:
+    save_speeds(this_machine(), SPEEDS)
+    net, rng = Graph({}), np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> str:
+        return net.constant(name, rng.standard_normal(shape).astype(np.float32))
+
+    scores = net.op("MatMul", ["x", net.op("Transpose", ["x"], perm=[1, 0])])
+    mixed = net.op("MatMul", [net.op("Softmax", [scores], axis=1), "x"])
+    wide = net.op("MatMul", [mixed, weight("w", 256, 256)])
+    image = net.op("Reshape", [wide, net.integers(1, 4, 64, 64)])
+    convolved = net.op("Conv", [image, weight("k", 8, 4, 3, 3)], pads=[1, 1, 1, 1])
+    pooled = net.op("AveragePool", [convolved], kernel_shape=[2, 2], strides=[2, 2])
+    net.op("Conv", [pooled, weight("d", 8, 1, 3, 3)], ["y"], group=8)
+    ends = [info("x", onnx.TensorProto.FLOAT, [64, 256])], [info("y", onnx.TensorProto.FLOAT, [1, 8, 30, 30])]
+    proto = net.model("net", *ends)
+    package = dlc.compile(proto, quantize=quantize)
+    x = rng.standard_normal((64, 256)).astype(np.float32)
+    wanted = dlc.load(dlc.compile(proto, target="reference")).run({"x": x})["y"]
+    noise = np.square(dlc.load(package).run({"x": x})["y"] - wanted).sum() / np.square(wanted).sum()
+    assert noise < (1e-9 if quantize == "none" else 0.02)
+
+
 def test_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found is possible, and `dlc doctor --measure` keeps and shows it."""
     monkeypatch.setattr(measuring, "_ROUNDS", 1)

@@ -26,19 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dlc.ir.graph import Node
-from dlc.passes.partition.attention import TRANSPOSE, keeps_last
+from dlc.passes.partition.attention import TRANSPOSE
 from dlc.passes.partition.hidden import Step
 from dlc.targets.cpu.kernels import contract, vecmath
 from dlc.targets.cpu.kernels import vector as v
 from dlc.targets.cpu.kernels.amx import aligned_stack
 from dlc.targets.cpu.kernels.anchored import Accumulator, Piece, across, masked, sweep, tree
 from dlc.targets.cpu.kernels.attention_cost import strip_stride, whole_lines
-from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, positions, splat, tail_mask
+from dlc.targets.cpu.kernels.attention_packing import Packing
+from dlc.targets.cpu.kernels.builder import Expr, Operand, Share, let, positions, splat
 from dlc.targets.cpu.kernels.contract import Schedule
-from dlc.targets.cpu.kernels.contract_loops import Segment, cut, cut_channels, each, loop, shared_loop, whole_index
-from dlc.targets.cpu.kernels.evaluate import Evaluator, is_one
-from dlc.targets.cpu.kernels.transpose import interleave
+from dlc.targets.cpu.kernels.contract_loops import cut, each, loop, shared_loop, whole_index
 from dlc.targets.layout import Layout, simplify
 
 if TYPE_CHECKING:
@@ -57,10 +55,6 @@ def _blocks_of(extent: Expr, size: int) -> Expr:
     return -(-extent // size) if isinstance(extent, int) else let(T.truncdiv(extent + (size - 1), T.int64(size)))
 
 
-def _none(count: Expr) -> bool:
-    return isinstance(count, int) and count == 0
-
-
 class Emitter:
     """The code of one kernel."""
 
@@ -69,6 +63,7 @@ class Emitter:
     ) -> None:
         self.region, self.named, self.y, self.isa, self.lanes = region, named, y, region.isa, region.lanes
         self.body, self.sizes, self.values = region.body, region.sizes, region.values
+        self.packing = Packing(region, named)
         self.rows, self.keys, self.part = (int(schedule[n]) for n in ("rows", "block", "part"))
         self.ahead = schedule["ahead"]
         chosen = {key: dict(schedule[key]) for key in ("keys", "values")}
@@ -104,7 +99,7 @@ class Emitter:
         with ExitStack() as frames:
             place = tuple(frames.enter_context(shared_loop(n, part(i))) for i, n in enumerate(sizes.batch))
             if self.packs["keys"] and self.ahead:
-                self._each_block(sizes.keys, self.keys, partial(self.pack_keys, place))
+                self._each_block(sizes.keys, self.keys, partial(self._pack_keys, place))
             with shared_loop(count, part(len(sizes.batch))) as block:
                 begin, rows = simplify(block * self.rows), self.rows
                 if known and sizes.queries % rows:
@@ -176,104 +171,13 @@ class Emitter:
 
                 self._each_row(rows, compare)
 
-    def _evaluator(self) -> Evaluator:
-        return Evaluator(self.body, self.named, self.isa)
-
-    def _index(self, name: str, place: Sequence[Expr], inner: Sequence[Expr]) -> tuple[Expr, ...]:
-        """The index of an operand: the batch dimensions that it has, broadcast, then `inner`."""
-        shape = self.values[name].shape[: -len(inner)]
-        used = place[len(place) - len(shape) :]
-        outer = (0 if is_one(n) else i for n, i in zip(shape, used, strict=True))
-        return tuple(whole_index(i) for i in (*outer, *inner))
-
-    # --- k and v ---
-
-    def pack_keys(self, place: Sequence[Expr], first: Expr, count: Expr) -> None:
+    def _pack_keys(self, place: Sequence[Expr], first: Expr, count: Expr) -> None:
         """Pack the block of `count` keys from key `first` on at a place of the batch."""
-        node, depth, start = self._turned(), self.sizes.depth, self._packed_first(first)
-        if node is None:
-            self._pack(self.panel, start, self.tiles["keys"], self.region.k, place, (0, first), (depth, count))
-            return
-        for part in cut_channels(count, self.tiles["keys"].nr, self.lanes):
-            with each(part) as vector:
-                base = let(whole_index(simplify(start + vector * (depth * self.lanes))))
-                for j in range(part.size):
-                    at = partial(self._packed_at, base, part, j)
-                    key = simplify(first + (vector + j) * self.lanes)
-                    self._turn(node, place, key, part.ragged if j == part.size - 1 else 0, at)
+        self.packing.keys(self.panel, self._packed_first(first), self.tiles["keys"].nr, place, (first, count))
 
     def _packed_first(self, first: Expr) -> Expr:
         """Where the block of keys that begins with key `first` lies in the panel."""
         return simplify(first * self.sizes.depth) if self.ahead else 0
-
-    def pack_values(self, place: Sequence[Expr], first: Expr, count: Expr) -> None:
-        """Pack the values of `count` keys from key `first` on."""
-        sizes = (count, self.sizes.width)
-        self._pack(self.packed_v, 0, self.tiles["values"], self.region.v, place, (first, 0), sizes)
-
-    def _pack(
-        self, panel: Operand, start: Expr, tiles: Schedule, name: str, place: Sequence[Expr],
-        first: tuple[Expr, Expr], sizes: tuple[Expr, Expr],
-    ) -> None:  # fmt: skip
-        """Pack the part of a right operand that is of some size (k, channels) and begins at `first`, row by row, as
-        `contract.pack` does with weights, from `start` on."""
-        depth, n = sizes
-        for part in cut_channels(n, tiles.nr, self.lanes):
-            mask = None if _none(part.ragged) else let(tail_mask(part.ragged, self.lanes))
-            with each(part) as vector:
-                base = let(whole_index(simplify(start + vector * (depth * self.lanes))))
-                with loop(depth) as k:
-                    for j in range(part.size):
-                        channel = simplify(first[1] + (vector + j) * self.lanes)
-                        index = self._index(name, place, (simplify(first[0] + k), channel))
-                        last = mask if j == part.size - 1 else None
-                        value = self._evaluator().value(name, index, self.lanes, last)
-                        T.buffer_store(panel.buffer, value, [positions(self._packed_at(base, part, j, k), self.lanes)])
-
-    def _packed_at(self, base: Expr, part: Segment, j: int, k: Expr) -> Expr:
-        """Where vector `j` of a tile that begins at `base` lies for one k."""
-        return simplify(base + (k * part.size + j) * self.lanes)
-
-    def _turned(self) -> Node | None:
-        """The transpose in the region that makes k from rows of keys."""
-        name = self.region.k
-        while (node := self.region.producers.get(name)) is not None:
-            if node.op == TRANSPOSE:
-                return None if keeps_last(node) else node
-            name = next(n for n in node.inputs if n not in self.body.constants and n not in self.region.constants)
-        return None
-
-    def _turn(self, node: Node, place: Sequence[Expr], key: Expr, ragged: Any, at: Any) -> None:
-        """A vector of keys: squares of rows are turned in registers."""
-        full, rest = divmod(self.sizes.depth, self.lanes)
-        if full:
-            with loop(full) as i:
-                self._square(node, place, key, ragged, simplify(i * self.lanes), self.lanes, at)
-        if rest:
-            self._square(node, place, key, ragged, full * self.lanes, rest, at)
-
-    def _square(
-        self, node: Node, place: Sequence[Expr], key: Expr, ragged: Any, k: Expr, depth: int, at: Any
-    ) -> None:  # fmt: skip
-        lanes, evaluator, source = self.lanes, self._evaluator(), node.inputs[0]
-        mask = let(tail_mask(T.int32(depth), lanes)) if depth < lanes else None
-        rows = []
-        known = isinstance(ragged, int)
-        for i in range(ragged or lanes if known else lanes):
-            # Behind the last key its row is read once more.
-            row = key + i if known else T.min(key + i, key + (ragged - 1))
-            turned = self._index(node.output.name, place, (k, simplify(row)))
-            straight: list[Expr] = [0] * len(turned)
-            for position, axis in enumerate(node.attrs["axes"]):
-                straight[axis % len(turned)] = turned[position]
-            rows.append(evaluator.value(source, straight, lanes, mask))
-        rows += [splat(T.float32(0), lanes)] * (lanes - len(rows))
-        keys = None if _none(ragged) else let(tail_mask(ragged, lanes))
-        for i, vector in enumerate(interleave(rows)[:depth]):
-            evaluator.bind(node.output.name, vector)
-            index = self._index(self.region.k, place, (simplify(k + i), key))
-            value = evaluator.value(self.region.k, index, lanes, keys)
-            T.buffer_store(self.panel.buffer, value, [positions(at(simplify(k + i)), lanes)])
 
     # --- one block of queries ---
 
@@ -333,8 +237,8 @@ class Emitter:
 
             def visit(pieces: list[Piece]) -> None:
                 for piece in pieces:
-                    index = self._index(self.region.q, place, (simplify(begin + row), piece.base))
-                    value = self._evaluator().value(self.region.q, index, self.lanes, piece.mask)
+                    index = self.packing.index(self.region.q, place, (simplify(begin + row), piece.base))
+                    value = self.packing.evaluator().value(self.region.q, index, self.lanes, piece.mask)
                     at = simplify(row * self.sizes.depth_stride() + piece.base)
                     T.buffer_store(self.queries.buffer, value, [positions(at, self.lanes)])
 
@@ -354,7 +258,7 @@ class Emitter:
         )
 
         def store(_: Sequence[Expr], row: Expr, key: Expr, acc: Expr, lanes: int, mask: Expr) -> None:
-            evaluator = self._evaluator()
+            evaluator = self.packing.evaluator()
             evaluator.bind(self.region.scores.output.name, acc)
             index = tuple(whole_index(simplify(i)) for i in (*place, begin + row, first + key))
             for name, step in self.region.steps.items():
@@ -381,7 +285,7 @@ class Emitter:
         if not self.packs["keys"]:
             return self._lying(self.region.k, place, 0, first)
         if not self.ahead:
-            self.pack_keys(place, first, count)
+            self._pack_keys(place, first, count)
         return self.panel, None, self._packed_first(first)
 
     def _lying(self, name: str, place: Sequence[Expr], row: Expr, column: Expr = 0) -> tuple[Operand, Expr, Expr]:
@@ -389,7 +293,7 @@ class Emitter:
         found = self.region.direct(name)
         assert found is not None
         source, layout = found
-        index = self._index(name, place, (row, column))
+        index = self.packing.index(name, place, (row, column))
         return self.named[source], layout.strides[-2], let(whole_index(layout.flat(index)))
 
     # --- softmax ---
@@ -453,7 +357,7 @@ class Emitter:
         total = let(across(let(totals[at]), "float32", self.lanes, lambda a, b: a + b))
         missing, one = (v.constant(value, "float32") for value in (nan, 1.0))
         inverse = let(v.select(v.equal(total, v.constant(0, "float32")), missing, one / total))
-        evaluator = self._evaluator()
+        evaluator = self.packing.evaluator()
         evaluator.bind(self.region.softmax.output.name, inverse)
         index = tuple(whole_index(simplify(i)) for i in (*place, begin + row, 0))
         T.buffer_store(self.scales.buffer, evaluator.value(self.region.weights, index), [row])
@@ -474,7 +378,7 @@ class Emitter:
         def visit(key: Expr, size: Expr) -> None:
             if self.packs["values"]:
                 values, step, start = self.packed_v, None, 0
-                self.pack_values(place, simplify(first + key), size)
+                self.packing.values(self.packed_v, self.tiles["values"].nr, place, (simplify(first + key), size))
             else:
                 values, step, start = self._lying(self.region.v, place, simplify(first + key))
             problem = self.sizes.of_values(rows, size, self.stride, key, step, start)
@@ -492,7 +396,7 @@ class Emitter:
         if self.region.weights != self.region.softmax.output.name:  # a row made zero is zero, also one of NaN
             zero = v.constant(0, "float32", self.lanes)
             result = let(v.select(v.equal(scale, zero), zero, result))
-        evaluator = self._evaluator()
+        evaluator = self.packing.evaluator()
         evaluator.bind(self.region.mixed.output.name, result)
         out = self.body.outputs[0]
         last = self.region.producers[out]
