@@ -14,7 +14,7 @@ os.environ["DLC_CACHE_SIZE"] = "0"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing that the user's machine remembers takes part, such as measured speeds. Workers have the first's folder."""
+    """Leave out what the machine remembers, such as measured speeds. Workers take the first process's folder."""
     if not hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="dlc-tests-")
         os.environ["DLC_CACHE"] = folder.name
