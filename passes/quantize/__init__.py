@@ -10,6 +10,7 @@ from dlc.passes.quantize import (
     dynamic,
     form_integers,
     groups,
+    join_tables,
     mark,
     settle_weights,
     short_weights,
@@ -30,5 +31,5 @@ def quantize_passes(options: Options) -> list[Pass]:
     late = [dynamic.PASS] if options.quantize in ("int8-dynamic", "int4") else []
     late += [groups.PASS, codebooks.PASS] if options.quantize not in ("none", "bf16") else []
     late += [cleanup.PASS, short_weights.PASS]
-    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, *late]
+    forming = [*marking, settle_weights.PASS, to_unsigned.PASS, form_integers.PASS, join_tables.PASS, *late]
     return [*calibrating, *(everywhere(step) for step in forming)]

@@ -38,6 +38,7 @@ _INSTRUCTIONS = {
     "dlc.dequantize": 3.0,
 }
 _LOOKUP = 4.0  # cycles an element that leaves its vector, is looked up in a table and comes back
+_REGISTER_LOOKUP = 0.25  # of one that does not leave it (`kernels/lookup.py`)
 _MOVED = 1.5  # cycles an element that is moved by itself: one store a cycle, and its address
 _OPERAND = 2.0  # instructions to load and widen a vector of an operand, or to narrow and store one of the result
 _CALL = 150.0  # cycles to enter a kernel and to find its operands
@@ -65,12 +66,12 @@ def pointwise_cycles(
     nodes: Iterable[Node], values: Mapping[str, Value], isa: Isa, core: Core, by_rows: bool = False
 ) -> float:
     """Cycles of elementwise operators whose operands are in registers; `by_rows` where each row ends with a vector."""
-    total = 0.0
+    total, lookup = 0.0, _REGISTER_LOOKUP if isa.vector_bits == 512 else _LOOKUP
     for node in nodes:
         lanes = isa.lanes(max(_bits(values[name].dtype) for name in (*node.inputs, node.output.name)))
         *rows, last = (_extent(d) for d in node.output.shape or (1,))
         vectors = prod(rows) * -(-last // lanes) if by_rows else prod(rows) * last / lanes
-        total += vectors * (lanes * _LOOKUP if node.op == "dlc.table" else _instructions(node) / core.vectors)
+        total += vectors * (lanes * lookup if node.op == "dlc.table" else _instructions(node) / core.vectors)
     return total
 
 
