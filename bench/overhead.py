@@ -56,6 +56,7 @@ def main() -> None:
     bare = median(lambda: native(argument))
     print(f"native entry        {bare:6.2f} us")
     print(f"run                 {median(lambda: session.run(feeds)):6.2f} us")
+    print(f"bound               {median(session.bind(feeds, outputs).run):6.2f} us")
     print(f"run, outputs given  {median(lambda: session.run(feeds, outputs)):6.2f} us")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vision.dlc"
