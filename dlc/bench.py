@@ -90,8 +90,7 @@ def openvino_run(model: Path, inputs: Mapping[str, np.ndarray], threads: int, ex
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    if exact:
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    settings["INFERENCE_PRECISION_HINT"] = "f32" if exact else "bf16"
     network = core.read_model(str(model))
     network.reshape({name: list(array.shape) for name, array in inputs.items()})
     request = core.compile_model(network, "CPU", settings).create_infer_request()
