@@ -54,9 +54,7 @@ _AMX = _BF16 | {"amx_tile", "amx_int8"}
 
 # Best first. 512-bit code asks LLVM for it by name: by default it prefers 256 bits on several CPUs.
 X86_LEVELS: tuple[Isa, ...] = (
-    Isa(
-        "amx", "cooperlake", ("-prefer-256-bit", "+amx-tile", "+amx-int8"), _AMX, 512, 32, "amx", True, bfloat16=True
-    ),
+    Isa("amx", "cooperlake", ("-prefer-256-bit", "+amx-tile", "+amx-int8"), _AMX, 512, 32, "amx", True, bfloat16=True),
     Isa("avx512_bf16", "cooperlake", ("-prefer-256-bit",), _BF16, 512, 32, "vnni", True, bfloat16=True),
     Isa("avx512_vnni", "cascadelake", ("-prefer-256-bit",), _VNNI, 512, 32, "vnni", True),
     Isa("avx512", "skylake-avx512", ("-prefer-256-bit",), _AVX512, 512, 32, "pmaddwd", True),

@@ -21,8 +21,8 @@ from dlc.targets.cpu.isa import Isa
 
 #: Rows from which on a product is bound by its multiply-adds rather than by reading the weights.
 LEAST_ROWS = 2
+SHORT = "bfloat16"
 _PRODUCTS = ("dlc.conv", "dlc.matmul")
-_MOVED = ("relax.reshape", "relax.permute_dims")
 
 
 class _Rounder:
@@ -37,7 +37,7 @@ class _Rounder:
         if node.op not in _PRODUCTS or node.output.dtype != "float32":
             return None
         x, weight = node.inputs
-        if rw.value(x).dtype != "float32" or rw.value(weight).dtype != "bfloat16":
+        if rw.value(x).dtype != "float32" or rw.value(weight).dtype != SHORT:
             return None
         reason = self._reason(rw, node)
         if reason is not None:
@@ -57,16 +57,24 @@ class _Rounder:
         return reason
 
     def _short(self, rw: Rewriter, name: str) -> Any:
-        """A value rounded where it is made: what only moves its elements then moves half the bytes."""
+        """A value rounded where it is made: what only moves or chooses its elements then reads half the bytes."""
         if name not in self.made:
             node = rw.producer(name)
-            if node is not None and node.op in _MOVED and rw.only_consumer(name) is not None:
+            if node is not None and _keeps_elements(node) and rw.only_consumer(name) is not None:
+                attrs = {**node.attrs, "out_dtype": SHORT} if node.op == "dlc.pool" else node.attrs
                 moved = [self._short(rw, node.inputs[0])]
-                self.made[name] = rw.emit(node.op, moved, node.attrs, unnamed(node.origin))
+                self.made[name] = rw.emit(node.op, moved, attrs, unnamed(node.origin))
             else:
                 origin = None if node is None else unnamed(node.origin)
-                self.made[name] = rw.emit("relax.astype", [rw.new(name)], {"dtype": "bfloat16"}, origin)
+                self.made[name] = rw.emit("relax.astype", [rw.new(name)], {"dtype": SHORT}, origin)
         return self.made[name]
+
+
+def _keeps_elements(node: Node) -> bool:
+    """Whether every element of the result is one of the input's; rounding keeps the order, so maxima are the same."""
+    if node.op == "dlc.pool":
+        return bool(node.attrs["mode"] == "max")
+    return node.op in ("relax.reshape", "relax.permute_dims")
 
 
 def _rows(rw: Rewriter, node: Node) -> int | None:
