@@ -51,7 +51,7 @@ def packed_region(body: Graph, layouts: Mapping[str, Layout], constants: Constan
 
 
 def unfit_for_pairs(node: Node, weight: np.ndarray | None) -> str | None:
-    """Why a convolution or matmul cannot multiply pairs of bfloat16; None when it can. `weight` where it is constant."""
+    """Why a product cannot multiply pairs of bfloat16; None when it can. `weight` is None where it is no constant."""
     if weight is None:
         return "both operands are activations"
     if node.op == "dlc.conv" and node.attrs["groups"] == weight.shape[0] and weight.shape[1] == 1:

@@ -1,8 +1,8 @@
 """`dlc.matmul`: numpy's matmul, float or integer.
 
-Inputs a (..., M, K), b (..., K, N), one-dimensional operands as in numpy. b may be bfloat16 where a is float32, and both
-where the result is float32: they are widened, exactly. Attributes: out_dtype and, for integers,
-a_zero_point and b_zero_point, subtracted from every element. Integer accumulation is exact in int32.
+Inputs a (..., M, K), b (..., K, N), one-dimensional operands as in numpy. b may be bfloat16 where a is float32, and
+both where the result is float32: they are widened, exactly. Attributes: out_dtype and, for integers, a_zero_point and
+b_zero_point, subtracted from every element. Integer accumulation is exact in int32.
 """
 
 from __future__ import annotations

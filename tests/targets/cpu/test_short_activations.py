@@ -45,7 +45,7 @@ def product(rows: int | str, k: int, n: int) -> Any:
 
 
 def network(height: int | str = 11) -> Any:
-    """Convolutions of 3 and of 33 channels a group, padded, strided, dilated, of groups; a residual, a pool, a layer, rows."""
+    """Convolutions of 3 and of 33 channels a group, padded, strided, dilated; a residual, a pool, a layer of rows."""
     shapes = {"w0": (64, 3, 7, 7), "w1": (33, 64, 3, 3), "w2": (66, 33, 3, 3), "w3": (66, 33, 3, 3), "w4": (66, 130)}
     weights = {n: normal(*shape) * np.prod(shape[1:], dtype=np.float32) ** -0.5 for n, shape in shapes.items()}
     nodes = [
