@@ -20,7 +20,7 @@ from dlc.hardware import this_machine
 from dlc.ir import arithmetic
 from dlc.options import Options
 from dlc.package import Package
-from dlc.targets.cpu.isa import levels_of
+from dlc.targets.cpu.isa import isa_by_name, levels_of
 from tests import experts
 
 LEVELS = [f"cpu:{isa.name}" for isa in levels_of(this_machine()) if not isa.bfloat16]
@@ -193,7 +193,8 @@ def test_weights_that_arrive_in_bfloat16_stay_so(kind: int, scheme: str) -> None
         assert precision == {"int8"}
 
 
-def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
+@pytest.mark.parametrize("target", [f"cpu:{isa.name}" for isa in levels_of(this_machine())])
+def test_products_of_bfloat16_read_their_weights_as_they_are(target: str) -> None:
     weight = helper.make_tensor(
         "w", TensorProto.BFLOAT16, WEIGHT.shape, ROUNDED.astype(ml_dtypes.bfloat16).tobytes(), raw=True
     )
@@ -201,9 +202,11 @@ def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
         [helper.make_node("MatMul", ["x", "w"], ["y"], "p")], [3, 96], [3, 130], TensorProto.BFLOAT16, w=weight
     )
     onnx_model.graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
-    package, x = dlc.compile(onnx_model), normal(3, 96).astype(ml_dtypes.bfloat16)
+    package, x = dlc.compile(onnx_model, target=target), normal(3, 96).astype(ml_dtypes.bfloat16)
     (row,) = [row for row in read(package).nodes if "matmul" in row["fused"]]
-    assert row["precision"] == "bf16" and row["kernel"].startswith("GEMM")
+    pairs = isa_by_name(target.removeprefix("cpu:")).bfloat16
+    assert row["precision"] == ("bf16 x bf16" if pairs else "bf16") and row["kernel"].startswith("GEMM")
+    assert [d["reason"] for d in read(package).declined] == ([] if pairs else ["bfloat16 is multiplied as float32"])
     exact = x.astype(np.float64) @ ROUNDED
     np.testing.assert_allclose(run(package, x).astype(np.float64), exact, rtol=2**-8, atol=2**-8)
 
