@@ -22,7 +22,7 @@ from dlc.targets.cpu.isa import Isa
 #: Rows from which on a product is bound by its multiply-adds rather than by reading the weights.
 LEAST_ROWS = 2
 SHORT = "bfloat16"
-_PRODUCTS = ("dlc.conv", "dlc.matmul")
+_PRODUCTS = ("dlc.conv", "dlc.matmul", "dlc.grouped_matmul")
 
 
 class _Rounder:
@@ -36,24 +36,25 @@ class _Rounder:
         """The product of a rounded activation."""
         if node.op not in _PRODUCTS or node.output.dtype != "float32":
             return None
-        x, weight = node.inputs
+        x, weight, *others = node.inputs
         if rw.value(x).dtype != "float32" or rw.value(weight).dtype != SHORT:
             return None
         reason = self._reason(rw, node)
         if reason is not None:
             self.context.decline(SCHEME, node.origin, f"activations stay float32: {reason}")
             return None
-        return rw.emit(node.op, [self._short(rw, x), rw.new(weight)], node.attrs, node.origin)
+        inputs = [self._short(rw, x), *map(rw.new, (weight, *others))]
+        return rw.emit(node.op, inputs, node.attrs, node.origin)
 
     def _reason(self, rw: Rewriter, node: Node) -> str | None:
         """Why a product stays as it is; None where it does not."""
-        x, weight = node.inputs
+        x, weight = node.inputs[:2]
         reason = unfit_for_pairs(node, rw.constant(weight))
         if reason is None and not isinstance(rw.value(x).shape[-1], int) and node.op == "dlc.matmul":
             reason = "how many products a sum has is known only when running"
         rows = _rows(rw, node)
         if reason is None and rows is not None and rows < LEAST_ROWS:
-            reason = "of one row, reading the weight is what costs" if rows == 1 else "there are no rows"
+            reason = "of one row, reading the weight is what costs"
         return reason
 
     def _short(self, rw: Rewriter, name: str) -> Any:
@@ -78,13 +79,14 @@ def _keeps_elements(node: Node) -> bool:
 
 
 def _rows(rw: Rewriter, node: Node) -> int | None:
-    """How many rows the weight is multiplied by; None where that is known only when running."""
+    """How many rows a matrix is multiplied by, of several evenly; None where that is known only when running."""
     shape = node.output.shape
     if node.op == "dlc.conv":
         extents = [shape[0], *(shape[2:] if node.attrs["layout"] == CHANNELS_FIRST else shape[1:-1])]
     else:
         extents = list(rw.value(node.inputs[0]).shape[:-1])
-    return prod(extents) if all(isinstance(extent, int) for extent in extents) else None
+    matrices = rw.value(node.inputs[1]).shape[0] if node.op == "dlc.grouped_matmul" else 1
+    return -(-prod(extents) // matrices) if all(isinstance(extent, int) for extent in extents) else None
 
 
 def short_activations_pass(isa: Isa) -> Pass:
