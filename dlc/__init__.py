@@ -57,7 +57,8 @@ def compile(
             ``reference``, ...; `dlc targets` lists them.
         quantize: ``int8`` makes integer operators; a model without Q/DQ nodes then needs `calibration`.
             ``int8-dynamic`` makes integer matrix products with a scale a row at run time, without calibration.
-            ``bf16`` rounds weights to bfloat16, half the bytes; all else stays float32.
+            ``bf16`` rounds weights to bfloat16, half the bytes, and where the processor multiplies bfloat16 by bfloat16
+            the activations that meet them; sums and all else stay float32.
         calibration: representative inputs: an .npz or a folder of them, a dict of arrays with a leading sample axis,
             an iterable of dicts (one sample each), ``random`` or ``random:SEED``, or ``zoo:NAME``. A model of the zoo
             brings its own.

@@ -59,7 +59,8 @@ def _precision(body: Graph) -> str:
     values = body.values()
     weights = {values[n.inputs[1]].dtype for n in body.nodes if OPS[n.op].kind == "contraction"}
     if "bfloat16" in weights and body.nodes[0].output.dtype == "float32":
-        return "bf16"
+        short = any(values[n.inputs[0]].dtype == "bfloat16" for n in body.nodes if OPS[n.op].kind == "contraction")
+        return "bf16 x bf16" if short else "bf16"
     return "int8" if dtypes & {"uint8", "int8"} else body.nodes[0].output.dtype
 
 

@@ -23,7 +23,7 @@ from dlc.targets.base import Variant, joined
 from dlc.targets.cpu.isa import PORTABLE
 from tests.loops import loop_model, op
 
-LEVELS = ["amx", "avx512_vnni", "avx512", "avx2"]
+LEVELS = ["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2"]
 HERE = [isa.name for isa in PORTABLE if isa.requires <= hardware.this_machine().features]
 RNG = np.random.default_rng(61)
 # Of tokens in one-hot form: scores 1 for the next token, and 0.25 for the one before.
@@ -126,7 +126,7 @@ def test_a_machine_with_none_of_the_levels(monkeypatch: pytest.MonkeyPatch, inte
 
 def test_an_impossible_level(monkeypatch: pytest.MonkeyPatch, model: onnx.ModelProto, integers: Package) -> None:
     monkeypatch.setenv("DLC_LEVEL", "avx3")
-    text = "<package>: DLC_LEVEL is avx3, and the package has code for amx, avx512_vnni, avx512, avx2"
+    text = "<package>: DLC_LEVEL is avx3, and the package has code for amx, avx512_bf16, avx512_vnni, avx512, avx2"
     with pytest.raises(DlcError, match=text):
         dlc.load(integers)
     dlc.load(dlc.compile(classifier(1.0)))  # of one level: there is nothing to choose
@@ -212,7 +212,7 @@ def test_shapes_and_a_cascade(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_of_a_model_are_for_one_level() -> None:
-    text = "target cpu:portable is for whole models, and a part is for one level: cpu:amx, cpu:avx512_vnni, "
+    text = "target cpu:portable is for whole models, and a part is for one level: cpu:amx, cpu:avx512_bf16, "
     with pytest.raises(DlcError, match=text):
         dlc.compile(classifier(1.0), "multi:1xcpu:portable")
 
@@ -252,8 +252,11 @@ def test_explain_says_how_to_ask(tmp_path: Path) -> None:
     dlc.compile(classifier(1.0), "cpu:portable").save(out)
     dlc.compile(classifier(1.0)).save(plain)
     for arguments, text in (
-        ([out, "--stream"], "say of which level, by --level: amx, avx512_vnni, avx512, avx2"),
-        ([out, "--level", "sse2"], "there is no level 'sse2'; the package has amx, avx512_vnni, avx512, avx2"),
+        ([out, "--stream"], "say of which level, by --level: amx, avx512_bf16, avx512_vnni, avx512, avx2"),
+        (
+            [out, "--level", "sse2"],
+            "there is no level 'sse2'; the package has amx, avx512_bf16, avx512_vnni, avx512, avx2",
+        ),
         ([plain, "--level", "avx2"], "there is no level 'avx2'; the package has no levels"),
     ):
         result = run("explain", *arguments)
@@ -261,4 +264,4 @@ def test_explain_says_how_to_ask(tmp_path: Path) -> None:
 
 
 def test_the_targets_say_it() -> None:
-    assert "portable: amx, avx512_vnni, avx512, avx2" in run("targets", "cpu").output
+    assert "portable: amx, avx512_bf16, avx512_vnni, avx512, avx2" in run("targets", "cpu").output

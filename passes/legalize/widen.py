@@ -1,11 +1,13 @@
 """Contractions of short floats in float32, between casts: float32 has the fast kernels, and its sums are as exact.
 
 The cast of a constant happens here, but kernels take bfloat16 weights as they are; that of an activation becomes a
-copy, that of the result rides on the store.
+copy, that of the result rides on the store. Where a target multiplies bfloat16 by bfloat16 with sums in float32, both
+operands stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ from dlc.pipeline import Context, Pass
 
 _SHORT = ("float16", "bfloat16")
 _CONTRACTIONS = ("dlc.conv", "dlc.matmul")
+Unfit = Callable[
+    [Node, Any], str | None
+]  # a product, its weight where that is constant -> why bfloat16 must be widened
 
 
-def run(module: Any, context: Context) -> Any:
-    """See the module's docstring."""
+def _run(module: Any, context: Context, unfit: Unfit | None) -> Any:
     wide: dict[str, Any] = {}
 
     def widened(rw: Rewriter, name: str, node: Node) -> Any:
@@ -37,12 +41,18 @@ def run(module: Any, context: Context) -> Any:
         dtype = node.output.dtype
         if node.op not in _CONTRACTIONS or dtype not in _SHORT:
             return None
-        context.decline("widen", node.origin, f"{dtype} is multiplied as float32")
-        inputs = [widened(rw, name, node) for name in node.inputs]
+        short = unfit is not None and all(rw.value(name).dtype == "bfloat16" for name in node.inputs)
+        reason = unfit(node, rw.constant(node.inputs[1])) if unfit is not None and short else ""
+        if reason is not None:
+            because = f": {reason}" if reason else ""
+            context.decline("widen", node.origin, f"{dtype} is multiplied as float32{because}")
+        inputs = [rw.new(name) if reason is None else widened(rw, name, node) for name in node.inputs]
         result = rw.emit(node.op, inputs, {**node.attrs, "out_dtype": "float32"}, node.origin)
         return rw.emit("relax.astype", [result], {"dtype": dtype}, node.origin)
 
     return rewrite(module, handle)
 
 
-PASS = Pass("widen", run)
+def widen_pass(unfit: Unfit | None) -> Pass:
+    """The pass; `unfit` says why the target cannot multiply bfloat16 by bfloat16, None that it never can."""
+    return Pass("widen", lambda module, context: _run(module, context, unfit))

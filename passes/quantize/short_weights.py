@@ -1,4 +1,4 @@
-"""Constant weights in bfloat16: half the bytes; activations and sums stay float32.
+"""Constant weights in bfloat16: half the bytes; activations and sums stay float32, as far as this pass goes.
 
 Weights of products, and tables whose rows are gathered. Under ``--quantize bf16`` they are rounded to the nearest
 bfloat16, half to even. Under every scheme those that hold nothing else already (a model saved in bfloat16, whose

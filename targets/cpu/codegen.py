@@ -11,9 +11,11 @@ from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
+from tvm.ir import StringImm
 
 from dlc.hardware import this_machine
 from dlc.targets.cpu.isa import Isa
+from dlc.targets.cpu.kernels.dot import DOT_BFLOAT16
 
 _PIPELINES = {bits: f"dlc_cpu_{bits}" for bits in (32, 64)}
 
@@ -55,12 +57,38 @@ def llvm_target(isa: Isa) -> Any:
     return tvm.target.Target(config)
 
 
+# Functions that TVM gives to the inliner and then drops.
+_HELPERS = f"""
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+
+define <16 x float> @{DOT_BFLOAT16}(<16 x float> %sum, <16 x i32> %a, <16 x i32> %w) alwaysinline {{
+  %left = bitcast <16 x i32> %a to <32 x bfloat>
+  %right = bitcast <16 x i32> %w to <32 x bfloat>
+  %result = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %left,
+                                                                <32 x bfloat> %right)
+  ret <16 x float> %result
+}}
+"""
+
+
+def _with_helpers(module: Any) -> Any:
+    """`module` with what its kernels call of `_HELPERS`."""
+    functions = dict(module.functions)
+    first = min(functions, key=lambda var: var.name_hint)
+    zero, code = tirx.IntImm("int32", 0), StringImm(_HELPERS)
+    functions[first] = functions[first].with_body(
+        tirx.AttrStmt(zero, "pragma_import_llvm", code, functions[first].body)
+    )
+    return tvm.IRModule(functions)
+
+
 # TVM asks whether a loop is short enough to unroll by itself in 32 bits: one of 2^29 steps over 4 statements is.
 _CONFIG = {"tirx.UnrollLoop": {"auto_max_depth": -1}}
 
 
 def compile_functions(module: Any, isa: Isa) -> Any:
     """Compile an IRModule of PrimFuncs; the result writes objects and shows assembly."""
+    module = _with_helpers(module) if isa.bfloat16 else module
     try:
         return _compile(module, isa, 32)
     except ValueError as error:

@@ -50,7 +50,18 @@ def packed_region(body: Graph, layouts: Mapping[str, Layout], constants: Constan
     return kind(body, layouts, constants, isa)
 
 
-def declines(body: Graph, constants: Constants) -> str | None:
+def unfit_for_pairs(node: Node, weight: np.ndarray | None) -> str | None:
+    """Why a product cannot multiply pairs of bfloat16; None when it can. `weight` is None where it is no constant."""
+    if weight is None:
+        return "both operands are activations"
+    if node.op == "dlc.conv" and node.attrs["groups"] == weight.shape[0] and weight.shape[1] == 1:
+        return "a depthwise convolution has no channels to make pairs of"
+    if node.op == "dlc.matmul" and weight.ndim > 2:
+        return "the weight is a batch of matrices, which are not packed"
+    return None
+
+
+def declines(body: Graph, constants: Constants, isa: Isa) -> str | None:
     """Why the packed kernels do not take the region (plain loops do, see `kernels/contract_plain.py`); else None."""
     node = anchor_of(body)
     if node.op in _OF_ROWS:
@@ -64,6 +75,9 @@ def declines(body: Graph, constants: Constants) -> str | None:
         if node.inputs[1] not in constants:
             return "integer contraction of two activations"
         return "a zero point of the weight" if node.attrs.get("b_zero_point", 0) else None
+    if (a, w) == ("bfloat16", "bfloat16"):
+        reason = None if isa.bfloat16 else f"{isa.name} does not multiply bfloat16 by bfloat16"
+        return reason or unfit_for_pairs(node, constants.get(node.inputs[1]))
     if (a, w) not in (("float32", "float32"), ("float32", "bfloat16")):
         return f"no packed kernel multiplies {a} by {w}"
     if node.op == "dlc.conv" and node.inputs[1] not in constants:

@@ -34,7 +34,8 @@ def _kernel(node: Node, anchor: str, schedule: dict[str, Any], isa: Isa) -> str:
     if schedule.get("unit") == "plain":
         return f"plain loops {isa.name}"
     # Where the tiles of AMX do not fit a problem, the same instruction set's vectors take it.
-    unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else "avx512_vnni"
+    vectors = "avx512_bf16" if isa.bfloat16 else "avx512_vnni"
+    unit = isa.name if isa.dot != "amx" or schedule.get("unit") == "amx" else vectors
     assert node.body is not None
     kind = node.attrs["dlc.kind"]
     name = node.body.nodes[-1].op.removeprefix("dlc.") if kind == "opaque" else kind

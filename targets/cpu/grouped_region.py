@@ -18,13 +18,14 @@ from dlc.targets.cpu.runs import GUESS, Runs, part
 from dlc.targets.layout import Layout, simplify
 
 ANCHOR = "dlc.grouped_matmul"
+_DTYPES = (("uint8", "int8"), ("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
 
 
 def declines(body: Graph, constants: Mapping[str, np.ndarray]) -> str | None:
     """Why there is no kernel for the region; None when there is."""
     values, node = body.values(), next(n for n in body.nodes if n.op == ANCHOR)
     dtypes = tuple(values[name].dtype for name in node.inputs[:2])
-    if dtypes not in (("uint8", "int8"), ("float32", "float32"), ("float32", "bfloat16")):
+    if dtypes not in _DTYPES:
         return f"no packed kernel multiplies {dtypes[0]} by {dtypes[1]}"
     if node.inputs[1] not in constants or not all(isinstance(d, int) for d in values[node.inputs[1]].shape):
         return "the matrices of the groups are no constant"

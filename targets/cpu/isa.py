@@ -25,6 +25,7 @@ class Isa:
             ``sdot`` (s8 x s8, groups of 4), ``pmaddwd`` (s16 pairs) or ``plain``.
         has_fma: fused float multiply-add, and rounding to an integer, are instructions.
         arch: what ``platform.machine()`` says on machines that run the code; empty for that of the compiling machine.
+        bfloat16: multiplies pairs of bfloat16 by pairs of bfloat16 with sums in float32.
         emulated: tile instructions are generated as what they mean, for processors that have none.
     """
 
@@ -37,6 +38,7 @@ class Isa:
     dot: str
     has_fma: bool
     arch: str = "x86_64"
+    bfloat16: bool = False
     emulated: bool = False
 
     def lanes(self, dtype_bits: int = 32) -> int:
@@ -47,11 +49,13 @@ class Isa:
 _AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
 _VNNI = _AVX512 | {"avx512_vnni"}
-_AMX = _VNNI | {"amx_tile", "amx_int8"}
+_BF16 = _VNNI | {"avx512_bf16"}
+_AMX = _BF16 | {"amx_tile", "amx_int8"}
 
 # Best first. 512-bit code asks LLVM for it by name: by default it prefers 256 bits on several CPUs.
 X86_LEVELS: tuple[Isa, ...] = (
-    Isa("amx", "cascadelake", ("-prefer-256-bit", "+amx-tile", "+amx-int8"), _AMX, 512, 32, "amx", True),
+    Isa("amx", "cooperlake", ("-prefer-256-bit", "+amx-tile", "+amx-int8"), _AMX, 512, 32, "amx", True, bfloat16=True),
+    Isa("avx512_bf16", "cooperlake", ("-prefer-256-bit",), _BF16, 512, 32, "vnni", True, bfloat16=True),
     Isa("avx512_vnni", "cascadelake", ("-prefer-256-bit",), _VNNI, 512, 32, "vnni", True),
     Isa("avx512", "skylake-avx512", ("-prefer-256-bit",), _AVX512, 512, 32, "pmaddwd", True),
     Isa("avx2", "haswell", (), _AVX2, 256, 16, "pmaddwd", True),

@@ -118,7 +118,7 @@ class CpuLowering(Lowering):
         layouts |= {n: Layout.dense(()) for n in lifted}
         constants = {**{names[n]: a for n, a in constants.items()}, **lifted}
         fill = float(node.attrs["dlc.halo_fill"]) if "dlc.halo" in node.attrs else None
-        packed = kind == "contraction" and contraction_region.declines(renamed, constants) is None
+        packed = kind == "contraction" and contraction_region.declines(renamed, constants, self.isa) is None
         if packed or kind == attention_region.KIND:
             refs, symbol = self._contraction(node, renamed, layouts, constants, fill)
             note = ""

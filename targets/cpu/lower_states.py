@@ -32,7 +32,7 @@ class StatesLowering(CpuLowering):
         super().__init__(module, isa, prepare)
         inputs = [value.name for value in self.graph.inputs]
         pairs = {int(output): index for output, index in self.graph.attrs.get("dlc.updates", {}).items()}
-        self.parts = find_parts(self.graph) if pairs else {}
+        self.parts = find_parts(self.graph, self.isa) if pairs else {}
         news = {index: self.graph.outputs[output] for output, index in pairs.items()}
         found = find_updates(self.graph, {inputs[i]: i for i in news}, news, self.parts)
         self.graph, self.copied = replace(self.graph, nodes=found.order), found.declined
@@ -51,7 +51,7 @@ class StatesLowering(CpuLowering):
             super().region(node)
 
 
-def find_parts(graph: Graph) -> dict[str, str]:
+def find_parts(graph: Graph, isa: Isa) -> dict[str, str]:
     """The slices of updated values that matrix products alone read, where they lie -> what they are cut from."""
     producers, consumers = graph.producers(), graph.consumers()
     found: dict[str, str] = {}
@@ -64,12 +64,12 @@ def find_parts(graph: Graph) -> dict[str, str]:
         readers = consumers[node.output.name]
         if made is None or updated_data(made) is None or node.output.name in graph.outputs or "dlc.halo" in node.attrs:
             continue
-        if all(_reads_strided(graph, reader, node.output.name) for reader in readers):
+        if all(_reads_strided(graph, reader, node.output.name, isa) for reader in readers):
             found[node.output.name] = data
     return found
 
 
-def _reads_strided(graph: Graph, reader: Node, name: str) -> bool:
+def _reads_strided(graph: Graph, reader: Node, name: str, isa: Isa) -> bool:
     """Whether a region is a packed matrix product with `name` as its right matrix, and reads it nowhere else.
 
     Attention reads all its operands by their strides.
@@ -83,7 +83,7 @@ def _reads_strided(graph: Graph, reader: Node, name: str) -> bool:
     reads = [used for inner in reader.body.nodes for used in inner.inputs if used in inside]
     if anchor.op != "dlc.matmul" or reads != [anchor.inputs[1]]:
         return False
-    return contraction_region.declines(reader.body, region_constants(graph, reader)) is None
+    return contraction_region.declines(reader.body, region_constants(graph, reader), isa) is None
 
 
 def part_layout(node: Node, whole: Layout) -> Layout:

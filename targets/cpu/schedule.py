@@ -41,7 +41,7 @@ def schedule_pass(isa: Isa, machine: Machine) -> Pass:
                 continue
             constants = region_constants(graph, node)
             inside = body_layouts(node, layouts)
-            reason = declines(node.body, constants) if kind == "contraction" else None
+            reason = declines(node.body, constants, isa) if kind == "contraction" else None
             choice: dict[str, Any] = {}
             if reason is not None:
                 choice = {"unit": "plain", "note": reason}

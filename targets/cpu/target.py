@@ -77,13 +77,16 @@ class CpuTarget(Target):
         from dlc.passes.specialize import ring_buffers, row_updates
         from dlc.passes.tile import channels_last, halo, stage_inputs, stage_outputs
         from dlc.targets.cpu import attention_region
+        from dlc.targets.cpu.contraction_region import unfit_for_pairs
         from dlc.targets.cpu.schedule import schedule_pass
+        from dlc.targets.cpu.short_activations import short_activations_pass
 
         return [
             row_updates.PASS,
             ring_buffers.PASS,
             matrices.PASS,
-            widen.PASS,
+            widen.widen_pass(unfit_for_pairs if self.isa.bfloat16 else None),
+            short_activations_pass(self.isa),
             channels_last.PASS,
             stage_outputs.PASS,
             stage_inputs.PASS,

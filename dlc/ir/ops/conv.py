@@ -2,7 +2,8 @@
 
 Inputs: activation x (N, C, spatial...) or (N, spatial..., C); weight w (O, C / groups, kernel...).
 Attributes: strides, pads (begins then ends), dilations, groups, layout, out_dtype, and for integers x_zero_point: the
-value of the padding, subtracted from every activation. w may be bfloat16 where x is float32: it is widened, exactly.
+value of the padding, subtracted from every activation. w may be bfloat16 where x is float32, and both where the result
+is float32: they are widened, exactly.
 Integer accumulation is exact in int32.
 """
 
@@ -39,8 +40,9 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
     zero = attrs.get("x_zero_point", 0)
     x = win.to_channels_last(x, attrs["layout"])
     # Integers go through float64 (exact below 2^53), because numpy has no fast integer matrix product.
-    work = np.float64 if integer else x.dtype
-    x = x.astype(work) - np.asarray(zero, work) if integer else x
+    widened = x.dtype == "bfloat16" and attrs["out_dtype"] == "float32"
+    work = np.float64 if integer else np.float32 if widened else x.dtype
+    x = x.astype(work) - np.asarray(zero, work) if integer else x.astype(work, copy=False)
     groups, per_group = attrs["groups"], w.shape[0] // attrs["groups"]
     outs = win.output_extents(x.shape[1:-1], w.shape[2:], attrs)
     result = np.empty((x.shape[0], *outs, w.shape[0]), work)

@@ -1,8 +1,8 @@
 """`dlc.matmul`: numpy's matmul, float or integer.
 
-Inputs a (..., M, K), b (..., K, N), one-dimensional operands as in numpy. b may be bfloat16 where a is float32: it is
-widened, exactly. Attributes: out_dtype and, for integers,
-a_zero_point and b_zero_point, subtracted from every element. Integer accumulation is exact in int32.
+Inputs a (..., M, K), b (..., K, N), one-dimensional operands as in numpy. b may be bfloat16 where a is float32, and
+both where the result is float32: they are widened, exactly. Attributes: out_dtype and, for integers, a_zero_point and
+b_zero_point, subtracted from every element. Integer accumulation is exact in int32.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def _meaning(inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> np.ndarr
         # Exact below 2^53; numpy has no fast integer matrix product.
         a = a.astype(np.float64) - attrs.get("a_zero_point", 0)
         b = b.astype(np.float64) - attrs.get("b_zero_point", 0)
+    elif a.dtype == "bfloat16" and attrs["out_dtype"] == "float32":
+        a, b = a.astype(np.float32), b.astype(np.float32)
     elif b.dtype != a.dtype:
         b = b.astype(a.dtype)
     return np.asarray(np.matmul(a, b)).astype(attrs["out_dtype"])

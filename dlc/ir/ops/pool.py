@@ -26,7 +26,7 @@ def _infer(types: Sequence[tuple[tuple[Any, ...], str]], attrs: Mapping[str, Any
 
 
 def _lowest(dtype: np.dtype) -> Any:
-    return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
 
 
 def counts(extents: Sequence[int], attrs: Mapping[str, Any]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -26,7 +27,7 @@ from dlc.targets.cpu.kernels.contract_loops import (
     whole_index,
 )
 from dlc.targets.cpu.kernels.contract_problem import Axis, Contraction, Run, Schedule, groups_of
-from dlc.targets.cpu.kernels.dot import dot_for, load_bytes, load_group
+from dlc.targets.cpu.kernels.dot import dot_for, load_first, load_group
 from dlc.targets.layout import simplify
 
 Store = Callable[[tuple[Expr, ...], Expr, Expr, Expr, int, Expr], None]
@@ -252,7 +253,7 @@ class _Emitter:
         work = total * len(tile.moves) * tile.vectors if isinstance(total, int) else None
         # Where sums need registers besides the accumulators, LLVM would move loads out of straight-line code and spill.
         straight = self.dot.fused and work is not None and work <= _UNROLLED_STEPS
-        short = self.dot.group > 1 and any(run.length < self.dot.group for run in runs)
+        short = self.dot.group > 1 and self.dot.rereads and any(run.length < self.dot.group for run in runs)
         for nest in nests(runs, straight or (short and len(runs) <= _MAX_UNROLLED_RUNS)):
             w_first = sum(self.steps[: nest.first])
             with self._run_loops(nest) as (offset, number):
@@ -300,8 +301,12 @@ class _Emitter:
                     self._step(tile, a_base + (count * unroll + k) * group, w_step + count * unroll + k)
         if left:
             # Weights of the k that the last step reads again are zero (see `pack`).
-            base = a_base + (length - group if length > group else 0)
-            self._step(tile, base, w_step + whole, self._short_reader(nest) if length < group else None)
+            if self.dot.rereads:
+                base = a_base + (length - group if length > group else 0)
+                reader = self._short_reader(nest) if length < group else None
+            else:
+                base, reader = a_base + whole * group, partial(load_first, self.a.buffer, self.dot, count=left)
+            self._step(tile, base, w_step + whole, reader)
 
     def _step(self, tile: _Tile, a_at: Expr, w_step: Expr, reader: Callable[[Expr], Expr] | None = None) -> None:
         """One group of k: nr vectors of weights times mr rows."""
@@ -360,7 +365,7 @@ class _Emitter:
             return lambda at: load_group(buffer, dot, at)
         if _provable(low - missing >= 0):
             return lambda at: load_group(buffer, dot, simplify(at - missing), missing)
-        return lambda at: load_bytes(buffer, at, count)
+        return lambda at: load_first(buffer, dot, at, count)
 
     def _extremes(self, nest: Nest) -> tuple[Expr, Expr]:
         """The lowest and highest position of A at which a run of this nest begins (strides are never negative)."""

@@ -44,7 +44,8 @@ class Contraction:
     """One contraction; extents, strides and offsets are ints or symbolic int64 expressions, in elements.
 
     Attributes:
-        a_dtype, w_dtype: ``float32`` x ``float32``, ``float32`` x ``bfloat16`` or ``uint8`` x ``int8``.
+        a_dtype, w_dtype: ``float32`` x ``float32``, ``float32`` x ``bfloat16``, ``bfloat16`` x ``bfloat16`` or
+            ``uint8`` x ``int8``.
         a_offset: flat position of the first element of row 0.
         outer: loops outside the rows, outermost first.
         rows: the loop whose steps share the registers' weights.
@@ -70,7 +71,7 @@ class Contraction:
     @property
     def acc_dtype(self) -> str:
         """Type of the sums and of `init`."""
-        return "float32" if self.a_dtype == "float32" else "int32"
+        return "float32" if self.a_dtype in ("float32", "bfloat16") else "int32"
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
     Where the multiply-add splits pairs, each two vectors of a tile lie lane by lane (`Dot.pair`).
     The last tile is as narrow as the vectors that are left. Padding is zero: channels behind n, and the k that a run's
     last step reads a second time (a run of length >= group ends with its last `group` elements, so that nothing behind
-    it is ever read).
+    it is ever read; of floats the last step reads what is left alone, and zeros).
     """
     dot, lanes = dot_for(isa, problem.a_dtype, problem.w_dtype), isa.lanes()
     total = sum(int(run.length) for run in problem.runs)
@@ -260,7 +261,7 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
         piece = np.zeros((problem.groups, steps * dot.group, vectors * lanes), problem.w_dtype)
         piece[:, : length - left] = wide[:, begin : begin + length - left]
         if left:
-            shift = dot.group - left if length > dot.group else 0
+            shift = dot.group - left if length > dot.group and dot.rereads else 0
             piece[:, length - left + shift : length + shift] = wide[:, begin + length - left : begin + length]
         pieces.append(piece)
         begin += length

@@ -63,6 +63,14 @@ class Dot:
         """Consecutive k that one step consumes."""
         return sum(len(phase) for phase in self.phases)
 
+    @property
+    def rereads(self) -> bool:
+        """Whether the last step of a run may read elements twice, or those beside it, and multiply them by zero.
+
+        Not of floats: infinity times zero is no number.
+        """
+        return self.acc_dtype == "int32"
+
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Weights (..., group, lanes) in the order in which one packed vector holds them: (..., group * lanes)."""
         parts = [np.swapaxes(block[..., list(phase), :], -1, -2) for phase in self.phases]
@@ -230,6 +238,27 @@ def _with_bfloat16(dot: Dot) -> Dot:
     return replace(dot, name="bfloat16", widen_cost=1, widen=_widen_bfloat16, split=_split_bfloat16)
 
 
+DOT_BFLOAT16 = "dlc_dot_bfloat16"  # of the code that `codegen` gives to levels which multiply bfloat16
+
+
+def _bfloat16_meaning(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return np.asarray(a.astype(np.float32) @ w.astype(np.float32))
+
+
+# TVM has no LLVM type for bfloat16: vectors of words hold the pairs, and a function in LLVM IR casts them.
+BFLOAT16 = Dot(
+    "bfloat16 pairs",
+    "float32",
+    ((0, 1),),
+    1,
+    0,
+    0,
+    0,
+    _alone,
+    lambda w, lanes: T.reinterpret(vector_type("int32", lanes), w),
+    lambda acc, a, w, lanes: T.call_extern(vector_type("float32", lanes), DOT_BFLOAT16, acc, a, w),
+    _bfloat16_meaning,
+)
 # `amx` machines have VNNI too: whatever the tile emitter does not take runs with vectors.
 _INTEGER: dict[str, Dot] = {"amx": VNNI, "vnni": VNNI, "usdot": USDOT, "sdot": SDOT, "pmaddwd": PMADDWD, "plain": PLAIN}
 
@@ -240,6 +269,8 @@ def dot_for(isa: Isa, a_dtype: str, w_dtype: str) -> Dot:
         return FLOAT_FMA if isa.has_fma else FLOAT
     if (a_dtype, w_dtype) == ("float32", "bfloat16"):
         return _with_bfloat16(FLOAT_FMA if isa.has_fma else FLOAT)
+    if (a_dtype, w_dtype) == ("bfloat16", "bfloat16") and isa.bfloat16:
+        return BFLOAT16
     if (a_dtype, w_dtype) == ("uint8", "int8"):
         return _INTEGER[isa.dot]
     if a_dtype == "int16" and w_dtype in ("int16", "int8") and isa.dot == "pmaddwd":
@@ -264,10 +295,11 @@ def load_group(buffer: Any, dot: Dot, base: Expr, shift: int = 0) -> Expr:
     return T.reinterpret("int32", word)
 
 
-def load_bytes(buffer: Any, base: Expr, count: int) -> Expr:
-    """A word of which only the first `count` bytes are read from memory; the others are zero."""
+def load_first(buffer: Any, dot: Dot, base: Expr, count: int) -> Expr:
+    """A word of which only the first `count` elements are read from memory; the others are zero."""
+    bits = 32 // dot.group
     word: Expr = T.cast(buffer[base], "uint32")
     for position in range(1, count):
-        byte = T.cast(buffer[base + position], "uint32")
-        word = T.bitwise_or(word, T.shift_left(byte, T.uint32(8 * position)))
+        element = T.cast(buffer[base + position], "uint32")
+        word = T.bitwise_or(word, T.shift_left(element, T.uint32(bits * position)))
     return T.reinterpret("int32", word)

@@ -17,13 +17,14 @@ from dlc.ir.graph import Graph, Node, Value
 from dlc.passes.simplify.match import same_shape
 from dlc.targets.cpu.isa import Isa
 from dlc.targets.cpu.kernels import vector as v
-from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, let, tail_mask
+from dlc.targets.cpu.kernels.builder import Expr, Operand, hold, let, store, tail_mask
 from dlc.targets.cpu.kernels.evaluate import ELEMENTWISE, Evaluator, compute_width, is_one
 from dlc.targets.cpu.kernels.loops import int64, nest, serial
 from dlc.targets.layout import Layout, simplify
 
 _TABLED = ("dlc.quantize", "dlc.dequantize", "dlc.table")  # inputs other than the first need not broadcast
 _WIDEST = 16  # rows of a tile; more do not fit the registers
+_FEW = 4  # numbers of the output's last dimension up to which columns are stored as one piece: the colours of a picture
 
 
 def turned(body: Graph) -> Node | None:
@@ -142,6 +143,28 @@ class _Tiles:
                 with T.If(T.int64(column) < width), T.Then():
                     self.store(target, vector, lanes, down)
 
+    def is_narrow(self) -> bool:
+        """Whether the output's last dimension is a few numbers that lie close behind those of the next column."""
+        last, alone = self.node.output.shape[-1], len(self.evaluator.body.nodes) == 1
+        few = isinstance(last, int) and last <= _FEW and self.moved == len(self.axes) - 2
+        return alone and few and self.outputs[self.node.output.name].layout.strides[-2:] == (last, 1)
+
+    def narrow(self, index: Sequence[Expr], i: Expr) -> None:
+        """Columns i to i + size of a narrow output, which are one piece of memory: rows go into one another."""
+        height, rank, rows = int(self.node.output.shape[-1]), len(self.axes), []
+        source = self.evaluator.operands[self.node.inputs[0]]
+        for row in range(height):
+            place: list[Expr] = [0] * rank
+            for position, axis in enumerate(self.axes):
+                place[axis] = index[position]
+            place[rank - 1], place[self.axes[-1]] = i, row
+            rows.append(hold(source.load(place, self.size)))
+        (operand,) = self.outputs.values()
+        base = operand.layout.flat((*index[: self.moved], i, 0))
+        for first in range(0, height * self.size, self.size):
+            lanes = [e % height * self.size + e // height for e in range(first, first + self.size)]
+            store(operand.buffer, simplify(base + first), tirx.Shuffle(rows, lanes), self.size)
+
     def store(self, target: Sequence[Expr], vector: Expr, lanes: int, mask: Expr) -> None:
         kind = self.node.output.dtype
         self.evaluator.bind(self.node.output.name, v.convert(vector, "bool") if kind == "bool" else vector)
@@ -172,6 +195,8 @@ def fill(
     moved = axes.index(rank - 1)
     size = min(_WIDEST, isa.lanes(compute_width(body)))
     tiles = _Tiles(Evaluator(body, inputs, isa), node, outputs, axes, moved, size)
+    # Without masks, LLVM makes better code of single bytes and short words one after the other.
+    narrow = tiles.is_narrow() and (masked or v.width(node.output.dtype) == 32)
     outer = [n for axis, n in enumerate(shape[:-1]) if axis != moved]
     (wide, width), (high, height) = _blocks(shape[moved], size), _blocks(shape[-1], size)
 
@@ -179,6 +204,9 @@ def fill(
         index = (*given[:moved], 0, *given[moved:], 0)
 
         def strip(i: Expr, some: Expr) -> None:
+            if some is None and narrow:
+                tiles.narrow(index, i)
+                return
             serial(high, lambda b: tiles.tile(index, i, b * size, some, None))
             if masked:
                 _if_any(height, lambda: tiles.tile(index, i, high * size, some, height))

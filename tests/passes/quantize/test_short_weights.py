@@ -1,4 +1,7 @@
-"""``--quantize bf16``: weights in bfloat16, products in float32, on every target the numbers of the reference."""
+"""``--quantize bf16``: weights in bfloat16, products in float32, on every target the numbers of the reference.
+
+What levels that multiply bfloat16 by bfloat16 do to activations is in `tests/targets/cpu/test_short_activations.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from dlc.hardware import this_machine
 from dlc.ir import arithmetic
 from dlc.options import Options
 from dlc.package import Package
-from dlc.targets.cpu.isa import levels_of
+from dlc.targets.cpu.isa import isa_by_name, levels_of
 from tests import experts
 
-LEVELS = [f"cpu:{isa.name}" for isa in levels_of(this_machine())]
+LEVELS = [f"cpu:{isa.name}" for isa in levels_of(this_machine()) if not isa.bfloat16]
 RNG = np.random.default_rng(17)
 
 
@@ -118,10 +121,11 @@ def test_every_level_computes_what_the_reference_does(make: Any, target: str) ->
     assert {row["precision"] for row in products if row["value"] not in small} == {"bf16"}
 
 
-def test_tiles_leave_short_weights_to_vectors() -> None:
-    (row,) = read(dlc.compile(product(WEIGHT), target="cpu:amx", quantize="bf16")).nodes
-    assert row["precision"] == "bf16" and row["kernel"] == "GEMM avx512_vnni"
-    assert row["why_not_better"] == "tiles multiply uint8 by int8, not float32 by bfloat16"
+@pytest.mark.parametrize(("rows", "precision", "activation"), [(1, "bf16", "float32"), (3, "bf16 x bf16", "bfloat16")])
+def test_tiles_leave_short_weights_to_vectors(rows: int, precision: str, activation: str) -> None:
+    *_, row = read(dlc.compile(product(WEIGHT, rows), target="cpu:amx", quantize="bf16")).nodes
+    assert row["precision"] == precision and row["kernel"] == "GEMM avx512_bf16"
+    assert row["why_not_better"] == f"tiles multiply uint8 by int8, not {activation} by bfloat16"
 
 
 def test_two_threads_make_the_same_bits() -> None:
@@ -189,7 +193,8 @@ def test_weights_that_arrive_in_bfloat16_stay_so(kind: int, scheme: str) -> None
         assert precision == {"int8"}
 
 
-def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
+@pytest.mark.parametrize("target", [f"cpu:{isa.name}" for isa in levels_of(this_machine())])
+def test_products_of_bfloat16_read_their_weights_as_they_are(target: str) -> None:
     weight = helper.make_tensor(
         "w", TensorProto.BFLOAT16, WEIGHT.shape, ROUNDED.astype(ml_dtypes.bfloat16).tobytes(), raw=True
     )
@@ -197,9 +202,11 @@ def test_products_of_bfloat16_read_their_weights_as_they_are() -> None:
         [helper.make_node("MatMul", ["x", "w"], ["y"], "p")], [3, 96], [3, 130], TensorProto.BFLOAT16, w=weight
     )
     onnx_model.graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
-    package, x = dlc.compile(onnx_model), normal(3, 96).astype(ml_dtypes.bfloat16)
+    package, x = dlc.compile(onnx_model, target=target), normal(3, 96).astype(ml_dtypes.bfloat16)
     (row,) = [row for row in read(package).nodes if "matmul" in row["fused"]]
-    assert row["precision"] == "bf16" and row["kernel"].startswith("GEMM")
+    pairs = isa_by_name(target.removeprefix("cpu:")).bfloat16
+    assert row["precision"] == ("bf16 x bf16" if pairs else "bf16") and row["kernel"].startswith("GEMM")
+    assert [d["reason"] for d in read(package).declined] == ([] if pairs else ["bfloat16 is multiplied as float32"])
     exact = x.astype(np.float64) @ ROUNDED
     np.testing.assert_allclose(run(package, x).astype(np.float64), exact, rtol=2**-8, atol=2**-8)
 

@@ -29,15 +29,18 @@ from dlc.targets.cpu.kernels.contract import (
     pack,
     predicted_seconds,
 )
-from dlc.targets.cpu.kernels.dot import PLAIN, PMADDWD, VNNI, Dot, dot_for
+from dlc.targets.cpu.kernels.dot import BFLOAT16, PLAIN, PMADDWD, VNNI, Dot, dot_for
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
 FLOAT, SHORT, INTEGER = ("float32", "float32"), ("float32", "bfloat16"), ("uint8", "int8")
+SHORTS = ("bfloat16", "bfloat16")
 # GENERIC, with portable vectors only, runs on every machine.
 LEVELS = [*(isa for isa in levels_of(this_machine()) if isa.dot != "amx"), GENERIC]
+SHORT_LEVEL = isa_by_name("avx512_bf16")
 MACHINE = this_machine()
 EPSILON = float(np.finfo("float32").eps)
+on_short_level = pytest.mark.skipif(SHORT_LEVEL not in LEVELS, reason="the processor has no AVX512_BF16")
 
 
 def quickly(examples: int) -> Any:
@@ -49,8 +52,8 @@ def quickly(examples: int) -> Any:
 
 def operands(rng: np.random.Generator, dtypes: tuple[str, str], a: Sequence[int], w: Sequence[int], n: int) -> Any:
     """Random A, W and start values; the extreme integers are frequent."""
-    if dtypes in (FLOAT, SHORT):
-        return tuple(rng.standard_normal(s).astype(d) for s, d in ((a, "float32"), (w, dtypes[1]), (n, "float32")))
+    if dtypes != INTEGER:
+        return tuple(rng.standard_normal(s).astype(d) for s, d in ((a, dtypes[0]), (w, dtypes[1]), (n, "float32")))
     extremes = rng.random()
     x = rng.integers(0, 256, a) if extremes < 0.7 else rng.choice([0, 255], a)
     y = rng.integers(-128, 128, w) if extremes < 0.7 else rng.choice([-128, 127], w)
@@ -132,6 +135,20 @@ def test_matmul_with_constant_weights(
     level: int, dtypes: Any, batch: Any, m: int, k: int, n: int, seed: int, dynamic: bool
 ) -> None:
     run_matmul(np.random.default_rng(seed), LEVELS[level], dtypes, (*batch, m, k), n, seed % 50, dynamic)
+
+
+@on_short_level
+@quickly(50)
+@given(
+    batch=st.sampled_from([(), (2,)]),
+    m=st.integers(1, 40),
+    k=st.integers(1, 70),
+    n=st.integers(1, 150),
+    seed=st.integers(0, 1000),
+    dynamic=st.booleans(),
+)
+def test_matmul_of_pairs_of_bfloat16(batch: Any, m: int, k: int, n: int, seed: int, dynamic: bool) -> None:
+    run_matmul(np.random.default_rng(seed), SHORT_LEVEL, SHORTS, (*batch, m, k), n, seed % 50, dynamic)
 
 
 def run_conv(rng: np.random.Generator, isa: Isa, case: dict[str, Any]) -> None:
@@ -220,6 +237,13 @@ def test_convolution(level: int, case: dict[str, Any]) -> None:
     run_conv(np.random.default_rng(case["seed"]), LEVELS[level], case)
 
 
+@on_short_level
+@quickly(60)
+@given(case=CONVOLUTIONS)
+def test_convolution_of_pairs_of_bfloat16(case: dict[str, Any]) -> None:
+    run_conv(np.random.default_rng(case["seed"]), SHORT_LEVEL, {**case, "dtypes": SHORTS})
+
+
 @pytest.mark.parametrize("dot", [VNNI, PMADDWD, PLAIN], ids=lambda dot: dot.name)
 def test_integer_steps_mean_exact_sums(dot: Dot) -> None:
     rng = np.random.default_rng(1)
@@ -238,6 +262,61 @@ def test_pairs_of_short_vectors_lie_lane_by_lane_and_the_last_one_alone() -> Non
             *(first + i + half for i in range(8) for half in (0, 8)),
             *range(first + 16, first + 24),
         ]
+
+
+def test_pairs_of_bfloat16_lie_channel_by_channel_and_what_is_left_is_padded_behind() -> None:
+    weight = np.arange(3 * 16).reshape(1, 3, 16).astype("bfloat16")
+    problem = matmul_contraction(Layout.dense((1, 3)), 16, dtypes=SHORTS)
+    first, last = pack(problem, Schedule(1, 1), SHORT_LEVEL, weight).reshape(2, 16, 2).astype(int)
+    assert first.tolist() == [[lane, 16 + lane] for lane in range(16)]
+    assert last.tolist() == [[32 + lane, 0] for lane in range(16)]
+
+
+def test_a_step_of_bfloat16_means_float32_sums_of_widened_products() -> None:
+    rng = np.random.default_rng(1)
+    a, w = (rng.standard_normal(shape).astype("bfloat16") for shape in (2, (2, 8)))
+    wanted = a.astype("float32") @ w.astype("float32")
+    result = BFLOAT16.meaning(a, w)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, wanted)
+
+
+@on_short_level
+def test_infinite_activations_at_the_end_of_an_odd_sum_stay_infinite() -> None:
+    a, w = np.ones((1, 5), "bfloat16"), np.ones((5, 20), "bfloat16")
+    a[0, 4] = np.inf
+    got = _short_product(a, w)
+    np.testing.assert_array_equal(got, np.full((1, 20), np.inf))
+
+
+@on_short_level
+def test_what_the_instruction_flushes_to_zero_is_bounded() -> None:
+    least = 2.0**-126
+    a = np.array([[least / 2, 1, least, -least]], "bfloat16")
+    w = np.full((4, 16), 2.0, "bfloat16")
+    w[2:] = [[1.0], [0.75]]  # the sum of the last two is subnormal
+    wanted = a.astype("float64") @ w.astype("float64")
+    assert np.all(abs(_short_product(a, w) - wanted) <= EPSILON * 2 + 4 * least * 2)
+    a[0, 1] = 0
+    assert np.all(abs(_short_product(a, w) - (a.astype("float64") @ w.astype("float64"))) <= 4 * least * 2)
+
+
+def _short_product(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    problem = matmul_contraction(Layout.dense(a.shape), w.shape[1], dtypes=SHORTS)
+    schedule = choose(problem, SHORT_LEVEL, MACHINE)
+    packed, shape = pack(problem, schedule, SHORT_LEVEL, w[None]), (len(a), w.shape[1])
+    operand_list = [
+        ("a", "bfloat16", Layout.dense(a.shape)),
+        ("w", "bfloat16", Layout.dense(packed.shape)),
+        ("o", "float32", Layout.dense(shape)),
+    ]
+    with kernel("matmul", operand_list) as built:
+        x, y, o = built.operands
+        emit(
+            problem, schedule, SHORT_LEVEL, x, y, None,
+            lambda _, row, c, value, lanes, mask: o.store((row, c), value, lanes, mask),
+        )  # fmt: skip
+    return Compiled(built.func, SHORT_LEVEL, 3).run([a, packed, np.zeros(shape, "float32")])[2]
 
 
 def test_schedules_are_json_and_priced() -> None:
@@ -264,6 +343,8 @@ def test_refuses_what_it_cannot_do() -> None:
         )
     with pytest.raises(DlcError, match="no multiply-add"):
         dot_for(isa_by_name("avx2"), "int8", "int8")
+    with pytest.raises(DlcError, match="no multiply-add for bfloat16 activations and bfloat16 weights on avx512_vnni"):
+        dot_for(isa_by_name("avx512_vnni"), *SHORTS)
     problem = matmul_contraction(Layout.dense((4, 8)), 16)
     with pytest.raises(DlcError, match="weight is"):
         pack(problem, Schedule(1, 1), isa_by_name("avx2"), np.zeros((1, 9, 16), "float32"))
@@ -305,7 +386,8 @@ def test_matmul_of_two_activations(
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 1000])
-@pytest.mark.parametrize("dtypes", [FLOAT, SHORT, INTEGER], ids=["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dtypes", [FLOAT, SHORT, INTEGER, pytest.param(SHORTS, marks=on_short_level)],
+                         ids=["fp32", "bf16 weights", "int8", "bf16"])  # fmt: skip
 def test_symbolic_rows_run_at_any_size(size: int, dtypes: Any) -> None:
     isa, (k, n) = LEVELS[0], (37, 40)
     rng, rows = np.random.default_rng(size), symbolic("rows")

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from dlc.hardware import this_machine
 from dlc.ir.interpret import interpret
 from dlc.targets.cpu.grouped_region import GroupedRegion, declines
+from dlc.targets.cpu.isa import isa_by_name, levels_of
 from dlc.targets.cpu.kernels import group_order
 from dlc.targets.cpu.kernels.builder import symbolic
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
+SHORT_LEVEL = isa_by_name("avx512_bf16")
 CASES = st.fixed_dictionaries(
     {
         "rows": st.integers(1, 9), "k": st.sampled_from([1, 3, 8, 37]), "n": st.sampled_from([1, 7, 16, 40]),
@@ -38,7 +40,7 @@ def grouped(case: dict[str, Any]) -> tuple[Body, list[np.ndarray]]:
     if integer:
         x, w = rng.integers(0, 256, (rows, k)).astype("uint8"), rng.integers(-127, 128, (count, k, n)).astype("int8")
     else:
-        x = rng.integers(-9, 9, (rows, k)).astype("float32")
+        x = rng.integers(-9, 9, (rows, k)).astype(case.get("activation", "float32"))
         w = rng.integers(-9, 9, (count, k, n)).astype(case["weight"])
     bias, factor = (rng.integers(-9, 9, shape).astype("float32") for shape in ((count, n), (rows, 1)))
     body, extent = Body(), rows if case["fixed"] else symbolic("rows")
@@ -55,6 +57,17 @@ def grouped(case: dict[str, Any]) -> tuple[Body, list[np.ndarray]]:
 @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(CASES)
 def test_grouped_products_are_exact(case: dict[str, Any]) -> None:
+    check_grouped(case)
+
+
+@pytest.mark.skipif(SHORT_LEVEL not in levels_of(this_machine()), reason="the processor has no AVX512_BF16")
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(CASES)
+def test_grouped_products_of_pairs_of_bfloat16_are_exact(case: dict[str, Any]) -> None:
+    check_grouped({**case, "weight": "bfloat16", "activation": "bfloat16", "level": SHORT_LEVEL})
+
+
+def check_grouped(case: dict[str, Any]) -> None:
     body, arrays = grouped(case)
     graph = body.graph()
     values = graph.values()

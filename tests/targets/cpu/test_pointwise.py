@@ -213,6 +213,20 @@ def test_transposed_types(isa: Isa, dtype: str) -> None:
         check(pointwise.emit, graph, arrays, isa)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool", "float64"])
+@pytest.mark.parametrize("known", [True, False])
+@every_level
+def test_pictures_of_few_colours(isa: Isa, known: bool, dtype: str) -> None:
+    """Columns of up to four colours are stored as one piece, whatever halo the lines have."""
+    for colours, width in ((1, 40), (2, 16), (3, 37), (4, 64), (5, 33)):
+        wide, body = width if known else symbolic("w"), Body()
+        x = body.input((2, colours, 3, wide), dtype)
+        result = body.node("permute_dims", [x], (2, 3, wide, colours), dtype, axes=[0, 2, 3, 1])
+        arrays = [random(np.random.default_rng(width), (2, colours, 3, width), dtype)]
+        halos = {x: [(0, 0), (0, 0), (1, 0), (2, 1)], result: [(0, 0), (1, 2), (3, 1), (0, 0)]}
+        check(pointwise.emit, body.graph(result), arrays, isa, halos=halos)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_reshape(data: st.DataObject) -> None:
