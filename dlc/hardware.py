@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,9 @@ class Speeds:
     hertz: float
     bandwidth: tuple[float, float, float, float]
     l3: int
-    multiply_adds: Mapping[str, float]
-    integer_multiply_adds: Mapping[str, float]
+    # A machine is a key of caches, and a mapping has no hash: it takes part in the comparison only.
+    multiply_adds: Mapping[str, float] = field(hash=False)
+    integer_multiply_adds: Mapping[str, float] = field(hash=False)
 
 
 @dataclass(frozen=True)
