@@ -15,6 +15,7 @@ from dlc.errors import DlcError
 from dlc.options import Options
 from dlc.package import Package
 from dlc.pipeline import Context, Pass, run_passes
+from dlc.runtime.demands import Demands
 from dlc.runtime.ffi import import_tvm
 from dlc.targets.base import Build, Target, find_target
 
@@ -255,7 +256,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
-        "limits": graph.attrs.get("dlc.limits", {}),
+        **Demands.of_graph(graph.attrs).as_json(),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
         "notes": _notes(context),

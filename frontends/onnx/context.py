@@ -113,8 +113,9 @@ class Context:
 
         Raises:
             ConversionError: they differ.
-            FactFoundError: they are equal if an input's extent is a certain one.
-            HostError: only running tells.
+            FactFoundError: they are equal if an input's extent is a certain one, or in a certain range.
+            HostError: only running tells, and what is to be done where they differ: the node may not run at all, or
+                data say how large they are. Else a session holds the model's inputs to it.
         """
         difference = self.symbols.simplify(a - b)
         if isinstance(difference, int):
@@ -123,6 +124,8 @@ class Context:
             return a if isinstance(a, int) else b
         if self.certain:
             self.symbols.find_size(a, b)
+            if self.symbols.demand(a, b, f"{self.node.label}: {what}, {a} and {b}, differ"):
+                return a if isinstance(a, int) else b
         raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
 
     def number(self, tensor: Tensor, what: str) -> Any:
@@ -198,6 +201,9 @@ class Context:
         if self.symbols.decide("equal", a, b) is None:
             self.symbols.find_size(a, b)
             self.symbols.find_limit(a, b)
+            wrong = f"the extents {a} and {b} of {operands[0]} and {operands[1]} differ"
+            if self.certain and self.symbols.demand(a, b, f"{self.node.label}: {wrong}"):
+                return
             raise UndecidedTypeError(f"cannot tell whether the extents of {operands[0]} and {operands[1]} agree")
 
     def _call(

@@ -106,7 +106,7 @@ class Importer:
             raise DlcError(f"{self.loaded.name}: the graph has no outputs")
         outputs = [self._returned(t, scope) for t in outputs]
         names = [o.name for o in graph.output]
-        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.limits)
+        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.demands)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -286,4 +286,4 @@ def import_graph(loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Sha
         try:
             return Importer(loaded, external, shapes, facts).run()
         except FactFoundError as found:
-            facts[found.name] = found.fact
+            facts[found.name] = facts.get(found.name, Fact()).both(found.fact)
