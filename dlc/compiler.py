@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -67,11 +67,11 @@ def model_source(model: Any) -> Any:
     return model
 
 
-def import_source(model: Any, options: Options) -> Any:
-    """The IRModule of a model, before any pass."""
+def import_source(model: Any, options: Options, ranges: Mapping[str, tuple[int, int]] | None = None) -> Any:
+    """The IRModule of a model, before any pass; for sizes of symbols in `ranges` only, where they are given."""
     from dlc.frontends.onnx import import_model
 
-    return import_model(model_source(model), options.shapes)
+    return import_model(model_source(model), options.shapes, ranges)
 
 
 def _context(module: Any, options: Options, target: Target, calibration: Any, progress: Progress | None) -> Context:
@@ -161,17 +161,36 @@ def _cache_and_key(source: Any, options: Options, calibration: Any) -> tuple[Cac
 
 def _compile_model(model: Any, options: Options, calibration: Any, progress: Progress | None) -> Package:
     """Compile an ONNX model, whatever the cache holds."""
+    from dlc.cases import compile_cases, hosted
+
     target = _target(options)
     if progress is not None:
         progress(FRONTEND, 0, 1)
     module = import_source(model, options)
-    context = _context(module, options, target, calibration, progress)
+    cuts = {} if options.stream else _cuts(module)
+
+    def common(module: Any) -> tuple[Any, Context]:
+        context = _context(module, options, target, calibration, progress)
+        return run_passes(module, common_passes(options), context), context
+
     try:
-        return compile_module(run_passes(module, common_passes(options), context), context)
+        module, context = common(module)
+        count = hosted(module, target) if cuts else 0
+        general = compile_module(module, context)
+        if not count:
+            return general
+        return compile_cases(general, count, cuts, lambda ranges: common(import_source(model, options, ranges)), target)
     except DlcError as error:
         # A pass or a target names the node; only here the file is known.
         where = f"{os.fspath(model)}: " if isinstance(model, str | os.PathLike) else ""
         raise DlcError(f"{where}{error}") from error
+
+
+def _cuts(module: Any) -> Mapping[str, list[int]]:
+    """Of each symbol, the sizes from which on a comparison of extents has another answer."""
+    from dlc.ir.convert import view
+
+    return {name: [int(size) for size in found] for name, found in view(module).attrs.get("dlc.cuts", {}).items()}
 
 
 def compile_module(module: Any, context: Context) -> Package:

@@ -12,12 +12,12 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with nu
 import numpy as np
 import onnx
 
-from dlc.frontends.onnx.symbols import Symbols, as_dims
+from dlc.frontends.onnx.symbols import FactFoundError, Symbols, as_dims
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, Dim, HostError, Tensor, constant
 from dlc.ir.convert import UndecidedTypeError, infer_type
 from dlc.ir.graph import TUPLE, symbol_names
 from dlc.ir.ops import OPS
-from dlc.ir.ops.host import ITEM
+from dlc.ir.ops.host import FAIL, ITEM
 
 # A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
 _FOLD_LIMIT = 1 << 22
@@ -122,11 +122,23 @@ class Context:
             if difference:
                 raise ConversionError(f"{what} differ: {a} and {b}")
             return a if isinstance(a, int) else b
+        self.find_size(a, b)
         if self.certain:
-            self.symbols.find_size(a, b)
             if self.symbols.demand(a, b, f"{self.node.label}: {what}, {a} and {b}, differ"):
                 return a if isinstance(a, int) else b
         raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
+
+    def find_size(self, a: Dim, b: Dim) -> None:
+        """Say where it follows from the equality of two extents how large a symbol is; see `Symbols.find_size`.
+
+        In control flow, where the node may not run, it is only noted: see `dlc.frontends.onnx.control`.
+        """
+        try:
+            self.symbols.find_size(a, b)
+        except FactFoundError as found:
+            if self.certain:
+                raise
+            self.symbols.noted.append(found)
 
     def number(self, tensor: Tensor, what: str) -> Any:
         """The one element of a constant."""
@@ -238,6 +250,16 @@ class Context:
             items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
             self.symbols.carry(items[-1], self.symbols.carriers)
         return items
+
+    def failing(self, reason: str, other: Block) -> Block:
+        """A block that fails; `other` is the one that does not: its results, and whatever it demands of sizes."""
+        around, calls = list(self.calls), []
+        self.calls[:] = []
+        try:
+            return Block([], calls, self.results(FAIL, [], {"reason": reason}, other.outputs), list(other.noted))
+        finally:
+            calls += self.calls
+            self.calls[:] = around
 
     def captured(self, blocks: Sequence[Block]) -> list[Tensor]:
         """The values around blocks that they read, and those that only tell the size of a symbol inside."""

@@ -64,12 +64,11 @@ def _same_elements(c: Context, x: Tensor, dims: Sequence[Dim]) -> None:
     if c.symbols.decide("equal", c.symbols.product(x.shape), c.symbols.product(dims)) is not None:
         return  # a difference that is known is found by `Context.reshape`
     above, below = c.symbols.cancelled(x.shape, dims)
-    if c.certain:
-        for side, other in ((above, below), (below, above)):
-            for index, dim in enumerate(side):
-                size = None if isinstance(dim, int) else c.symbols.quotient(other, (*side[:index], *side[index + 1 :]))
-                if size is not None:
-                    c.symbols.find_size(dim, size)
+    for side, other in ((above, below), (below, above)):
+        for index, dim in enumerate(side):
+            size = None if isinstance(dim, int) else c.symbols.quotient(other, (*side[:index], *side[index + 1 :]))
+            if size is not None:
+                c.find_size(dim, size)
     c.equal(c.symbols.product(above), c.symbols.product(below), f"in reshaping {x} to {_text(dims)}, the extents")
 
 

@@ -65,6 +65,9 @@ class Symbols:
 
     Attributes:
         facts: what is known of sizes, by the symbols' names.
+        cuts: by a symbol's name, the sizes from which on a comparison has another answer, of those that were not
+            decided.
+        ranged: whether the import is for certain ranges of sizes only.
     """
 
     def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
@@ -76,6 +79,9 @@ class Symbols:
         self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
         self._equal: dict[str, str] = {}
+        self.cuts: dict[str, set[int]] = {}
+        self.ranged = False
+        self.noted: list[FactFoundError] = []  # in the block at hand
 
     @property
     def demands(self) -> Demands:
@@ -304,6 +310,10 @@ class Symbols:
     def _decided(self, comparison: str, a: Dim, b: Dim) -> bool:
         answer = self.decide(comparison, a, b)
         if answer is None:
+            found = self.sizes_where_equal(a, b)
+            if found is not None:
+                name, least, largest = found
+                self.cuts.setdefault(name, set()).update((least, largest + 1))
             raise _UndecidedError
         return answer
 

@@ -127,12 +127,13 @@ class _Writer:
 
 def write(
     model: str, inputs: Sequence[Tensor], calls: Sequence[Call], outputs: Sequence[Tensor], names: Sequence[str],
-    demands: Demands,
+    demands: Demands, cuts: Mapping[str, Sequence[int]],
 ) -> Any:  # fmt: skip
     """The module with function ``main``.
 
     Its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names, ``dlc.limits``,
-    ``dlc.least`` and ``dlc.equal`` what has to hold of the symbols' sizes.
+    ``dlc.least`` and ``dlc.equal`` what has to hold of the symbols' sizes, ``dlc.cuts`` by symbol from which sizes on a
+    comparison that was not decided has another answer.
     """
     needed = _needed(calls, outputs)
     functions: dict[str, Any] = {}
@@ -144,4 +145,5 @@ def write(
     writer.calls(needed, model)
     bound = [writer.expression(t) for t in outputs]
     attrs: dict[str, Any] = {"inputs": [t.name for t in inputs], "outputs": list(names)}
-    return writer.builder.finish(bound, attrs | {key: found for key, found in demands.as_json().items() if found})
+    more = {**demands.as_json(), "cuts": cuts}
+    return writer.builder.finish(bound, attrs | {key: found for key, found in more.items() if found})

@@ -12,6 +12,7 @@ extents over symbols like any other value.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.specialize.find_time import time_axes
 from dlc.passes.specialize.positions import NotLocalError
 from dlc.passes.specialize.time_axis import TimeAxes
+from dlc.runtime.demands import Demands
 
 FIRST = "stream.first"
 PAST = "stream.past"
@@ -104,7 +106,7 @@ class _Streamer:
             "inputs": [*inputs, *self.names, *names],
             "outputs": [*outputs, *names],
             "updates": {str(before[1] + i): before[0] + i for i in range(len(names))},
-            "equal": self._demanded(),
+            **({"equal": equal} if (equal := self._demanded()) else {}),
         }
         states = [self.results[state.name] for state in self.inputs]
         made = rw.builder.finish([*(rw.new(n) for n in graph.outputs), *states], attrs)
