@@ -146,7 +146,10 @@ class Symbols:
         if isinstance(dim, int | np.integer):
             return int(dim)
         result = self._analyzer.simplify(dim)
-        return int(result.value) if isinstance(result, tirx.IntImm) else result
+        if isinstance(result, tirx.IntImm):
+            return int(result.value)
+        bound = self._analyzer.const_int_bound(result)
+        return int(bound.min_value) if bound.min_value == bound.max_value else result
 
     def same(self, a: Dim, b: Dim) -> bool:
         """Whether two extents are equal for every size of the symbols."""
@@ -205,7 +208,7 @@ class Symbols:
     def sizes_where_equal(self, a: Dim, b: Dim) -> tuple[str, int, int] | None:
         """The one symbol in two extents, an input's, and the range of its sizes for which they are equal.
 
-        None where there are more symbols, where no size makes them equal, or where those that do are no range.
+        None where there are more symbols, where no size makes them equal or all do, or where those that do are no range.
         """
         found = symbols([a, b])
         if len(found) != 1 or str(found[0].name) not in self._of_inputs:
@@ -219,7 +222,7 @@ class Symbols:
             sizes[0] + find(sizes, 0, key=lambda size: sign * evaluate_dim(difference, {name: size}))
             for find in (bisect_left, bisect_right)
         )
-        if first >= behind:
+        if first >= behind or (first, behind - 1) == (sizes[0], sizes[-1]):
             return None
         parts = ((sizes[0], first - 1, "not_equal"), (first, behind - 1, "equal"), (behind, sizes[-1], "not_equal"))
         for least, largest, comparison in parts:
