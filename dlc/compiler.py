@@ -167,7 +167,7 @@ def _compile_model(model: Any, options: Options, calibration: Any, progress: Pro
     if progress is not None:
         progress(FRONTEND, 0, 1)
     module = import_source(model, options)
-    cuts = {} if options.stream else _cuts(module)
+    cuts = _cuts(module)
 
     def common(module: Any) -> tuple[Any, Context]:
         context = _context(module, options, target, calibration, progress)
@@ -175,7 +175,8 @@ def _compile_model(model: Any, options: Options, calibration: Any, progress: Pro
 
     try:
         module, context = common(module)
-        count = hosted(module, target) if cuts else 0
+        # The host takes no sequence in parts, and the target of several levels is asked by each of them.
+        count = 0 if options.stream or target.runs_host else hosted(module, target)
         general = compile_module(module, context)
         if not count:
             return general

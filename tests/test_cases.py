@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,14 @@ def test_sizes_in_a_range_are_native(tmp_path: Path) -> None:
     proto = model(_squeezed(), {"x": ["n", 2, "t"]}, ["y"], CONSTANTS)
     dlc.compile(proto).save(tmp_path / "m.dlc")
     rows = read(tmp_path / "m.dlc").nodes
-    assert {row["part"].partition(":")[0] for row in rows} == {"case0 t 3 to 5", "case1 t from 6", "general"}
+    parts = {re.sub(r": (host|part\d+ \(cpu\))$", "", row["part"]) for row in rows}
+    assert parts == {"case0 (t: at most 5, t: at least 3)", "case1 (t: at most 8, t: at least 6)", "general"}
     assert all(row["kernel"] != "onnx's reference implementation" for row in rows if row["part"].startswith("case"))
     session = dlc.load(tmp_path / "m.dlc")
     rng = np.random.default_rng(1)
     for copy, (batch, steps) in ((session, (1, 3)), (session.clone(), (4, 5)), (session, (3, 6)), (session, (3, 7))):
         _agree(copy, proto, {"x": rng.standard_normal((batch, 2, steps)).astype(np.float32)})
-    with pytest.raises(DlcError, match="dimension 't' is 9, the model takes 8 at most"):  # 3 columns by 2 rows
+    with pytest.raises(DlcError, match="product"):  # 3 columns by 2 rows
         session.run({"x": np.zeros((1, 2, 9), np.float32)})
 
 
@@ -84,3 +86,28 @@ def test_ranges_between_cuts() -> None:
     assert list(ranges_of({"n": [3, 6]})) == [{"n": (1, 2)}, {"n": (3, 5)}, {"n": (6, 1_000_000_000)}]
     assert len(list(ranges_of({"n": [3, 6], "m": [1, 2]}))) == 6
     assert list(ranges_of({"n": list(range(2, 40))})) == []
+
+
+def test_extents_that_are_mostly_equal() -> None:
+    """Halved and doubled again, and as it was: equal where the extent is even, and one row is repeated."""
+    double = [
+        node("MaxPool", ["x"], ["h"], kernel_shape=[2], strides=[2], ceil_mode=1),
+        node("Unsqueeze", ["h", "behind"], ["u"]),
+        node("Concat", ["u", "u"], ["c"], axis=3),
+        node("Reshape", ["c", "wide"], ["d"]),
+        node("Add", ["x", "d"], ["y"], "sum"),
+    ]
+    proto = model(double, {"x": [1, 2, "t"]}, ["y"], {"behind": np.array([3]), "wide": np.array([1, 2, -1])})
+    session = dlc.load(dlc.compile(proto))
+    rows = read(session.package).nodes
+    assert [r["op"] for r in rows if r["part"].startswith("general: host")] == ["Add"]
+    assert not any(r["part"].startswith("case0: host") for r in rows) and len(session.executable.cases) == 1
+    for steps in (6, 1, 2):
+        _agree(session, proto, {"x": np.random.default_rng(steps).standard_normal((1, 2, steps)).astype(np.float32)})
+    with pytest.raises(DlcError, match="node 'sum'"):
+        session.run({"x": np.zeros((1, 2, 7), np.float32)})
+
+
+def test_of_several_levels() -> None:
+    proto = model(_squeezed(), {"x": ["n", 2, "t"]}, ["y"], CONSTANTS)
+    _agree(dlc.load(dlc.compile(proto, "cpu:portable")), proto, {"x": np.ones((2, 2, 4), np.float32)})

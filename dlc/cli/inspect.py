@@ -88,17 +88,12 @@ def package_summary(path: Path) -> dict[str, Any]:
         "size": common.size_text(path.stat().st_size),
         "inputs": [_tensor(t) for t in manifest.get("inputs", [])],
         "outputs": [_tensor(t) for t in manifest.get("outputs", [])],
-        "limits": _limits(Demands.of(manifest)),
+        "limits": Demands.of(manifest).lines(),
         "options": {key: options[key] for key in sorted(options) if options[key] and key != "target"},
         "variants": [_variant(v) for v in manifest.get("variants", [])],
         "members": [f"{name} ({common.size_text(m['size'])})" for name, m in sorted(manifest["members"].items())],
         "versions": manifest.get("versions", {}),
     }
-
-
-def _limits(demands: Demands) -> list[str]:
-    lines = [f"{name}: at most {largest}" for name, largest in sorted(demands.limits.items())]
-    return [*lines, *(f"{name}: at least {least}" for name, least in sorted(demands.least.items())), *demands.equal]
 
 
 def _variant(record: dict[str, Any]) -> str:

@@ -40,6 +40,20 @@ class Demands:
         """What `of` reads."""
         return {"limits": dict(self.limits), "least": dict(self.least), "equal": dict(self.equal)}
 
+    def lines(self) -> list[str]:
+        """What is demanded, for people."""
+        bounds = ((self.limits, "most"), (self.least, "least"))
+        found = [f"{name}: at {word} {bound}" for each, word in bounds for name, bound in sorted(each.items())]
+        return [*found, *self.equal]
+
+    def hold(self, sizes: Mapping[str, int]) -> bool:
+        """Whether they are met."""
+        try:
+            self.check(sizes, dict.fromkeys(sizes, ""))
+        except DlcError:
+            return False
+        return True
+
     def check(self, sizes: Mapping[str, int], source: Mapping[str, str]) -> None:
         """Hold the symbols to it; `source` names the input that each size comes from.
 

@@ -44,7 +44,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one combination of input shapes leads to."""
+    """What one combination of input shapes leads to; no output shapes where the executable makes the outputs."""
 
     sizes: Mapping[str, int]
     shapes: tuple[tuple[int, ...], ...]
@@ -293,13 +293,18 @@ class Session:
     def _computed(self, arrays: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run an executable that makes its outputs itself; copy those that were given memory."""
         tensors = [(i, a) for i, a, (_, dtype) in zip(self.inputs, arrays, self._wanted, strict=True) if dtype]
-        sizes = bind_symbols([info for info, _ in tensors], [array.shape for _, array in tensors], self.demands)
+        shapes = tuple(array.shape for _, array in tensors)
+        plan = self._plans.get(shapes)
+        if plan is None:
+            plan = _Plan(bind_symbols([info for info, _ in tensors], shapes, self.demands), ())
+            self._remember(shapes, plan)
+        sizes = plan.sizes
         assert self._compute is not None
         results = self._compute(list(arrays), sizes)
-        shapes = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
         if not outputs:
             return {name: result for (name, _), result in zip(self._given, results, strict=True)}
-        places = self._preallocated(outputs, [array for _, array in tensors], _Plan(sizes, shapes))
+        found = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
+        places = self._preallocated(outputs, [array for _, array in tensors], _Plan(sizes, found))
         for place, result, (name, _) in zip(places, results, self._given, strict=True):
             if name in outputs:
                 np.copyto(place, result)
@@ -309,10 +314,13 @@ class Session:
         sizes = bind_symbols(self.inputs, [a.shape for a in arrays], self.demands)
         shapes = tuple(tuple(int(d) for d in shape) for shape in self.executable.output_shapes(sizes))
         plan = _Plan(sizes, shapes)
+        self._remember(tuple(a.shape for a in arrays), plan)
+        return plan
+
+    def _remember(self, shapes: tuple[tuple[int, ...], ...], plan: _Plan) -> None:
         if len(self._plans) >= _PLANS:
             self._plans = {}
-        self._plans[tuple(a.shape for a in arrays)] = plan
-        return plan
+        self._plans[shapes] = plan
 
     def _preallocated(self, outputs: Mapping[str, Any], inputs: Sequence[np.ndarray], plan: _Plan) -> list[np.ndarray]:
         unknown = sorted(set(outputs) - {name for name, _ in self._given})

@@ -65,7 +65,8 @@ def import_model(
     Args:
         model: a path, or a parsed model (whose external data, if any, is already read).
         shapes: extents by input name, ints or names of symbols, instead of those in the model.
-        ranges: the least and the largest size of symbols, where the module is to be for these alone.
+        ranges: the least and the largest size of symbols, for a module of certain sizes only. Extents are then assumed
+            to be equal where else one would have to be 1; ``dlc.equal`` has them.
 
     Returns:
         The module. Every operator call carries the ONNX operator, node and value that it came from.

@@ -123,9 +123,8 @@ class Context:
                 raise ConversionError(f"{what} differ: {a} and {b}")
             return a if isinstance(a, int) else b
         self.find_size(a, b)
-        if self.certain:
-            if self.symbols.demand(a, b, f"{self.node.label}: {what}, {a} and {b}, differ"):
-                return a if isinstance(a, int) else b
+        if self.certain and self.symbols.demand(a, b, f"{self.node.label}: {what}, {a} and {b}, differ"):
+            return a if isinstance(a, int) else b
         raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
 
     def find_size(self, a: Dim, b: Dim) -> None:
@@ -180,6 +179,9 @@ class Context:
                 for dims in itertools.zip_longest(*(t.shape[::-1] for t in inputs), fillvalue=1):
                     for pair in itertools.combinations([d for d in dims if d != 1], 2):
                         self.symbols.find_limit(*pair)
+                assumed = self._assumed_equal(inputs)
+                if assumed is not None:
+                    return self.emit(op.removeprefix("relax."), *assumed, **attrs)
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
@@ -188,6 +190,22 @@ class Context:
             return self._empty(shape, dtype)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _assumed_equal(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """Operands of one shape but for ones, where the import is for sizes for which they are; else None."""
+        rank = max(t.rank for t in inputs)
+        columns = zip(*([1] * (rank - t.rank) + list(t.shape) for t in inputs), strict=True)
+        common = [next((d for d in column if not isinstance(d, int) or d != 1), 1) for column in columns]
+        shapes = [
+            [d if isinstance(d, int) and d == 1 else common[rank - t.rank + i] for i, d in enumerate(t.shape)]
+            for t in inputs
+        ]
+        pairs = [pair for t, shape in zip(inputs, shapes, strict=True) for pair in zip(t.shape, shape, strict=True)]
+        apart = [pair for pair in pairs if not self.symbols.same(*pair)]
+        wrong = f"{self.node.label}: extents differ"
+        if not self.symbols.assuming or not all(self.symbols.demand(a, b, wrong) for a, b in apart):
+            return None
+        return [self.reshape(t, shape) for t, shape in zip(inputs, shapes, strict=True)]
 
     def _empty(self, shape: tuple[Dim, ...], dtype: str) -> Tensor:
         """A tensor without elements: kernels need not know of them."""
@@ -253,7 +271,8 @@ class Context:
 
     def failing(self, reason: str, other: Block) -> Block:
         """A block that fails; `other` is the one that does not: its results, and whatever it demands of sizes."""
-        around, calls = list(self.calls), []
+        calls: list[Call] = []
+        around = list(self.calls)
         self.calls[:] = []
         try:
             return Block([], calls, self.results(FAIL, [], {"reason": reason}, other.outputs), list(other.noted))

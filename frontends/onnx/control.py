@@ -82,7 +82,7 @@ def _branches(c: Context) -> list[Block]:
         try:
             blocks.append(c.block(c.require(name), []))
         except DlcError as error:
-            if not c.symbols.ranged:
+            if not c.symbols.assuming:
                 raise
             blocks.append(error)
     fitting = [block for block in blocks if isinstance(block, Block)]

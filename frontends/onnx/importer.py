@@ -284,14 +284,14 @@ class Importer:
 def import_graph(
     loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None, ranges: Ranges | None = None
 ) -> Any:
-    """The module of a loaded model, for sizes of symbols in `ranges` (least, largest) where some are given.
+    """The module of a loaded model; with `ranges` (least, largest) of symbols for those sizes and on assumptions.
 
     A fact about a symbol is found on the way and matters from the first node on.
     """
     facts = {name: Fact(largest, least=least) for name, (least, largest) in (ranges or {}).items()}
     while True:
         importer = Importer(loaded, external, shapes, facts)
-        importer.symbols.ranged = bool(ranges)
+        importer.symbols.assuming = ranges is not None
         try:
             return importer.run()
         except FactFoundError as found:

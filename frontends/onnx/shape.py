@@ -165,7 +165,8 @@ def concat(c: Context, *inputs: Tensor) -> Tensor:
             if i != axis and not (isinstance(a, int) and isinstance(b, int)):
                 c.equal(a, b, f"the extents of dimension {i}")
     # What a session holds to be equal may be written in two ways; an operator's type rule wants one.
-    inputs = tuple(c.reshape(x, [x.shape[i] if i == axis else d for i, d in enumerate(inputs[0].shape)]) for x in inputs)
+    first = inputs[0].shape
+    inputs = tuple(c.reshape(x, [*first[:axis], x.shape[axis], *first[axis + 1 :]]) for x in inputs)
     empty = [x for x in inputs if isinstance(x.shape[axis], int) and x.shape[axis] == 0]
     kept = [x for x in inputs if not any(x is e for e in empty)] or [inputs[0]]
     return c.emit("concat", *kept, axis=axis) if len(kept) > 1 else kept[0]

@@ -67,7 +67,7 @@ class Symbols:
         facts: what is known of sizes, by the symbols' names.
         cuts: by a symbol's name, the sizes from which on a comparison has another answer, of those that were not
             decided.
-        ranged: whether the import is for certain ranges of sizes only.
+        assuming: whether the import is for certain sizes only, so that extents may be assumed to be equal.
     """
 
     def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
@@ -80,7 +80,7 @@ class Symbols:
         self._told: set[str] = set()  # by data, when running
         self._equal: dict[str, str] = {}
         self.cuts: dict[str, set[int]] = {}
-        self.ranged = False
+        self.assuming = False
         self.noted: list[FactFoundError] = []  # in the block at hand
 
     @property
@@ -208,7 +208,8 @@ class Symbols:
     def sizes_where_equal(self, a: Dim, b: Dim) -> tuple[str, int, int] | None:
         """The one symbol in two extents, an input's, and the range of its sizes for which they are equal.
 
-        None where there are more symbols, where no size makes them equal or all do, or where those that do are no range.
+        None where there are more symbols, where no size makes them equal or all do, or where those
+        that do are no range.
         """
         found = symbols([a, b])
         if len(found) != 1 or str(found[0].name) not in self._of_inputs:
