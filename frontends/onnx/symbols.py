@@ -230,7 +230,12 @@ class Symbols:
             analyzer = Analyzer()
             if least <= largest:
                 analyzer.bind(found[0], _range(least, largest))
-                if not analyzer.can_prove(_PROVE[comparison](analyzer.simplify(difference))):
+                simple = analyzer.simplify(difference)
+                if isinstance(simple, tirx.IntImm):  # of any width
+                    proven = _COMPARE[comparison](int(simple.value))
+                else:
+                    proven = analyzer.can_prove(_PROVE[comparison](simple))
+                if not proven:
                     return None
         return name, first, behind - 1
 
