@@ -96,8 +96,8 @@ def _by_phases(
     w = c.transpose(w, (0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2)))
     places = prod(strides)
     w = _flipped(c, c.reshape(w, (channels, outputs * places, *taps)), groups)
-    pads = tuple(t - 1 for t in taps)
-    attrs = {"strides": (1,) * rank, "pads": pads + pads, "dilations": (1,) * rank, "groups": groups}
+    around = tuple(t - 1 for t in taps)
+    attrs = {"strides": (1,) * rank, "pads": around + around, "dilations": (1,) * rank, "groups": groups}
     result = c.emit("dlc.conv", x, w, **attrs, layout=CHANNELS_FIRST, out_dtype=x.dtype)
     if bias is not None:
         every = c.broadcast(c.reshape(bias, (groups * outputs, 1)), (groups * outputs, places))
@@ -128,8 +128,8 @@ def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None)
     begins, ends = _transposed_pads(c, x, strides, spans, extra)
     if max(strides) > 1 and max(dilations) == 1 and min(*begins, *ends) >= 0:
         lengths = [(d - 1) * s + k + e for d, s, k, e in zip(x.shape[2:], strides, kernel, extra, strict=True)]
-        stops = [length - end for length, end in zip(lengths, ends, strict=True)]
-        return _by_phases(c, x, w, bias, strides, extra, list(zip(begins, stops, strict=True)))
+        kept = [(begin, n - end) for begin, end, n in zip(begins, ends, lengths, strict=True)]
+        return _by_phases(c, x, w, bias, strides, extra, kept)
     # The convolution that undoes a padding p pads with span - 1 - p; a negative one crops.
     lead = [s - 1 - p for s, p in zip(spans, begins, strict=True)]
     trail = [s - 1 - p + e for s, p, e in zip(spans, ends, extra, strict=True)]
