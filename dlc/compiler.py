@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from dlc.errors import DlcError
 from dlc.options import Options
 from dlc.package import Package
 from dlc.pipeline import Context, Pass, run_passes
+from dlc.runtime.demands import Demands
 from dlc.runtime.ffi import import_tvm
 from dlc.targets.base import Build, Target, find_target
 
@@ -66,11 +67,11 @@ def model_source(model: Any) -> Any:
     return model
 
 
-def import_source(model: Any, options: Options) -> Any:
-    """The IRModule of a model, before any pass."""
+def import_source(model: Any, options: Options, ranges: Mapping[str, tuple[int, int]] | None = None) -> Any:
+    """The IRModule of a model, before any pass; for sizes of symbols in `ranges` only, where they are given."""
     from dlc.frontends.onnx import import_model
 
-    return import_model(model_source(model), options.shapes)
+    return import_model(model_source(model), options.shapes, ranges)
 
 
 def _context(module: Any, options: Options, target: Target, calibration: Any, progress: Progress | None) -> Context:
@@ -160,17 +161,37 @@ def _cache_and_key(source: Any, options: Options, calibration: Any) -> tuple[Cac
 
 def _compile_model(model: Any, options: Options, calibration: Any, progress: Progress | None) -> Package:
     """Compile an ONNX model, whatever the cache holds."""
+    from dlc.cases import compile_cases, hosted
+
     target = _target(options)
     if progress is not None:
         progress(FRONTEND, 0, 1)
     module = import_source(model, options)
-    context = _context(module, options, target, calibration, progress)
+    cuts = _cuts(module)
+
+    def common(module: Any) -> tuple[Any, Context]:
+        context = _context(module, options, target, calibration, progress)
+        return run_passes(module, common_passes(options), context), context
+
     try:
-        return compile_module(run_passes(module, common_passes(options), context), context)
+        module, context = common(module)
+        # The host takes no sequence in parts, and the target of several levels is asked by each of them.
+        count = 0 if options.stream or target.runs_host else hosted(module, target)
+        general = compile_module(module, context)
+        if not count:
+            return general
+        return compile_cases(general, count, cuts, lambda ranges: common(import_source(model, options, ranges)), target)
     except DlcError as error:
         # A pass or a target names the node; only here the file is known.
         where = f"{os.fspath(model)}: " if isinstance(model, str | os.PathLike) else ""
         raise DlcError(f"{where}{error}") from error
+
+
+def _cuts(module: Any) -> Mapping[str, list[int]]:
+    """Of each symbol, the sizes from which on a comparison of extents has another answer."""
+    from dlc.ir.convert import view
+
+    return {name: [int(size) for size in found] for name, found in view(module).attrs.get("dlc.cuts", {}).items()}
 
 
 def compile_module(module: Any, context: Context) -> Package:
@@ -255,7 +276,7 @@ def _manifest(graph: Graph, target: Target, build: Build, context: Context) -> d
         "runtime": build.runtime or target.runtime,
         "inputs": infos(input_names, graph.inputs),
         "outputs": infos(output_names, outputs),
-        "limits": graph.attrs.get("dlc.limits", {}),
+        **Demands.of_graph(graph.attrs).as_json(),
         "variants": [variant.as_json() for variant in build.variants],
         "options": context.options.as_json(),
         "notes": _notes(context),

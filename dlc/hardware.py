@@ -39,7 +39,7 @@ class Speeds:
     hertz: float
     bandwidth: tuple[float, float, float, float]
     l3: int
-    # Dictionaries have no hash; a machine needs one, since what is computed for it is remembered.
+    # A machine is a key of caches, and a mapping has no hash: it takes part in the comparison only.
     multiply_adds: Mapping[str, float] = field(hash=False)
     integer_multiply_adds: Mapping[str, float] = field(hash=False)
 

@@ -32,7 +32,7 @@ from dlc.runtime.tensors import ALIGNMENT, open_constants, safetensors_bytes
 
 __all__ = ["FORMAT", "MANIFEST", "Package", "open_constants", "read_manifest", "safetensors_bytes"]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 LEVEL = "DLC_LEVEL"
 LEVELS = "dlc.levels"  # the runtime of a package that holds one for each level of a machine

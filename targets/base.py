@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from dlc.errors import DlcError
-from dlc.ir.ops.host import FIRST, IF, LOOP, ONNX, STEPS
+from dlc.ir.ops.host import FAIL, FIRST, IF, LOOP, ONNX, STEPS
 
 if TYPE_CHECKING:
     from dlc.ir.graph import Graph, Node
@@ -166,7 +166,7 @@ class Target(ABC):
             return f"target {self.name} has no branches"
         if node.op in (STEPS, FIRST):
             return "how many results there are is in the data"
-        return str(node.attrs["reason"]) if node.op == ONNX else None
+        return str(node.attrs["reason"]) if node.op in (ONNX, FAIL) else None
 
     def places(self, graph: Graph) -> dict[str, Place]:
         """Where each node of a graph behind the common passes would run, by output name; blocks are left out."""

@@ -53,6 +53,14 @@ def test_written_and_read(place: Path) -> None:
     assert this_machine() == machine and machine.speeds is None
 
 
+def test_a_measured_machine_is_a_key() -> None:
+    """What is chosen for a machine is remembered by it."""
+    faster = replace(SPEEDS, multiply_adds={"avx512": 64e9, "avx2": 24e9})
+    chosen = {replace(this_machine(), speeds=SPEEDS): 1}
+    assert chosen[replace(this_machine(), speeds=replace(SPEEDS))] == 1
+    assert replace(this_machine(), speeds=faster) not in chosen
+
+
 @pytest.mark.parametrize("change", [{"model": "another"}, {"l2": 1}, {"features": frozenset({"sse2"})}])
 def test_of_another_machine(place: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     save_speeds(replace(this_machine(), **change), SPEEDS)

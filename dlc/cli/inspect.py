@@ -11,6 +11,7 @@ import click
 
 from dlc.cli import common
 from dlc.errors import DlcError
+from dlc.runtime.demands import Demands
 
 _ZIP = b"PK\x03\x04"
 
@@ -87,7 +88,7 @@ def package_summary(path: Path) -> dict[str, Any]:
         "size": common.size_text(path.stat().st_size),
         "inputs": [_tensor(t) for t in manifest.get("inputs", [])],
         "outputs": [_tensor(t) for t in manifest.get("outputs", [])],
-        "limits": [f"{name}: at most {largest}" for name, largest in sorted(manifest.get("limits", {}).items())],
+        "limits": Demands.of(manifest).lines(),
         "options": {key: options[key] for key in sorted(options) if options[key] and key != "target"},
         "variants": [_variant(v) for v in manifest.get("variants", [])],
         "members": [f"{name} ({common.size_text(m['size'])})" for name, m in sorted(manifest["members"].items())],

@@ -15,6 +15,7 @@ from dlc.errors import DlcError
 from dlc.ir.graph import Dim, Graph, Node, Value, is_tensor, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import IF, ITEM, LOOP
+from dlc.runtime.demands import Demands
 
 PART = "dlc.part"
 Observer = Callable[[Node, np.ndarray], None]
@@ -37,9 +38,9 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
 
 
 def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The size of each symbol, read from the inputs' shapes; DlcError where one does not fit, or is above its limit."""
+    """The size of each symbol, read from the inputs' shapes; DlcError where one is not what the model demands."""
     sizes: dict[str, int] = {}
-    limits = graph.attrs.get("dlc.limits", {})
+    source: dict[str, str] = {}
     for value in (v for v in graph.inputs if is_tensor(v.dtype)):
         actual = inputs[value.name].shape
         if len(actual) != len(value.shape):
@@ -47,14 +48,13 @@ def bind_sizes(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, int]
         for extent, dim in zip(actual, value.shape, strict=True):
             if not isinstance(dim, int) and str(dim).isidentifier():
                 sizes.setdefault(str(dim), extent)
-            if extent > limits.get(str(dim), extent):
-                text = f"dimension '{dim}' is {extent}, the model takes {limits[str(dim)]} at most"
-                raise DlcError(f"input '{value.name}': {text}")
+                source.setdefault(str(dim), value.name)
         for extent, dim in zip(actual, value.shape, strict=True):
             if (isinstance(dim, int) or str(dim).isidentifier()) and evaluate_dim(dim, sizes) != extent:
                 raise DlcError(
                     f"input '{value.name}' has shape {list(actual)}, expected {[str(d) for d in value.shape]}"
                 )
+    Demands.of_graph(graph.attrs).check(sizes, source)
     return sizes
 
 

@@ -18,6 +18,7 @@ from dlc.errors import DlcError
 from dlc.ir.graph import is_tensor
 from dlc.package import Package
 from dlc.runtime.binding import Binding
+from dlc.runtime.demands import Demands
 from dlc.runtime.execute import empty
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one combination of input shapes leads to."""
+    """What one combination of input shapes leads to; no output shapes where the executable makes the outputs."""
 
     sizes: Mapping[str, int]
     shapes: tuple[tuple[int, ...], ...]
@@ -63,7 +64,7 @@ class Session:
 
     Attributes:
         inputs, outputs: what the model takes and gives, in order.
-        limits: the largest sizes of symbols that the model works for, by their names; others have none.
+        demands: what the model demands of its symbols' sizes.
         package: what it was loaded from; of several levels in a package, the one that was chosen.
         threads: how many one run may use.
     """
@@ -89,7 +90,7 @@ class Session:
         except ImportError as error:
             message = f"the runtime of target '{manifest.get('target')}' is not installed: {error}"
             raise DlcError(f"{self.package.name}: {message}") from error
-        self.limits: dict[str, int] = manifest.get("limits", {})
+        self.demands = Demands.of(manifest)
         self._attach(runtime.load(self.package, threads))
 
     def _attach(self, executable: Executable) -> None:
@@ -107,7 +108,7 @@ class Session:
     def clone(self) -> Session:
         """Another session of the same model that shares its constants; cheap."""
         twin = object.__new__(Session)
-        twin.package, twin.inputs, twin.outputs, twin.limits = self.package, self.inputs, self.outputs, self.limits
+        twin.package, twin.inputs, twin.outputs, twin.demands = self.package, self.inputs, self.outputs, self.demands
         twin.threads = self.threads
         twin._attach(self.executable.clone())
         return twin
@@ -324,26 +325,34 @@ class Session:
     def _computed(self, arrays: Sequence[Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run an executable that makes its outputs itself; copy those that were given memory."""
         tensors = [(i, a) for i, a, (_, dtype) in zip(self.inputs, arrays, self._wanted, strict=True) if dtype]
-        sizes = bind_symbols([info for info, _ in tensors], [array.shape for _, array in tensors], self.limits)
+        shapes = tuple(array.shape for _, array in tensors)
+        plan = self._plans.get(shapes)
+        if plan is None:
+            plan = _Plan(bind_symbols([info for info, _ in tensors], shapes, self.demands), ())
+            self._remember(shapes, plan)
+        sizes = plan.sizes
         assert self._compute is not None
         results = self._compute(list(arrays), sizes)
-        shapes = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
         if not outputs:
             return {name: result for (name, _), result in zip(self._given, results, strict=True)}
-        places = self._preallocated(outputs, [array for _, array in tensors], _Plan(sizes, shapes))
+        found = tuple(np.shape(r) if dtype else () for r, (_, dtype) in zip(results, self._given, strict=True))
+        places = self._preallocated(outputs, [array for _, array in tensors], _Plan(sizes, found))
         for place, result, (name, _) in zip(places, results, self._given, strict=True):
             if name in outputs:
                 np.copyto(place, result)
         return {name: outputs.get(name, result) for (name, _), result in zip(self._given, results, strict=True)}
 
     def _plan(self, arrays: Sequence[np.ndarray]) -> _Plan:
-        sizes = bind_symbols(self.inputs, [a.shape for a in arrays], self.limits)
+        sizes = bind_symbols(self.inputs, [a.shape for a in arrays], self.demands)
         shapes = tuple(tuple(int(d) for d in shape) for shape in self.executable.output_shapes(sizes))
         plan = _Plan(sizes, shapes)
+        self._remember(tuple(a.shape for a in arrays), plan)
+        return plan
+
+    def _remember(self, shapes: tuple[tuple[int, ...], ...], plan: _Plan) -> None:
         if len(self._plans) >= _PLANS:
             self._plans = {}
-        self._plans[tuple(a.shape for a in arrays)] = plan
-        return plan
+        self._plans[shapes] = plan
 
     def _preallocated(self, outputs: Mapping[str, Any], inputs: Sequence[np.ndarray], plan: _Plan) -> list[np.ndarray]:
         unknown = sorted(set(outputs) - {name for name, _ in self._given})
@@ -406,12 +415,12 @@ def _as_array(value: Any, role: str, name: str) -> np.ndarray:
 
 
 def bind_symbols(
-    infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]], limits: Mapping[str, int] | None = None
+    infos: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]], demands: Demands | None = None
 ) -> dict[str, int]:
     """The size of every symbol, read from the inputs' shapes.
 
     Raises:
-        DlcError: a rank or extent does not fit, a symbol would have two sizes, or one above its limit; names the input.
+        DlcError: a rank or extent does not fit, a symbol would have two sizes, or one that the model does not take.
     """
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -426,11 +435,8 @@ def bind_symbols(
             if (dim if isinstance(dim, int) else _evaluate(dim, sizes)) != extent:
                 known = "".join(f"; {s} is {sizes[s]} from input '{source[s]}'" for s in sizes if s in str(dim))
                 raise _misfit(info, shape, known)
-    for name, largest in (limits or {}).items():
-        if sizes.get(name, 0) > largest:
-            raise DlcError(
-                f"input '{source[name]}': dimension '{name}' is {sizes[name]}, the model takes {largest} at most"
-            )
+    if demands is not None:
+        demands.check(sizes, source)
     return sizes
 
 

@@ -50,7 +50,11 @@ from dlc.frontends.onnx.registry import converter, supported
 __all__ = ["FUNCTION_MATCHERS", "converter", "import_model", "import_node", "supported"]
 
 
-def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Any:
+def import_model(
+    model: str | Path | onnx.ModelProto,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+) -> Any:
     """Import an ONNX model as an IRModule with one function, ``main``.
 
     Its parameters are the model's inputs, its attributes ``dlc.inputs`` and ``dlc.outputs`` the ONNX names in order.
@@ -61,6 +65,8 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     Args:
         model: a path, or a parsed model (whose external data, if any, is already read).
         shapes: extents by input name, ints or names of symbols, instead of those in the model.
+        ranges: the least and the largest size of symbols, for a module of certain sizes only. Extents are then assumed
+            to be equal where else one would have to be 1; ``dlc.equal`` has them.
 
     Returns:
         The module. Every operator call carries the ONNX operator, node and value that it came from.
@@ -75,7 +81,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         if missing:
             raise DlcError(f"{loaded.name}: operators that are not supported: {missing}")
         check(loaded)
-        return import_graph(loaded, read_external(loaded), shapes)
+        return import_graph(loaded, read_external(loaded), shapes, ranges)
     except DlcError:
         raise
     except Exception as error:

@@ -12,12 +12,12 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 and the small floats with nu
 import numpy as np
 import onnx
 
-from dlc.frontends.onnx.symbols import Symbols, as_dims
+from dlc.frontends.onnx.symbols import FactFoundError, Symbols, as_dims
 from dlc.frontends.onnx.tensor import Block, Call, ConversionError, Dim, HostError, Tensor, constant
 from dlc.ir.convert import UndecidedTypeError, infer_type
 from dlc.ir.graph import TUPLE, symbol_names
 from dlc.ir.ops import OPS
-from dlc.ir.ops.host import ITEM
+from dlc.ir.ops.host import FAIL, ITEM
 
 # A folded constant is stored in the package: beyond this many elements the operator is cheaper than its result.
 _FOLD_LIMIT = 1 << 22
@@ -113,17 +113,31 @@ class Context:
 
         Raises:
             ConversionError: they differ.
-            FactFoundError: they are equal if an input's extent is a certain one.
-            HostError: only running tells.
+            FactFoundError: they are equal if an input's extent is a certain one, or in a certain range.
+            HostError: only running tells, and what is to be done where they differ: the node may not run at all, or
+                data say how large they are. Else a session holds the model's inputs to it.
         """
         difference = self.symbols.simplify(a - b)
         if isinstance(difference, int):
             if difference:
                 raise ConversionError(f"{what} differ: {a} and {b}")
             return a if isinstance(a, int) else b
-        if self.certain:
-            self.symbols.find_size(a, b)
+        self.find_size(a, b)
+        if self.certain and self.symbols.demand(a, b, f"{self.node.label}: {what}, {a} and {b}, differ"):
+            return a if isinstance(a, int) else b
         raise HostError(f"whether {what}, {a} and {b}, are equal is known only when running")
+
+    def find_size(self, a: Dim, b: Dim) -> None:
+        """Say where it follows from the equality of two extents how large a symbol is; see `Symbols.find_size`.
+
+        In control flow, where the node may not run, it is only noted: see `dlc.frontends.onnx.control`.
+        """
+        try:
+            self.symbols.find_size(a, b)
+        except FactFoundError as found:
+            if self.certain:
+                raise
+            self.symbols.noted.append(found)
 
     def number(self, tensor: Tensor, what: str) -> Any:
         """The one element of a constant."""
@@ -165,6 +179,9 @@ class Context:
                 for dims in itertools.zip_longest(*(t.shape[::-1] for t in inputs), fillvalue=1):
                     for pair in itertools.combinations([d for d in dims if d != 1], 2):
                         self.symbols.find_limit(*pair)
+                assumed = self._assumed_equal(inputs)
+                if assumed is not None:
+                    return self.emit(op.removeprefix("relax."), *assumed, **attrs)
             advice = "give the inputs' shapes, with one name for extents that are always equal"
             raise HostError(f"{error}; {advice}") from error
         shape = tuple(self.symbols.simplify(d) for d in shape)
@@ -173,6 +190,22 @@ class Context:
             return self._empty(shape, dtype)
         folded = self._fold(op, inputs, attrs, shape, dtype)
         return folded if folded is not None else self._call(op, inputs, attrs, shape, dtype)
+
+    def _assumed_equal(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """Operands of one shape but for ones, where the import is for sizes for which they are; else None."""
+        rank = max(t.rank for t in inputs)
+        columns = zip(*([1] * (rank - t.rank) + list(t.shape) for t in inputs), strict=True)
+        common = [next((d for d in column if not isinstance(d, int) or d != 1), 1) for column in columns]
+        shapes = [
+            [d if isinstance(d, int) and d == 1 else common[rank - t.rank + i] for i, d in enumerate(t.shape)]
+            for t in inputs
+        ]
+        pairs = [pair for t, shape in zip(inputs, shapes, strict=True) for pair in zip(t.shape, shape, strict=True)]
+        apart = [pair for pair in pairs if not self.symbols.same(*pair)]
+        wrong = f"{self.node.label}: extents differ"
+        if not self.symbols.assuming or not all(self.symbols.demand(a, b, wrong) for a, b in apart):
+            return None
+        return [self.reshape(t, shape) for t, shape in zip(inputs, shapes, strict=True)]
 
     def _empty(self, shape: tuple[Dim, ...], dtype: str) -> Tensor:
         """A tensor without elements: kernels need not know of them."""
@@ -198,6 +231,9 @@ class Context:
         if self.symbols.decide("equal", a, b) is None:
             self.symbols.find_size(a, b)
             self.symbols.find_limit(a, b)
+            wrong = f"the extents {a} and {b} of {operands[0]} and {operands[1]} differ"
+            if self.certain and self.symbols.demand(a, b, f"{self.node.label}: {wrong}"):
+                return
             raise UndecidedTypeError(f"cannot tell whether the extents of {operands[0]} and {operands[1]} agree")
 
     def _call(
@@ -232,6 +268,17 @@ class Context:
             items.append(self._note(item, Tensor(wanted.shape, wanted.dtype, type=wanted.type)))
             self.symbols.carry(items[-1], self.symbols.carriers)
         return items
+
+    def failing(self, reason: str, other: Block) -> Block:
+        """A block that fails; `other` is the one that does not: its results, and whatever it demands of sizes."""
+        calls: list[Call] = []
+        around = list(self.calls)
+        self.calls[:] = []
+        try:
+            return Block([], calls, self.results(FAIL, [], {"reason": reason}, other.outputs), list(other.noted))
+        finally:
+            calls += self.calls
+            self.calls[:] = around
 
     def captured(self, blocks: Sequence[Block]) -> list[Tensor]:
         """The values around blocks that they read, and those that only tell the size of a symbol inside."""

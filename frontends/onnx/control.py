@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from dlc.errors import DlcError
 from dlc.frontends.onnx.context import Context
 from dlc.frontends.onnx.registry import converter
 from dlc.frontends.onnx.tensor import Block, ConversionError, Dim, HostError, Tensor
@@ -58,10 +59,11 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
     if condition.value is not None:
         return c.branch(c.require("then_branch" if condition.value.reshape(-1)[0] else "else_branch"))
     before = c.symbols.names()
-    blocks = [c.block(c.require(name), []) for name in ("then_branch", "else_branch")]
+    blocks = _branches(c)
     if len(blocks[0].outputs) != len(blocks[1].outputs):
         counts = " and ".join(str(len(block.outputs)) for block in blocks)
         raise ConversionError(f"its branches return {counts} values")
+    _settle_facts(c, *blocks)
     pairs = zip(blocks[0].outputs, blocks[1].outputs, strict=True)
     types = [
         _joined(c, _outside(c, a, before), _outside(c, b, before), f"output {index}")
@@ -71,6 +73,38 @@ def if_(c: Context, condition: Tensor) -> Sequence[Tensor]:
     for block in blocks:
         block.take(captured)
     return c.results(IF, [condition, *captured], {}, types, blocks)
+
+
+def _branches(c: Context) -> list[Block]:
+    """Both branches. Code for certain sizes may know that one fails for them: then it does so when it is taken."""
+    blocks: list[Block | DlcError] = []
+    for name in ("then_branch", "else_branch"):
+        try:
+            blocks.append(c.block(c.require(name), []))
+        except DlcError as error:
+            if not c.symbols.assuming:
+                raise
+            blocks.append(error)
+    fitting = [block for block in blocks if isinstance(block, Block)]
+    if not fitting:
+        raise next(block for block in blocks if isinstance(block, DlcError))
+    # The message begins with the model's name, which whoever runs the package need not know.
+    reasons = [None if isinstance(block, Block) else str(block).partition(": ")[2] for block in blocks]
+    return [fitting[0] if why is None else c.failing(why, fitting[0]) for why in reasons] if any(reasons) else fitting
+
+
+def _settle_facts(c: Context, then: Block, other: Block) -> None:
+    """What both branches demand of a size holds whichever runs.
+
+    Raises:
+        FactFoundError: there is such a fact, and the If itself is certain to run.
+    """
+    wanted = {(found.name, found.fact) for found in other.noted}
+    for found in then.noted:
+        if (found.name, found.fact) in wanted:
+            if c.certain:
+                raise found
+            c.symbols.noted.append(found)
 
 
 # --- Loop ------------------------------------------------------------------------------------------------------------

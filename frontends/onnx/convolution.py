@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,46 @@ def _spread(c: Context, x: Tensor, strides: list[int]) -> Tensor:
     return c.emit("strided_slice", wide, axes=axes, begin=(0,) * rank, end=ends, strides=(1,) * rank)
 
 
+def _by_phases(
+    c: Context, x: Tensor, w: Tensor, bias: Tensor | None, strides: list[int], extra: list[int],
+    kept: list[tuple[Dim, Dim]],
+) -> Tensor:  # fmt: skip
+    """A transposed convolution of strides s as one whose outputs are the s places between two inputs.
+
+    y[q s + r] = sum over t of x[q - t] w[t s + r]: taps with the same remainder are a convolution of their own, whose
+    outputs are channels first and places then. No input is a zero, as where they are spread.
+
+    Args:
+        kept: of each spatial dimension the begin and the end of what is not cropped.
+    """
+    (channels, outputs, *kernel), groups, rank = w.shape, c.attr("group", 1), len(strides)
+    taps = [-(-(k + e) // s) for k, e, s in zip(kernel, extra, strides, strict=True)]
+    missing = [v for k, t, s in zip(kernel, taps, strides, strict=True) for v in (0, t * s - k)]
+    if any(missing):
+        w = c.emit("nn.pad", w, pad_width=(0, 0, 0, 0, *missing), mode="constant", value=0.0)
+    w = c.reshape(w, (channels, outputs, *(v for t, s in zip(taps, strides, strict=True) for v in (t, s))))
+    w = c.transpose(w, (0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2)))
+    places = prod(strides)
+    w = _flipped(c, c.reshape(w, (channels, outputs * places, *taps)), groups)
+    around = tuple(t - 1 for t in taps)
+    attrs = {"strides": (1,) * rank, "pads": around + around, "dilations": (1,) * rank, "groups": groups}
+    result = c.emit("dlc.conv", x, w, **attrs, layout=CHANNELS_FIRST, out_dtype=x.dtype)
+    if bias is not None:
+        every = c.broadcast(c.reshape(bias, (groups * outputs, 1)), (groups * outputs, places))
+        result = add_channels(c, result, c.reshape(every, (groups * outputs * places,)))
+    batch, _, *extents = result.shape
+    apart = c.reshape(result, (batch, groups * outputs, *strides, *extents))
+    order = [v for i in range(rank) for v in (2 + rank + i, 2 + i)]
+    sizes = [d * s for d, s in zip(extents, strides, strict=True)]
+    result = c.reshape(c.transpose(apart, (0, 1, *order)), (batch, groups * outputs, *sizes))
+    for axis, (begin, end) in enumerate(kept, 2):
+        result = c.slice(result, axis, begin, end)
+    return result
+
+
 @converter("ConvTranspose")
 def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Zeros between the inputs, then a convolution with the flipped weight."""
+    """A convolution with the flipped weight, over zeros between the inputs or for each of the places between two."""
     kernel, groups = check_kernel(c, w), c.attr("group", 1)
     rank = len(kernel)
     check_channels(c, x, w.shape[0])
@@ -88,6 +126,10 @@ def conv_transpose(c: Context, x: Tensor, w: Tensor, bias: Tensor | None = None)
         raise ConversionError(f"strides {strides}, dilations {dilations} and output_padding {extra} must be positive")
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     begins, ends = _transposed_pads(c, x, strides, spans, extra)
+    if max(strides) > 1 and max(dilations) == 1 and min(*begins, *ends) >= 0:
+        lengths = [(d - 1) * s + k + e for d, s, k, e in zip(x.shape[2:], strides, kernel, extra, strict=True)]
+        kept = [(begin, n - end) for begin, end, n in zip(begins, ends, lengths, strict=True)]
+        return _by_phases(c, x, w, bias, strides, extra, kept)
     # The convolution that undoes a padding p pads with span - 1 - p; a negative one crops.
     lead = [s - 1 - p for s, p in zip(spans, begins, strict=True)]
     trail = [s - 1 - p + e for s, p, e in zip(spans, ends, extra, strict=True)]

@@ -19,7 +19,7 @@ from dlc.frontends.onnx.functions import (
     schema_defaults,
 )
 from dlc.frontends.onnx.host import Surroundings, host_call
-from dlc.frontends.onnx.inputs import GraphInputs, Shapes
+from dlc.frontends.onnx.inputs import GraphInputs, Ranges, Shapes
 from dlc.frontends.onnx.load import Loaded
 from dlc.frontends.onnx.nodes import attribute_value, node_view, opsets_of, tensor_array
 from dlc.frontends.onnx.registry import lookup
@@ -106,7 +106,8 @@ class Importer:
             raise DlcError(f"{self.loaded.name}: the graph has no outputs")
         outputs = [self._returned(t, scope) for t in outputs]
         names = [o.name for o in graph.output]
-        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.limits)
+        cuts = {name: sorted(found) for name, found in self.symbols.cuts.items()}
+        return write(self.loaded.name, inputs, self.calls, outputs, names, self.symbols.demands, cuts)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -259,13 +260,14 @@ class Importer:
         values |= {v.name: t for v, t in zip(graph.input, params, strict=True)}
         inner = replace(outer, values=values, parent=outer, depth=outer.depth + 1)
         around, self.calls = self.calls, []
+        noted, self.symbols.noted = self.symbols.noted, []
         self.in_block += 1
         try:
             self.nodes(graph.node, inner)
             outputs = [self._returned(inner.find(o.name), inner) for o in graph.output]
-            return Block(list(params), self.calls, outputs)
+            return Block(list(params), self.calls, outputs, self.symbols.noted)
         finally:
-            self.calls = around
+            self.calls, self.symbols.noted = around, noted
             self.in_block -= 1
 
     def _returned(self, tensor: Tensor, scope: Scope) -> Tensor:
@@ -279,11 +281,18 @@ class Importer:
         return nowhere.materialised(tensor)
 
 
-def import_graph(loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None) -> Any:
-    """The module of a loaded model. A fact about a symbol is found on the way and matters from the first node on."""
-    facts: dict[str, Fact] = {}
+def import_graph(
+    loaded: Loaded, external: Mapping[str, np.ndarray], shapes: Shapes | None, ranges: Ranges | None = None
+) -> Any:
+    """The module of a loaded model; with `ranges` (least, largest) of symbols for those sizes and on assumptions.
+
+    A fact about a symbol is found on the way and matters from the first node on.
+    """
+    facts = {name: Fact(largest, least=least) for name, (least, largest) in (ranges or {}).items()}
     while True:
+        importer = Importer(loaded, external, shapes, facts)
+        importer.symbols.assuming = ranges is not None
         try:
-            return Importer(loaded, external, shapes, facts).run()
+            return importer.run()
         except FactFoundError as found:
-            facts[found.name] = found.fact
+            facts[found.name] = facts.get(found.name, Fact()).both(found.fact)

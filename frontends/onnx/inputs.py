@@ -15,6 +15,7 @@ from dlc.frontends.onnx.symbols import Symbols
 from dlc.frontends.onnx.tensor import ConversionError, Dim, Tensor, object_tensor
 
 Shapes = Mapping[str, Sequence[int | str]]
+Ranges = Mapping[str, tuple[int, int]]  # of symbols: their least and largest size
 
 
 class GraphInputs:

@@ -70,6 +70,11 @@ def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_z
     """The int32 accumulator of a product of integers; zero points are scalars, or one a row of A, a column of B."""
     check_inner(c, a, b)
     b, b_number = _weight(c, b, b_zero)
+    if b.value is not None and b.dtype == "uint8":
+        # sum a (b - z) = sum a (b - 128) + (128 - z) sum a: kernels multiply by int8.
+        total = integer_product(c, a, c.constant((b.value.astype(np.int16) - 128).astype(np.int8)), a_zero, None)
+        sums = c.emit("sum", _without_zero_wide(c, a, a_zero), axes=(a.rank - 1,), keepdims=b.rank > 1)
+        return c.emit("add", total, c.emit("multiply", sums, 128 - b_number))
     if (
         a_zero is not None
         and a_zero.value is None
@@ -87,6 +92,15 @@ def integer_product(c: Context, a: Tensor, b: Tensor, a_zero: Tensor | None, b_z
     else:
         a, a_number = split_zero(c, a, a_zero)
     return c.emit("dlc.matmul", a, b, out_dtype="int32", a_zero_point=a_number, b_zero_point=b_number)
+
+
+def _without_zero_wide(c: Context, a: Tensor, zero: Tensor | None) -> Tensor:
+    """An activation less its zero point, a scalar or one a row, as int32."""
+    wide = c.cast(a, "int32")
+    if zero is None:
+        return wide
+    rows = zero.rank == 1 and zero.shape[0] != 1
+    return c.emit("subtract", wide, c.cast(c.reshape(zero, (*zero.shape, 1) if rows else ()), "int32"))
 
 
 def _weight(c: Context, b: Tensor, zero: Tensor | None) -> tuple[Tensor, int]:

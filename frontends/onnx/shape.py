@@ -42,23 +42,34 @@ def target_shape(c: Context, x: Tensor, wanted: Sequence[Dim], allow_zero: bool)
         if quotient is None:
             if all(isinstance(d, int) for d in (*x.shape, *rest)):
                 raise ConversionError(f"cannot reshape {x} to {_text(wanted)}")
-            raise HostError(f"whether {x} can be reshaped to {_text(wanted)} depends on the sizes")
+            quotient = _demanded_quotient(c, x, rest, wanted)
         dims[unknown[0]] = quotient
     else:
         _same_elements(c, x, dims)
     return dims
 
 
+def _demanded_quotient(c: Context, x: Tensor, rest: Sequence[Dim], wanted: Sequence[Dim]) -> Dim:
+    """What is left for a -1, where a session sees to it that the division has no remainder."""
+    up, down = (c.symbols.product(dims) for dims in c.symbols.cancelled(x.shape, rest))
+    if c.symbols.decide("greater", down, 0) is not True:
+        raise HostError(f"whether {x} can be reshaped to {_text(wanted)} depends on the sizes")
+    quotient = c.symbols.simplify(up // down)
+    c.equal(c.symbols.product((quotient, down)), up, f"in reshaping {x} to {_text(wanted)}, the extents")
+    return quotient
+
+
 def _same_elements(c: Context, x: Tensor, dims: Sequence[Dim]) -> None:
     """Hold extents to x's number of elements for every size of the symbols: kernels take that on trust."""
     if c.symbols.decide("equal", c.symbols.product(x.shape), c.symbols.product(dims)) is not None:
         return  # a difference that is known is found by `Context.reshape`
-    for side, other in ((x.shape, dims), (dims, x.shape)):
+    above, below = c.symbols.cancelled(x.shape, dims)
+    for side, other in ((above, below), (below, above)):
         for index, dim in enumerate(side):
             size = None if isinstance(dim, int) else c.symbols.quotient(other, (*side[:index], *side[index + 1 :]))
             if size is not None:
-                c.equal(dim, size, f"in reshaping {x} to {_text(dims)}, the extents")
-    raise HostError(f"whether {x} can be reshaped to {_text(dims)} depends on the sizes")
+                c.find_size(dim, size)
+    c.equal(c.symbols.product(above), c.symbols.product(below), f"in reshaping {x} to {_text(dims)}, the extents")
 
 
 def _text(dims: Sequence[Dim]) -> str:
@@ -153,6 +164,9 @@ def concat(c: Context, *inputs: Tensor) -> Tensor:
         for i, (a, b) in enumerate(zip(inputs[0].shape, other.shape, strict=True)):
             if i != axis and not (isinstance(a, int) and isinstance(b, int)):
                 c.equal(a, b, f"the extents of dimension {i}")
+    # What a session holds to be equal may be written in two ways; an operator's type rule wants one.
+    first = inputs[0].shape
+    inputs = tuple(c.reshape(x, [*first[:axis], x.shape[axis], *first[axis + 1 :]]) for x in inputs)
     empty = [x for x in inputs if isinstance(x.shape[axis], int) and x.shape[axis] == 0]
     kept = [x for x in inputs if not any(x is e for e in empty)] or [inputs[0]]
     return c.emit("concat", *kept, axis=axis) if len(kept) > 1 else kept[0]

@@ -8,6 +8,7 @@ so is a slice that ends at "infinity".
 from __future__ import annotations
 
 import keyword
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,10 @@ from tvm.sym import Analyzer
 from dlc.frontends.onnx.tensor import ConversionError, Dim
 from dlc.ir.dims import symbols
 from dlc.ir.graph import free_name, symbol_names
+from dlc.ir.interpret import evaluate_dim
 from dlc.ir.ops import OPS
+from dlc.ir.serial import extent_text
+from dlc.runtime.demands import Demands
 
 _LARGEST_EXTENT = 1_000_000_000  # what exporters write for "to the end" is this or more
 _RESERVED = {"int", "max", "min", "T"}  # names that extents printed as text already use
@@ -34,10 +38,18 @@ class Fact:
     Attributes:
         largest: the largest size; None where there is no limit.
         equals: the size itself, or another symbol's name.
+        least: the least size.
     """
 
     largest: int | None = None
     equals: int | str | None = None
+    least: int = 1
+
+    def both(self, other: Fact) -> Fact:
+        """This fact and another one of the same symbol."""
+        largest = [each.largest for each in (self, other) if each.largest is not None]
+        equals = self.equals if self.equals is not None else other.equals
+        return Fact(min(largest, default=None), equals, max(self.least, other.least))
 
 
 class FactFoundError(Exception):
@@ -53,6 +65,9 @@ class Symbols:
 
     Attributes:
         facts: what is known of sizes, by the symbols' names.
+        cuts: by a symbol's name, the sizes from which on a comparison has another answer, of those that were not
+            decided.
+        assuming: whether the import is for certain sizes only, so that extents may be assumed to be equal.
     """
 
     def __init__(self, facts: Mapping[str, Fact] | None = None) -> None:
@@ -63,11 +78,25 @@ class Symbols:
         self._of_inputs: dict[str, Dim] = {}
         self.carriers: dict[str, Any] = {}  # by a symbol's name, a tensor that has it as an extent
         self._told: set[str] = set()  # by data, when running
+        self._equal: dict[str, str] = {}
+        self.cuts: dict[str, set[int]] = {}
+        self.assuming = False
+        self.noted: list[FactFoundError] = []  # in the block at hand
 
     @property
-    def limits(self) -> dict[str, int]:
-        """The largest sizes of the symbols that have one."""
-        return {name: fact.largest for name, fact in self.facts.items() if fact.largest is not None}
+    def demands(self) -> Demands:
+        """What has to hold of the sizes, beyond the shapes of the inputs."""
+        bounded = {name: fact for name, fact in self.facts.items() if fact.equals is None}
+        limits = {name: fact.largest for name, fact in bounded.items() if fact.largest is not None}
+        return Demands(limits, {name: fact.least for name, fact in bounded.items() if fact.least > 1}, self._equal)
+
+    def demand(self, a: Dim, b: Dim, wrong: str) -> bool:
+        """Have a session hold `a` and `b` to be equal, and say `wrong` where not; False where it cannot know them."""
+        known = {str(dim.name) for dim in self._of_inputs.values() if not isinstance(dim, int)}
+        if not symbol_names([a, b]) <= known:
+            return False
+        self._equal[f"{extent_text(a)} == {extent_text(b)}"] = wrong
+        return True
 
     def named(self, name: str) -> Any:
         """The symbol of a dimension name: the same for the same name."""
@@ -103,7 +132,7 @@ class Symbols:
             dim = self._of_inputs[fact.equals] if isinstance(fact.equals, str) else fact.equals
         else:
             dim = tirx.Var(name, "int64")
-            self._analyzer.bind(dim, _range(least, fact.largest or _LARGEST_EXTENT))
+            self._analyzer.bind(dim, _range(fact.least if least else 0, fact.largest or _LARGEST_EXTENT))
         if least > 0:
             self._of_inputs[name] = dim
         return dim
@@ -117,7 +146,10 @@ class Symbols:
         if isinstance(dim, int | np.integer):
             return int(dim)
         result = self._analyzer.simplify(dim)
-        return int(result.value) if isinstance(result, tirx.IntImm) else result
+        if isinstance(result, tirx.IntImm):
+            return int(result.value)
+        bound = self._analyzer.const_int_bound(result)
+        return int(bound.min_value) if bound.min_value == bound.max_value else result
 
     def same(self, a: Dim, b: Dim) -> bool:
         """Whether two extents are equal for every size of the symbols."""
@@ -157,7 +189,8 @@ class Symbols:
         """Two extents have to be equal: say where that makes a symbol another one, or a number.
 
         Raises:
-            FactFoundError: one is an input's symbol, and the other one a number or such a symbol.
+            FactFoundError: one is an input's symbol, and the other one a number or such a symbol; or a range of the
+                sizes of one symbol is all for which they are equal.
         """
         order = [str(dim) for dim in self._of_inputs.values()]
         for symbol, size in ((a, b), (b, a)):
@@ -167,23 +200,64 @@ class Symbols:
                 raise FactFoundError(str(symbol), Fact(equals=size))
             if str(size) in order[: order.index(str(symbol))]:
                 raise FactFoundError(str(symbol), Fact(equals=str(size)))
+        found = self.sizes_where_equal(a, b)
+        if found is not None:
+            name, least, largest = found
+            raise FactFoundError(name, Fact(equals=least) if least == largest else Fact(largest, least=least))
+
+    def sizes_where_equal(self, a: Dim, b: Dim) -> tuple[str, int, int] | None:
+        """The one symbol in two extents, an input's, and the range of its sizes for which they are equal.
+
+        None where there are more symbols, where no size makes them equal or all do, or where those
+        that do are no range.
+        """
+        found = symbols([a, b])
+        if len(found) != 1 or str(found[0].name) not in self._of_inputs:
+            return None
+        name = str(found[0].name)
+        fact, difference = self.facts.get(name, Fact()), a - b
+        sizes = range(fact.least, (fact.largest or _LARGEST_EXTENT) + 1)
+        sign = 1 if evaluate_dim(difference, {name: sizes[-1]}) > evaluate_dim(difference, {name: sizes[0]}) else -1
+        # Where the difference is steady these are the ends of the range; whether it is, the proofs below say.
+        first, behind = (
+            sizes[0] + find(sizes, 0, key=lambda size: sign * evaluate_dim(difference, {name: size}))
+            for find in (bisect_left, bisect_right)
+        )
+        if first >= behind or (first, behind - 1) == (sizes[0], sizes[-1]):
+            return None
+        parts = ((sizes[0], first - 1, "not_equal"), (first, behind - 1, "equal"), (behind, sizes[-1], "not_equal"))
+        for least, largest, comparison in parts:
+            analyzer = Analyzer()
+            if least <= largest:
+                analyzer.bind(found[0], _range(least, largest))
+                simple = analyzer.simplify(difference)
+                if isinstance(simple, tirx.IntImm):  # of any width
+                    proven = _COMPARE[comparison](int(simple.value))
+                else:
+                    proven = analyzer.can_prove(_PROVE[comparison](simple))
+                if not proven:
+                    return None
+        return name, first, behind - 1
 
     def quotient(self, numerator: Sequence[Dim], denominator: Sequence[Dim]) -> Dim | None:
         """The product of `numerator` divided by that of `denominator`; None where it is not known to be whole."""
-        above, below = list(numerator), list(denominator)
-        for dim in list(below):
-            for other in above:
-                if self.same(dim, other):
-                    above.remove(other)
-                    below.remove(dim)
-                    break
-        up, down = self.product(above), self.product(below)
+        up, down = (self.product(dims) for dims in self.cancelled(numerator, denominator))
         if isinstance(down, int) and down == 0:
             return None
         if isinstance(up, int) and isinstance(down, int):
             return up // down if up % down == 0 else None
         result = self.simplify(up // down)
         return result if self.same(result * down, up) else None
+
+    def cancelled(self, above: Sequence[Dim], below: Sequence[Dim]) -> tuple[list[Dim], list[Dim]]:
+        """The factors of two products without those that both have."""
+        up, down = _factors(above), _factors(below)
+        for dim in list(down):
+            other = next((other for other in up if self.same(dim, other)), None)
+            if other is not None:
+                up.remove(other)
+                down.remove(dim)
+        return up, down
 
     def product(self, dims: Sequence[Dim]) -> Dim:
         """The product of extents; ConversionError for more than 64 bits."""
@@ -245,6 +319,10 @@ class Symbols:
     def _decided(self, comparison: str, a: Dim, b: Dim) -> bool:
         answer = self.decide(comparison, a, b)
         if answer is None:
+            found = self.sizes_where_equal(a, b)
+            if found is not None:
+                name, least, largest = found
+                self.cuts.setdefault(name, set()).update((least, largest + 1))
             raise _UndecidedError
         return answer
 
@@ -269,6 +347,16 @@ class Symbols:
         if dtype == "bool":
             return lambda a: self._decided("not_equal", a, 0)
         return None
+
+
+def _factors(dims: Sequence[Dim]) -> list[Dim]:
+    found: list[Dim] = []
+    for dim in dims:
+        if isinstance(dim, tirx.Mul):
+            found += _factors([dim.a, dim.b])
+        else:
+            found.append(int(dim.value) if isinstance(dim, tirx.IntImm) else dim)
+    return found
 
 
 def _range(least: int, largest: int) -> Any:

@@ -95,11 +95,15 @@ class Call:
 
 @dataclass(eq=False)
 class Block:
-    """A function that control flow runs: its parameters, what it calls and what it returns."""
+    """A function that control flow runs: its parameters, what it calls and what it returns.
+
+    `noted` are the `FactFoundError`s that hold if it runs.
+    """
 
     params: list[Tensor]
     calls: list[Call]
     outputs: list[Tensor]
+    noted: list[Any] = field(default_factory=list)
 
     def captured(self) -> list[Tensor]:
         """The values around the block that it reads, constants left out, in the order of first use."""

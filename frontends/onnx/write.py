@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tvm.sym import Analyzer
 
 from dlc.errors import DlcError
 from dlc.frontends.onnx.tensor import Call, Tensor
-from dlc.ir.convert import PACKED, FunctionBuilder, IrTypeError
+from dlc.ir.convert import PACKED, FunctionBuilder, IrTypeError, shape_of
 from dlc.ir.graph import Origin, symbol_names
 from dlc.ir.ops import OPS
 from dlc.ir.ops.host import ITEM
+from dlc.runtime.demands import Demands
 
 
 def _needed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> list[Call]:
@@ -36,13 +38,13 @@ def _symbols(call: Call) -> set[str]:
     return found
 
 
-def _blocks(calls: Sequence[Call], model: str, functions: dict[str, Any], names: dict[int, str]) -> None:
+def _blocks(calls: Sequence[Call], model: str, functions: dict[str, Any], names: dict[int, str], bounds: bool) -> None:
     """Write the blocks of control flow among `calls` as functions, inner ones first; `names` by a block's id."""
     for block in (b for call in calls for b in call.blocks):
         needed = _needed(block.calls, block.outputs)
-        _blocks(needed, model, functions, names)
+        _blocks(needed, model, functions, names, bounds)
         name = f"block{len(functions)}"
-        writer = _Writer(name, functions, names)
+        writer = _Writer(name, functions, names, bounds)
         writer.parameters(block.params, [f"p{i}" for i in range(len(block.params))])
         writer.calls(needed, model)
         # The name among the attributes keeps equal blocks apart, which Relax would make one.
@@ -51,8 +53,10 @@ def _blocks(calls: Sequence[Call], model: str, functions: dict[str, Any], names:
 
 
 class _Writer:
-    def __init__(self, name: str, functions: Mapping[str, Any], names: Mapping[int, str]) -> None:
-        self.builder = FunctionBuilder(name)
+    """Writes one function; `bounds` says whether sizes of symbols are bounded."""
+
+    def __init__(self, name: str, functions: Mapping[str, Any], names: Mapping[int, str], bounds: bool) -> None:
+        self.builder, self.bounds = FunctionBuilder(name), bounds
         self.names = names
         for inner, function in functions.items():
             self.builder.add_region(inner, function)
@@ -106,24 +110,38 @@ class _Writer:
         if OPS[call.op].kind == "host":
             blocks = [self.names[id(block)] for block in call.blocks]
             return self.builder.host(call.op, blocks, operands, call.attrs, origin, name)
-        return self.builder.emit(call.op, operands, call.attrs, origin)
+        return self._bounded(self.builder.emit(call.op, operands, call.attrs, origin), call.output.shape, origin)
+
+    def _bounded(self, made: Any, wanted: Sequence[Any], origin: Origin) -> Any:
+        """A result with the extents that it has within the bounds of the symbols, of which Relax knows nothing."""
+        if not self.bounds:
+            return made
+        analyzer = Analyzer()
+        apart = [(a, b) for a, b in zip(shape_of(made), wanted, strict=True) if not (isinstance(a, int) and a == b)]
+        if all(analyzer.can_prove_equal(a, b) for a, b in apart):
+            return made
+        return self.builder.emit("relax.reshape", [made], {"shape": tuple(wanted)}, origin)
 
 
 def write(
     model: str, inputs: Sequence[Tensor], calls: Sequence[Call], outputs: Sequence[Tensor], names: Sequence[str],
-    limits: Mapping[str, int],
+    demands: Demands, cuts: Mapping[str, Sequence[int]],
 ) -> Any:  # fmt: skip
     """The module with function ``main``.
 
-    Its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names, ``dlc.limits`` the largest sizes of symbols.
+    Its attributes ``dlc.inputs`` and ``dlc.outputs`` are the ONNX names, ``dlc.limits``,
+    ``dlc.least`` and ``dlc.equal`` what has to hold of the symbols' sizes, ``dlc.cuts`` by symbol from which sizes on a
+    comparison that was not decided has another answer.
     """
     needed = _needed(calls, outputs)
     functions: dict[str, Any] = {}
     block_names: dict[int, str] = {}
-    _blocks(needed, model, functions, block_names)
-    writer = _Writer("main", functions, block_names)
+    bounds = bool(demands.limits or demands.least)
+    _blocks(needed, model, functions, block_names, bounds)
+    writer = _Writer("main", functions, block_names, bounds)
     writer.inputs(inputs)
     writer.calls(needed, model)
     bound = [writer.expression(t) for t in outputs]
     attrs: dict[str, Any] = {"inputs": [t.name for t in inputs], "outputs": list(names)}
-    return writer.builder.finish(bound, {**attrs, "limits": dict(limits)} if limits else attrs)
+    more = {**demands.as_json(), "cuts": cuts}
+    return writer.builder.finish(bound, attrs | {key: found for key, found in more.items() if found})

@@ -19,6 +19,7 @@ import numpy as np
 from dlc.errors import DlcError
 from dlc.ir.graph import Graph, Value
 from dlc.ir.interpret import evaluate_dim
+from dlc.runtime.demands import Demands
 
 RANDOM_SAMPLES = 8
 #: The extent of a symbolic axis of random data; a symbol that some input has as its first axis is a batch and gets 1.
@@ -198,9 +199,12 @@ def random_samples(graph: Graph, seed: int, count: int = RANDOM_SAMPLES) -> list
     """Standard normal floats; integers uniform over what they index, else 0 or 1; the same for the same seed."""
     generator = np.random.default_rng(seed)
     batches = {str(value.shape[0]) for value in graph.inputs if value.shape and not isinstance(value.shape[0], int)}
-    limits = graph.attrs.get("dlc.limits", {})
+    demands = Demands.of_graph(graph.attrs)
     symbols = {
-        str(d): 1 if str(d) in batches else min(RANDOM_EXTENT, limits.get(str(d), RANDOM_EXTENT))
+        str(d): max(
+            1 if str(d) in batches else min(RANDOM_EXTENT, demands.limits.get(str(d), RANDOM_EXTENT)),
+            demands.least.get(str(d), 1),
+        )
         for value in graph.inputs
         for d in value.shape
         if not isinstance(d, int) and str(d).isidentifier()

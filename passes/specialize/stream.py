@@ -12,6 +12,7 @@ extents over symbols like any other value.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from dlc.ir.rewrite import Rewriter, rewrite
 from dlc.passes.specialize.find_time import time_axes
 from dlc.passes.specialize.positions import NotLocalError
 from dlc.passes.specialize.time_axis import TimeAxes
+from dlc.runtime.demands import Demands
 
 FIRST = "stream.first"
 PAST = "stream.past"
@@ -104,10 +106,20 @@ class _Streamer:
             "inputs": [*inputs, *self.names, *names],
             "outputs": [*outputs, *names],
             "updates": {str(before[1] + i): before[0] + i for i in range(len(names))},
+            **({"equal": equal} if (equal := self._demanded()) else {}),
         }
         states = [self.results[state.name] for state in self.inputs]
         made = rw.builder.finish([*(rw.new(n) for n in graph.outputs), *states], attrs)
         return rewrite(made, lambda state, node: None)  # without what only positions were made of
+
+    def _demanded(self) -> dict[str, str]:
+        """The extents that have to be equal; DlcError where they say how long the whole sequence is."""
+        equal = dict(Demands.of_graph(self.rw.graph.attrs).equal)
+        steps = set() if isinstance(self.axes.length, int) else {str(self.axes.length)}
+        for pair, wrong in equal.items():
+            if steps & set(re.findall(r"[A-Za-z_]\w*", pair)):
+                raise DlcError(f"the model does not take its sequence in parts: {wrong}, for some lengths of the whole")
+        return equal
 
     def _node(self, node: Node) -> Any:
         if node.output.name in self.axes.loops:

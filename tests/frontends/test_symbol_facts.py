@@ -137,12 +137,56 @@ def test_a_reshape_to_numbers_is_a_size(target: str) -> None:
         session.run({"x": np.zeros((1, 2), np.float32)})
 
 
-def test_a_reshape_that_only_running_decides_is_left_to_the_host() -> None:
+def test_a_reshape_that_only_sizes_decide_is_held_to_them() -> None:
     nodes = [node("Reshape", ["x", "k"], ["y"], "r")]
     session = dlc.load(dlc.compile(model(nodes, {"x": ["n", "m"]}, ["y"], {"k": np.array([2, 4])})))
     odd = [node("Relu", ["x"], ["/x.1"], "relu"), node("Reshape", ["/x.1", "k"], ["y"], "r")]
     named = dlc.load(dlc.compile(model(odd, {"x": ["n", "m"]}, ["y"], {"k": np.array([2, 4])})))
     assert named.run({"x": np.ones((4, 2), np.float32)})["y"].sum() == 8
     assert session.run({"x": np.zeros((4, 2), np.float32)})["y"].shape == (2, 4)
-    with pytest.raises(DlcError, match=r"node 'r' \(Reshape\): cannot reshape float32\[1, 2\] to \[2, 4\]"):
+    assert [row for row in read(session.package).nodes if row.get("part") == "host"] == []
+    with pytest.raises(DlcError, match=r"node 'r' \(Reshape\): .*, the extents, n \* m and 8, differ: 2 and 8"):
         session.run({"x": np.zeros((1, 2), np.float32)})
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_reshape_bounds_what_is_pooled_to_one(target: str) -> None:
+    """Rows pooled by threes and dropped: the model takes three to five of them."""
+    nodes = [
+        node("MaxPool", ["x"], ["p"], "pool", kernel_shape=[3, 1], strides=[3, 1]),
+        node("Reshape", ["p", "flat"], ["f"], "drop"),
+        node("Concat", ["f", "f"], ["c"], axis=2),
+        node("MatMul", ["c", "w"], ["y"]),
+    ]
+    rng = np.random.default_rng(3)
+    constants = {"flat": np.array([0, 2, -1, 1]), "w": rng.standard_normal((1, 3)).astype(np.float32)}
+    shaped = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "last"], ["width"])]
+    shaped += [node("Concat", ["first", "width", "end"], ["flat"], axis=0)]
+    del constants["flat"]
+    constants |= {"last": np.array([3]), "first": np.array([0, 2]), "end": np.array([1])}
+    proto = model([*shaped, *nodes], {"x": ["n", 2, "h", "w_"]}, ["y"], constants)
+    package = dlc.compile(proto, target=target)
+    assert package.manifest["limits"] == {"h": 5} and package.manifest["least"] == {"h": 3}
+    assert [row for row in read(package).nodes if row.get("part") == "host"] == []
+    session = dlc.load(package)
+    for height in (3, 5):
+        x = rng.standard_normal((2, 2, height, 7)).astype(np.float32)
+        (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+        np.testing.assert_allclose(session.run({"x": x})["y"], wanted, rtol=1e-5, atol=1e-6)
+    for height, bound in ((6, "5 at most"), (2, "3 at least")):
+        with pytest.raises(DlcError, match=f"input 'x': dimension 'h' is {height}, the model takes {bound}"):
+            session.clone().run({"x": np.zeros((2, 2, height, 7), np.float32)})
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_what_sizes_demand_of_each_other(target: str) -> None:
+    """What is left for a -1 has no remainder, and what is joined is as wide."""
+    nodes = [node("Reshape", ["x", "k"], ["r"], "r"), node("Concat", ["r", "b"], ["y"], "join", axis=1)]
+    proto = model(nodes, {"x": ["n", "m"], "b": ["l", 1]}, ["y"], {"k": np.array([-1, 4])})
+    session = dlc.load(dlc.compile(proto, target))
+    x, b = np.arange(12, dtype=np.float32).reshape(2, 6), np.zeros((3, 1), np.float32)
+    np.testing.assert_array_equal(session.run({"x": x, "b": b})["y"], np.hstack([x.reshape(3, 4), b]))
+    with pytest.raises(DlcError, match=r"node 'r' \(Reshape\): in reshaping .* differ: 8 and 10"):
+        session.run({"x": x[:, :5], "b": b})
+    with pytest.raises(DlcError, match=r"node 'join' \(Concat\): the extents of dimension 0, .* differ: 3 and 2"):
+        session.run({"x": x, "b": b[:2]})

@@ -13,6 +13,7 @@ that begins with ``object``.
 - ``dlc.if(condition, captured...)``, two blocks that take the captured values: what ONNX's If is.
 - ``dlc.steps(trips)``: max(trips, 0) times true. A loop that scans it stacks that many results, whatever data say.
 - ``dlc.first(x, count)``: the first `count` slices of x: what a loop that ended early has stacked.
+- ``dlc.fail()``: attribute reason. A branch that no sizes of this code fit: an error where it is taken.
 - ``dlc.onnx(inputs...)``: attributes model (a model of one node, base64), op_type and node (its names), reason (why
   there is no kernel). It is imported when it runs (`dlc.ir.ops.host_import`); what no importer has a meaning for is
   run, and so defined, by onnx's reference implementation.
@@ -31,7 +32,7 @@ from dlc.ir.ops.host_import import parsed, run_imported
 from dlc.ir.ops.registry import OpSpec, register
 
 ITEM, LOOP, IF, ONNX = "dlc.item", "dlc.loop", "dlc.if", "dlc.onnx"
-STEPS, FIRST = "dlc.steps", "dlc.first"
+STEPS, FIRST, FAIL = "dlc.steps", "dlc.first", "dlc.fail"
 
 #: Iterations that `STEPS` counts at most: memory for the results of each is taken before the first.
 MOST_STEPS = 1 << 24
@@ -77,6 +78,10 @@ def _first(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     return (inputs[0][: int(np.asarray(inputs[1]).reshape(-1)[0])],)
 
 
+def _fail(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    raise DlcError(attrs["reason"])
+
+
 def _interpreted(inputs: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
     raise AssertionError("control flow is run by dlc.ir.interpret")
 
@@ -85,5 +90,6 @@ register(OpSpec(ITEM, "host", _item))
 register(OpSpec(ONNX, "host", _onnx))
 register(OpSpec(STEPS, "host", _steps))
 register(OpSpec(FIRST, "host", _first))
+register(OpSpec(FAIL, "host", _fail))
 register(OpSpec(LOOP, "host", _interpreted))
 register(OpSpec(IF, "host", _interpreted))
