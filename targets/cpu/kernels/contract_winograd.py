@@ -31,10 +31,10 @@ from dlc.targets.cpu.kernels.contract_loops import (
 )
 from dlc.targets.cpu.kernels.contract_wide import scratch
 from dlc.targets.cpu.kernels.contract_winograd_cost import candidates, predicted_seconds
-from dlc.targets.cpu.kernels.contract_winograd_plan import OUT, POINTS, SIDE, TAPS, declines, pack, packed_size
+from dlc.targets.cpu.kernels.contract_winograd_plan import OUT, POINTS, SIDE, TAPS, declines, note, pack, packed_size
 from dlc.targets.layout import simplify
 
-__all__ = ["candidates", "declines", "emit", "pack", "packed_size", "predicted_seconds"]
+__all__ = ["candidates", "declines", "emit", "note", "pack", "packed_size", "predicted_seconds"]
 
 
 def emit(task: Task) -> None:

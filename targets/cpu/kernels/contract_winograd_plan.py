@@ -20,7 +20,6 @@ call computes anew in scratch: some percent of one small image's time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -106,6 +105,15 @@ def declines(problem: Contraction, isa: Isa) -> str | None:
     if most_tiles(problem, isa, 1) < 1:
         return f"a tile of {image.channels} channels is too large for the stack"
     return None
+
+
+def note(problem: Contraction, isa: Isa) -> str:
+    """What `dlc explain` says of a 3x3 float convolution of stride 1 that is not computed this way; else nothing."""
+    step = problem.rows.a_stride
+    alike = len(problem.outer) > 0 and len(problem.runs) == TAPS and isinstance(step, int)
+    if problem.a_dtype != "float32" or not alike or any(run.length != TAPS * step for run in problem.runs):
+        return ""
+    return declines(problem, isa) or ""
 
 
 def most_channels() -> int:
@@ -201,6 +209,7 @@ def pack(problem: Contraction, schedule: Schedule, isa: Isa, weight: np.ndarray)
 def _transformed(taps: np.ndarray) -> np.ndarray:
     """G g G^T in float64: (9, channels, n) to (16, channels, n)."""
     matrix = np.kron(WEIGHT, WEIGHT) / 4
-    rows: Sequence[np.ndarray] = taps.astype("float64")
-    # Row by row: a matrix product would make several copies of a large weight.
-    return np.stack([sum(f * row for f, row in zip(line, rows, strict=True) if f).astype("float32") for line in matrix])
+    points, wide = np.empty((POINTS, *taps.shape[1:]), "float32"), taps.astype("float64")
+    for line, point in zip(matrix, points, strict=True):  # a product of all would make several copies of a large weight
+        point[:] = sum(factor * tap for factor, tap in zip(line, wide, strict=True) if factor)
+    return points

@@ -214,9 +214,16 @@ def test_takes_floats_on_every_level_but_no_short_weights(isa: Isa) -> None:
     floats, _ = problem_of((1, 8, 8, 12), 20, 1, dtypes=FLOAT)
     assert contract_winograd.declines(floats, isa) is None
     short, _ = problem_of((1, 8, 8, 12), 20, 1, dtypes=SHORT)
-    assert "not for float32 by bfloat16" in (contract_winograd.declines(short, isa) or "")
+    assert "not for float32 by bfloat16" in contract.choose(short, isa, MACHINE).note
 
 
 def test_declines_what_the_stack_does_not_hold() -> None:
     problem, _ = problem_of((1, 8, 8, 32768), 16, 1, dtypes=FLOAT)
     assert "too large for the stack" in (contract_winograd.declines(problem, FLOAT_LEVELS[0]) or "")
+
+
+def test_a_convolution_of_unknown_extents_says_why_not() -> None:
+    problem, _ = problem_of((1, 8, symbolic("width"), 12), 20, 1, dtypes=FLOAT)
+    assert "extents known" in contract.choose(problem, FLOAT_LEVELS[0], MACHINE).note
+    strided, _ = problem_of((1, 8, 8, 12), 20, 1, (2, 2), dtypes=FLOAT)
+    assert contract.choose(strided, FLOAT_LEVELS[0], MACHINE).note == ""
