@@ -94,7 +94,7 @@ def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
     if schedule.unit == "amx":
         return contract_amx_plan.packed_bytes(problem)
     if schedule.unit in _IN_SCRATCH:
-        return _IN_SCRATCH[schedule.unit].packed_size(problem, isa)
+        return _IN_SCRATCH[schedule.unit].packed_size(problem, schedule, isa)
     return contract_problem.packed_size(problem, isa)
 
 

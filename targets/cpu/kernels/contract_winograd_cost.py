@@ -3,66 +3,81 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 from dlc.hardware import Machine
 from dlc.targets.cpu.isa import Isa
-from dlc.targets.cpu.kernels import contract_cost, contract_problem
-from dlc.targets.cpu.kernels import contract_winograd_plan as plan
+from dlc.targets.cpu.kernels import contract_cost
 from dlc.targets.cpu.kernels.contract_problem import Contraction, Schedule
+from dlc.targets.cpu.kernels.contract_winograd_plan import FORMS, Matrix, Plan, declines, inner, plan_of
 
 _WEIGHT_COST = 64  # instructions to load, widen, transform and store one vector of weights
-_FORWARD = 4 * plan.POINTS  # to load 16 vectors of inputs, transform and store them,
-_WIDEN = plan.POINTS  # to widen them,
-_BACKWARD = plan.POINTS + 24 + 8  # to load 16 vectors of sums, transform them and begin the epilogue of four
+_EPILOGUE = 2  # instructions to begin the epilogue of an output
+
+
+def _tiles(plan: Plan) -> int:
+    """Tiles of all images, whose number may be a guess."""
+    return prod(plan.grid) * prod(contract_cost.guessed(axis.extent) for axis in plan.image.images)
 
 
 def _blocks(tiles: int, most: int, rows: int) -> list[int]:
     """Sizes of blocks worth trying: all tiles or as many as there is room for, half, ...; whole register tiles."""
-    sizes, size = [], min(tiles, most)
+    sizes, size = {tiles} if tiles <= most else set(), min(tiles, most)
     while size:
-        sizes.append(size if size in (tiles, most) and size < rows else size // rows * rows or size)
-        size //= 2
-        if size < rows:
-            break
-    return [tiles, *sizes] if tiles <= most else sizes
+        sizes.add(size // rows * rows or size)
+        size = size // 2 if size >= 2 * rows else 0
+    return sorted(sizes)
 
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
-    """Schedules: `mr`, `nr`, `unroll` of the contractions; panels of `nr` vectors; `block` tiles."""
-    tiles, vectors = contract_cost.guessed(plan.image_of(problem).tiles), contract_problem.vectors_of(problem, isa)
+    """Schedules: `tile`; `mr`, `nr`, `unroll` of the contractions, in panels of `nr` vectors; `block` tiles."""
     result = []
-    for schedule in contract_cost.candidates(plan.product_of(problem, isa, tiles, vectors), isa, machine):
-        if schedule.hot == "w":
-            most = plan.most_tiles(problem, isa, schedule.nr)
-            sizes = sorted(set(_blocks(tiles, most, schedule.mr)))
-            result += [replace(schedule, unit="winograd", block=size) for size in sizes]
+    for form in FORMS.values():
+        if declines(problem, isa, form) is not None:
+            continue
+        plan = Plan(problem, isa, form)
+        tiles = _tiles(plan)
+        for schedule in contract_cost.candidates(plan.product(tiles, plan.vectors), isa, machine):
+            if schedule.hot == "w":
+                mine = replace(schedule, unit="winograd", tile=form.out)
+                sizes = _blocks(tiles, plan.most_tiles(schedule.nr), schedule.mr)
+                result += [replace(mine, block=size) for size in sizes]
     return result
 
 
 def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
-    """The slower of computing and moving, and a part of the other."""
-    tiles, vectors = contract_cost.guessed(plan.image_of(problem).tiles), contract_problem.vectors_of(problem, isa)
-    u_bytes = plan.packed_points(problem, isa) * (2 if plan.in_integers(problem) else 4)
+    """The contractions of all blocks and panels, and the transforms."""
+    plan = plan_of(problem, schedule, isa)
+    tiles, vectors = _tiles(plan), plan.vectors
     total = 0.0
     for count, size in contract_cost.pieces(tiles, schedule.block):
         for panels, width in contract_cost.pieces(vectors, schedule.nr):
-            panel = plan.product_of(problem, isa, size, width)
-            beside = u_bytes * (1 - width / vectors)  # all other panels come before this one does again
-            seconds = contract_cost.predicted_seconds(panel, plan.inner(schedule), isa, machine, beside)
+            beside = plan.u_bytes * (1 - width / vectors)  # all other panels come before this one does again
+            panel = plan.product(size, width)
+            seconds = contract_cost.predicted_seconds(panel, inner(schedule), isa, machine, beside)
             total += count * panels * seconds
-    return total + contract_cost.seconds(_transforms(problem, schedule, isa, machine, tiles), machine)
+    return total + contract_cost.seconds(_transforms(plan, schedule, machine, tiles), machine)
 
 
-def _transforms(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine, tiles: int) -> float:
+def _sums(factors: tuple[Matrix, ...]) -> int:
+    """Additions of one transform of one line."""
+    return sum(max(0, sum(1 for f in row if f) - 1) for matrix in factors for row in matrix)
+
+
+def _transforms(plan: Plan, schedule: Schedule, machine: Machine, tiles: int) -> float:
     """Cycles of both transforms and, for integers, that of the weights."""
-    core, integer, channels = contract_cost.core_of(isa, machine), plan.in_integers(problem), plan.point_stride(problem)
-    vectors = contract_problem.vectors_of(problem, isa)
-    forward = (_FORWARD + _WIDEN * integer) * channels / isa.lanes(16 if integer else 32)
-    backward = _BACKWARD * vectors
-    cycles = (forward + backward) / core.vectors + 4 * contract_cost.STORE_COST * vectors
-    # What a block writes to scratch and reads again.
-    moved = 4 * plan.POINTS * isa.lanes() * vectors + (2 if integer else 4) * plan.v_stride(problem)
-    level = contract_cost.level_of(plan.tile_bytes(problem, isa, schedule.nr) * schedule.block, machine)
-    cycles += 0.0 if level == 0 else 2 * moved / core.bandwidth[level]
-    weights = plan.packed_points(problem, isa) / isa.lanes(16) / plan.POINTS * _WEIGHT_COST / core.vectors
-    return cycles * tiles + weights * integer
+    form, isa, core = plan.form, plan.isa, contract_cost.core_of(plan.isa, machine)
+    # Both load all points; the first one widens integers and stores, the last one begins the epilogues. What does not
+    # fit the registers between columns and lines is stored and loaded once more.
+    spilled = 2 * max(0, form.points - isa.registers)
+    forward = (2 + plan.integer) * form.points + 2 * form.side * _sums(form.inputs) + spilled
+    backward = form.points + (form.side + form.out) * _sums(form.outputs) + spilled + _EPILOGUE * form.out**2
+    vectors = plan.point_stride / isa.lanes(16 if plan.integer else 32), plan.vectors
+    cycles = (forward * vectors[0] + backward * vectors[1]) / core.vectors
+    cycles += form.out**2 * contract_cost.STORE_COST * plan.vectors
+    # V is written here and M is read; the contractions do the reverse.
+    moved = 4 * form.points * isa.lanes() * plan.vectors + plan.v_bytes * plan.v_stride
+    level = contract_cost.level_of(plan.tile_bytes(schedule.nr) * schedule.block, machine)
+    traffic = 0.0 if level == 0 else moved / core.bandwidth[level]
+    weights = plan.u_size / isa.lanes(16) / form.points * _WEIGHT_COST / core.vectors
+    return contract_cost.together(cycles, traffic) * tiles + weights * plan.integer

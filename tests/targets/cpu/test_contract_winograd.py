@@ -13,9 +13,10 @@ from test_contract import EPSILON, FLOAT, INTEGER, MACHINE, SHORT, conv_referenc
 from tvm.script.ir_builder import tirx as T
 
 from dlc.targets.cpu.isa import GENERIC, Isa, isa_by_name, levels_of
-from dlc.targets.cpu.kernels import contract, contract_winograd, contract_winograd_plan
+from dlc.targets.cpu.kernels import contract, contract_cost, contract_winograd
 from dlc.targets.cpu.kernels.builder import kernel, splat, symbolic
 from dlc.targets.cpu.kernels.contract import Contraction, Schedule, conv_contraction, conv_weight
+from dlc.targets.cpu.kernels.contract_winograd_plan import F2, FORMS, Form, most_channels, product_of
 from dlc.targets.cpu.kernels.testing import Compiled
 from dlc.targets.layout import Layout
 
@@ -106,21 +107,22 @@ def test_integers_equal_plain_sums(
     np.testing.assert_array_equal(got, wanted + (init if bias else 0))
 
 
-def magnitude(a: np.ndarray, w: np.ndarray, out: tuple[int, ...]) -> np.ndarray:
+def magnitude(a: np.ndarray, w: np.ndarray, out: tuple[int, ...], form: Form) -> np.ndarray:
     """A^T (|G||g||G^T| * |B^T||d||B|) A with the magnitudes of A, for each output: see `contract_winograd_plan`."""
-    forward, weight, back = (
-        abs(np.array(m, "float64"))
-        for m in (contract_winograd_plan.INPUT, contract_winograd_plan.WEIGHT, contract_winograd_plan.OUTPUT)
-    )
-    u = np.einsum("ai,bj,ocij->abco", weight / 2, weight / 2, abs(w).astype("float64"))
-    wide = np.zeros((len(a), out[0] + 4, out[1] + 4, a.shape[-1]))
+    forward, weight, back = product_of(form.inputs, True), abs(np.array(form.weight)), product_of(form.outputs, True)
+    u = np.einsum("ai,bj,ocij->abco", weight, weight, abs(w).astype("float64"))
+    size, side = form.out, form.side
+    wide = np.zeros((len(a), out[0] + side, out[1] + side, a.shape[-1]))
     wide[:, : a.shape[1], : a.shape[2]] = abs(a)
-    result = np.zeros((len(a), out[0] + 1, out[1] + 1, len(w)))
-    for y in range(0, out[0], 2):
-        for x in range(0, out[1], 2):
-            v = np.einsum("ai,bj,nijc->nabc", forward, forward, wide[:, y : y + 4, x : x + 4])
+    # Over the edge, tiles read the last line and column again.
+    wide[:, a.shape[1] :] = wide[:, a.shape[1] - 1 : a.shape[1]]
+    wide[:, :, a.shape[2] :] = wide[:, :, a.shape[2] - 1 : a.shape[2]]
+    result = np.zeros((len(a), out[0] + size, out[1] + size, len(w)))
+    for y in range(0, out[0], size):
+        for x in range(0, out[1], size):
+            v = np.einsum("ai,bj,nijc->nabc", forward, forward, wide[:, y : y + side, x : x + side])
             m = np.einsum("nabc,abco->nabo", v, u)
-            result[:, y : y + 2, x : x + 2] = np.einsum("ia,jb,nabo->nijo", back, back, m)
+            result[:, y : y + size, x : x + size] = np.einsum("ia,jb,nabo->nijo", back, back, m)
     return result[:, : out[0], : out[1]]
 
 
@@ -150,9 +152,12 @@ def test_floats_are_within_the_bound(
     a, w, init = operands(rng, FLOAT, padded, (outputs, channels, 3, 3), outputs)
     out = (batch, height + 2 * pad - 2, width + 2 * pad - 2, outputs)
     other = rng.standard_normal(out).astype("float32") if residual else None
-    got = run_conv(problem, layout, schedule_of(problem, isa, seed), isa, [a, w, init], bias, other, shared)
+    schedule = schedule_of(problem, isa, seed)
+    got = run_conv(problem, layout, schedule, isa, [a, w, init], bias, other, shared)
     wanted = conv_reference(a.astype("float64"), w.astype("float64"), (1, 1), (1, 1), 1, out[1:3])
-    wanted, bound = wanted + init * bias, (channels + 9) * magnitude(a, w, out[1:3]) + abs(init) * bias
+    form = FORMS[schedule.tile]
+    wanted, bound = wanted + init * bias, (channels + form.roundings) * magnitude(a, w, out[1:3], form)
+    bound = bound + abs(init) * bias
     if other is not None:
         wanted, bound = np.maximum(wanted + other, 0), bound + abs(wanted + other)
     assert np.all(abs(got - wanted) <= EPSILON / 2 * 1.0001 * bound)
@@ -167,7 +172,8 @@ def test_what_is_not_finite_stays_in_its_tiles(value: float) -> None:
     a[0, 4, 4, 3] = value
     if value == 3e38:
         a[0, 4, 6, 3] = -value  # their difference overflows
-    got = run_conv(problem, layout, schedule_of(problem, isa, 0), isa, [a, w, init], True)
+    schedule = replace(schedule_of(problem, isa, 0), tile=2)
+    got = run_conv(problem, layout, schedule, isa, [a, w, init], True)
     reached = ~np.isfinite(got).all(-1)[0]
     assert reached[4, 4] and (reached[2:5, 2:5].all() or value == 3e38)
     reached[2:6, 2:8] = False
@@ -176,9 +182,8 @@ def test_what_is_not_finite_stays_in_its_tiles(value: float) -> None:
 
 def test_no_sum_leaves_32_bits() -> None:
     """The bound of the channels against the largest sums that extreme values can make."""
-    rng, most = np.random.default_rng(0), contract_winograd_plan.most_channels()
-    forward, back = np.array(contract_winograd_plan.INPUT), np.array(contract_winograd_plan.OUTPUT)
-    weight = np.array(contract_winograd_plan.WEIGHT)
+    rng, most = np.random.default_rng(0), most_channels()
+    forward, back, weight = product_of(F2.inputs), product_of(F2.outputs), 2 * np.array(F2.weight)
     for _ in range(50):
         d = rng.choice([0, 255], (4, 4))
         g = rng.choice([-128, 127], (3, 3))
@@ -227,3 +232,14 @@ def test_a_convolution_of_unknown_extents_says_why_not() -> None:
     assert "extents known" in contract.choose(problem, FLOAT_LEVELS[0], MACHINE).note
     strided, _ = problem_of((1, 8, 8, 12), 20, 1, (2, 2), dtypes=FLOAT)
     assert contract.choose(strided, FLOAT_LEVELS[0], MACHINE).note == ""
+
+
+def test_an_unknown_batch_is_predicted_as_the_batch_that_is_guessed() -> None:
+    shape, isa = (28, 28, 32), FLOAT_LEVELS[0]
+    times = []
+    for batch in (symbolic("batch"), contract_cost.GUESS):
+        problem, _ = problem_of((batch, *shape), 32, 1, dtypes=FLOAT)
+        chosen = contract.choose(problem, isa, MACHINE)
+        assert chosen.unit == "winograd"
+        times.append(contract.predicted_seconds(problem, chosen, isa, MACHINE))
+    assert times[0] == pytest.approx(times[1])
