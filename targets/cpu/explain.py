@@ -27,6 +27,8 @@ def _tile(schedule: dict[str, Any], isa: Isa) -> str:
     if "mr" not in schedule:
         return ""
     outer = f" of {schedule['mo']} lines" if schedule.get("mo", 1) > 1 else ""
+    if schedule.get("unit") == "winograd":
+        return f"{schedule['mr']}x{schedule['nr'] * isa.lanes()} for {schedule['tile']}x{schedule['tile']} outputs"
     return f"{schedule['mr']}x{schedule['nr'] * isa.lanes()}{outer}, {schedule['hot']} hot"
 
 

@@ -60,7 +60,8 @@ _IN_SCRATCH: dict[str, Any] = {"wide": contract_wide, "winograd": contract_winog
 
 def candidates(problem: Contraction, isa: Isa, machine: Machine) -> list[Schedule]:
     """All schedules that make sense, on every unit that takes the problem."""
-    vectors = contract_cost.candidates(problem, isa, machine)
+    note = contract_winograd.note(problem, isa)
+    vectors = [replace(schedule, note=note) for schedule in contract_cost.candidates(problem, isa, machine)]
     for unit in _IN_SCRATCH.values():
         if unit.declines(problem, isa) is None:
             vectors += unit.candidates(problem, isa, machine)
@@ -93,7 +94,7 @@ def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
     if schedule.unit == "amx":
         return contract_amx_plan.packed_bytes(problem)
     if schedule.unit in _IN_SCRATCH:
-        return _IN_SCRATCH[schedule.unit].packed_size(problem, isa)
+        return _IN_SCRATCH[schedule.unit].packed_size(problem, schedule, isa)
     return contract_problem.packed_size(problem, isa)
 
 

@@ -72,7 +72,8 @@ def _multiplies(isa: Isa, speeds: Speeds, usual: float) -> float:
     return usual if found is None else found / speeds.hertz / isa.lanes()
 
 
-def _int(extent: Expr) -> int:
+def guessed(extent: Expr) -> int:
+    """An extent as a number."""
     return extent if isinstance(extent, int) else GUESS
 
 
@@ -97,14 +98,14 @@ class _Sizes:
     @staticmethod
     def of(problem: Contraction, isa: Isa) -> _Sizes:
         dot = dot_for(isa, problem.a_dtype, problem.w_dtype)
-        steps = [_int(groups_of(run.length, dot)) for run in problem.runs]
-        stride = _int(problem.rows.a_stride)
+        steps = [guessed(groups_of(run.length, dot)) for run in problem.runs]
+        stride = guessed(problem.rows.a_stride)
         return _Sizes(
-            rows=_int(problem.rows.extent),
+            rows=guessed(problem.rows.extent),
             row_bytes=stride * _bytes(problem.a_dtype),
-            overlapping=len(steps) > 1 or _int(problem.runs[0].length) > stride,
-            outer=tuple(_int(axis.extent) for axis in problem.outer),
-            vectors=-(-_int(problem.n) // isa.lanes()),
+            overlapping=len(steps) > 1 or guessed(problem.runs[0].length) > stride,
+            outer=tuple(guessed(axis.extent) for axis in problem.outer),
+            vectors=-(-guessed(problem.n) // isa.lanes()),
             steps=sum(steps),
             run_steps=max(steps),
             dot=dot,
@@ -124,7 +125,8 @@ def registers_needed(dot: Dot, rows: int, vectors: int) -> int:
     return rows * vectors + vectors + phases + temporary + ahead
 
 
-def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
+def pieces(extent: int, size: int) -> list[tuple[int, int]]:
+    """(how many, size) of the full pieces of an extent, and of what is left."""
     full, rest = divmod(extent, size)
     return [(count, piece) for count, piece in ((full, size), (1 if rest else 0, rest)) if count]
 
@@ -133,11 +135,11 @@ def _tiles(sizes: _Sizes, schedule: Schedule) -> Iterator[tuple[int, int, int]]:
     """(how many, rows, vectors) of every kind of tile, per group."""
     outer = list(sizes.outer)
     if schedule.mo > 1:
-        row_pieces = [(count, size * sizes.rows) for count, size in _pieces(outer.pop(), schedule.mo)]
+        row_pieces = [(count, size * sizes.rows) for count, size in pieces(outer.pop(), schedule.mo)]
     else:
-        row_pieces = _pieces(sizes.rows, schedule.mr)
+        row_pieces = pieces(sizes.rows, schedule.mr)
     for row_count, rows in row_pieces:
-        for count, vectors in _pieces(sizes.vectors, schedule.nr):
+        for count, vectors in pieces(sizes.vectors, schedule.nr):
             yield prod(outer) * row_count * count, rows, vectors
 
 
@@ -192,7 +194,7 @@ def level_of(size: float, machine: Machine) -> int:
 
 
 def _traffic_cycles(
-    problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine
+    problem: Contraction, sizes: _Sizes, schedule: Schedule, core: Core, machine: Machine, beside: float
 ) -> tuple[float, float]:
     """Cycles to bring the operands into L1, for one group: the weights for the first time, and all else."""
     a_bytes = _bytes(problem.a_dtype)
@@ -200,13 +202,13 @@ def _traffic_cycles(
     rows_total = sizes.rows * prod(sizes.outer)
     row_tiles = max(1, rows_total / schedule.mr)
     channel_tiles = max(1, sizes.vectors / schedule.nr)
-    length = sum(_int(run.length) for run in problem.runs)
-    span = (schedule.mr - 1) * _int(problem.rows.a_stride)
+    length = sum(guessed(run.length) for run in problem.runs)
+    span = (schedule.mr - 1) * guessed(problem.rows.a_stride)
     a_tile = a_bytes * min(length * schedule.mr, length + span * len(problem.runs))
     a_total = (
         a_bytes
         * sum(
-            (extent - 1) * _int(axis.a_stride)
+            (extent - 1) * guessed(axis.a_stride)
             for axis, extent in zip((*problem.outer, problem.rows), (*sizes.outer, sizes.rows), strict=True)
         )
         + a_bytes * length
@@ -220,8 +222,8 @@ def _traffic_cycles(
     # Results have the activations' type. Lines are read to be written, those between two tiles by both: rows begin
     # anywhere unless they hold whole vectors.
     o_total = rows_total * sizes.vectors * sizes.lanes * a_bytes
-    border = 1 / schedule.nr if _int(problem.n) % sizes.lanes else 0.0
-    everything = w_total * problem.groups + a_total
+    border = 1 / schedule.nr if guessed(problem.n) % sizes.lanes else 0.0
+    everything = w_total * problem.groups + a_total + beside
     out = cycles(2 * o_total * (1 + border), everything + o_total * problem.groups)
     first = cycles(w_total, everything) + out
     if schedule.hot == "w":
@@ -232,14 +234,19 @@ def _traffic_cycles(
     return first, again + streamed + cycles(a_tile * row_tiles * (channel_tiles - 1), a_tile + w_panel)
 
 
-def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine) -> float:
-    """Time of a contraction under `schedule`: the slower of computing and moving, and a part of the other."""
+def predicted_seconds(
+    problem: Contraction, schedule: Schedule, isa: Isa, machine: Machine, beside: float = 0.0
+) -> float:
+    """Time of a contraction under `schedule`: the slower of computing and moving, and a part of the other.
+
+    `beside`: bytes that are used between this contraction and the next one of the same operands.
+    """
     sizes, core = _Sizes.of(problem, isa), core_of(isa, machine)
     compute = 0.0
     for count, rows, vectors in _tiles(sizes, schedule):
         step = _step_cycles(sizes, core, isa, rows, vectors, schedule.unroll)
         compute += count * (sizes.steps * step + TILE_OVERHEAD + STORE_COST * rows * vectors)
-    first, traffic = _traffic_cycles(problem, sizes, schedule, core, machine)
+    first, traffic = _traffic_cycles(problem, sizes, schedule, core, machine, beside)
     # While the weights come for the first time, only the first tiles of rows have something to compute.
     begin = compute / max(1.0, sizes.rows * prod(sizes.outer) / schedule.mr)
     return seconds(problem.groups * (together(begin, first) + together(compute - begin, traffic)), machine)

@@ -89,7 +89,8 @@ class Schedule:
         unit: what multiplies: ``vector``; ``wide`` (vectors, over activations that were widened in scratch);
             ``winograd`` (the same over points of Winograd's algorithm); or ``amx`` (tiles; `mr` is then 16 a tile,
             whatever rows the last ones have).
-        block: wide and winograd: lines (of outputs, of tiles; rows without outer axes) that are in scratch at a time.
+        block: wide: lines of outputs (rows without outer axes) that are in scratch at a time; winograd: tiles.
+        tile: winograd: outputs a side of a tile, 2 or 4.
         k_block: amx: steps of k after which the partial sums are put aside; 0 for never.
         flat: amx: rows run through the last outer axis without a break; those between its lines are not stored.
         note: why a better unit of the machine is not used.
@@ -105,6 +106,7 @@ class Schedule:
     k_block: int = 0
     flat: bool = False
     block: int = 0
+    tile: int = 0
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def predicted_seconds(problem: Contraction, schedule: Schedule, isa: Isa, machin
     return images * total
 
 
-def packed_size(problem: Contraction, isa: Isa) -> int:
+def packed_size(problem: Contraction, schedule: Schedule, isa: Isa) -> int:
     """Elements of the packed weights."""
     return contract_problem.packed_size(_inner(problem, 1), isa)
 

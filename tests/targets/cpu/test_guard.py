@@ -118,6 +118,13 @@ FAMILIES: dict[str, Family] = {
         "g (float[n, 16, 7, 9] x) => (float[n, 21, 7, 9] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w) }",
         {"w": (21, 16, 3, 3)}, ({"x": (1, 16, 7, 9)}, {"x": (3, 16, 7, 9)}), INT8,
     ),
+    "Winograd in floats": Family(
+        """g (float[n, 16, 15, 17] x) => (float[n, 21, 15, 17] y) {
+            c = Conv <pads = [1, 1, 1, 1]> (x, w)
+            s = Sigmoid (c)
+            y = Add (c, s) }""",
+        {"w": (21, 16, 3, 3)}, ({"x": (1, 16, 15, 17)}, {"x": (3, 16, 15, 17)}),
+    ),
     "convolutions in 1 and 3 dimensions": Family(
         """g (float[n, 3, t] x, float[2, 3, 4, 5, 6] v) => (float[n, 5, u] y, float[2, 9, a, b, c] z) {
             y = Conv <pads = [2, 0], dilations = [2]> (x, w)
@@ -275,7 +282,7 @@ def test_family(name: str, level: str) -> None:
     assert GuardedExecutable.runs >= before + len(family.feeds)
 
 
-@pytest.mark.parametrize("name", FAMILIES if EVERYWHERE else ["attention", "Winograd"])
+@pytest.mark.parametrize("name", FAMILIES if EVERYWHERE else ["attention", "Winograd", "Winograd in floats"])
 @pytest.mark.parametrize("level", LEVELS if EVERYWHERE else ["avx2"])
 def test_family_stays_on_its_stack(name: str, level: str) -> None:
     family = FAMILIES[name]
