@@ -20,8 +20,8 @@ from tests.feeds import FEEDS
 from tests.models import LIGHT, light_model, package_model
 
 ALL = os.environ.get("DLC_MODELS") == "all"
-# The largest take a minute each; their fp32 form is always tested, in tests/frontends/test_models.py.
-MODELS = [*(name for name in LIGHT if ALL or name not in ("vgg19", "densenet121")), "basic-pitch", "magika"]
+# The others take up to a minute each; their fp32 form is always tested, in tests/frontends/test_models.py.
+MODELS = [*(LIGHT if ALL else ("inception_v2", "shufflenet", "squeezenet")), "basic-pitch", "magika"]
 # What is not here takes up to a minute to compile.
 QUICK = ["romanizer-encoder", "romanizer-decoder", "vad-op18", "vad-sequence", "minilm-int8", "captcha"]
 SIZED = sorted(FEEDS) if ALL else QUICK

@@ -364,7 +364,7 @@ def test_random_graphs(arithmetic: Any, drawn: tuple[onnx.ModelProto, int]) -> N
 
 def test_the_passes_are_listed() -> None:
     names = [p.name for p in quantize_passes(Options(quantize="int8"))]
-    forming = ["settle_weights", "to_unsigned", "form_integers"]
+    forming = ["settle_weights", "to_unsigned", "form_integers", "join_tables"]
     assert names == ["calibrate", "mark", *forming, "groups", "codebooks", "tidy_integers", "short_weights"]
     assert [p.name for p in quantize_passes(Options())] == [*forming, "tidy_integers", "short_weights"]
     assert form_integers.PASS.name == "form_integers" and cleanup.PASS.name == "tidy_integers"
