@@ -18,7 +18,7 @@ from dlc.runtime.execute import execute
 from dlc.runtime.ffi import import_tvm_ffi
 from dlc.runtime.session import Session
 from dlc.targets.multi.program import DRIVER, Plan, Step
-from dlc.targets.multi.transport import FOREVER, Group
+from dlc.targets.multi.transport import FOREVER, Group, LinkError
 
 STOP = -1
 
@@ -44,10 +44,15 @@ class Worker:
         # Before torch: tvm_ffi looks for torch when it is imported, and would build a converter for it.
         import_tvm_ffi()
         group = Group((store[0], store[1]), rank, world, host, FOREVER)
+        broken = ""
         try:
             _Loop(group, rank, self._note).run()
+        except LinkError as error:
+            broken = str(error)
         finally:
             group.close()
+        if broken:  # anew: the frames of the first hold sends under way, and those the connections that others wait on
+            raise LinkError(broken)
 
     def _note(self, text: str) -> None:
         self._state = text
