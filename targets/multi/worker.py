@@ -5,6 +5,7 @@ Runs in a process that Ray started. Imports neither TVM's compiler nor onnx.
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
@@ -51,7 +52,10 @@ class Worker:
             broken = str(error)
         finally:
             group.close()
-        if broken:  # anew: the frames of the first hold sends under way, and those the connections that others wait on
+        if broken:
+            # Sends under way hold the connections that others wait on. They are in the frames of the first error, which
+            # is in one of them itself.
+            gc.collect()
             raise LinkError(broken)
 
     def _note(self, text: str) -> None:

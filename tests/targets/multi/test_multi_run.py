@@ -124,7 +124,7 @@ def test_a_wrong_input_ends_a_stream_where_it_stands(session: dlc.Session, image
 def test_a_worker_that_dies_costs_no_answer(
     victim: int, session: dlc.Session, images: np.ndarray, expected: np.ndarray
 ) -> None:
-    before = pids(session)
+    before, started = pids(session), time.monotonic()
     results = []
     for number, result in enumerate(session.map(micro_batches(images[:200], 1))):
         if number == 60:
@@ -132,6 +132,7 @@ def test_a_worker_that_dies_costs_no_answer(
         results.append(result["logits"])
     np.testing.assert_array_equal(np.concatenate(results), expected[:200])
     assert not set(before) & set(pids(session))
+    assert time.monotonic() - started < 90, "noticed by the timeout of 120 s alone"
 
 
 def test_the_command_line_streams_a_folder(
