@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import wavenet
+from turns import measure
 
 import dlc
 from dlc.bench import onnxruntime_session
@@ -152,17 +153,6 @@ def agreement(row: Row, mode: str, exact: bool) -> str:
     return f"equal samples: {first} of {row.steps}; first decision closer than {TIE}: {tie}: {verdict}"
 
 
-def measure(row: Row, blocks: int) -> dict[str, np.ndarray]:
-    """Samples a second of every block, by engine."""
-    rates: dict[str, list[float]] = {name: [] for name in row.engines}
-    for _ in range(blocks):
-        for name, run in row.engines.items():
-            started = time.process_time()
-            run()
-            rates[name].append(row.steps / (time.process_time() - started))
-    return {name: np.array(found) for name, found in rates.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.mode}, {options.spelling}, {options.quantize}: {found}")
     for fact in row.facts:
         print(fact)
-    rates = measure(row, options.blocks)
+    times = measure(row.engines, options.blocks, 0.0, time.process_time)
+    rates = {name: row.steps / taken * 1e3 for name, taken in times.items()}
     ours = np.median(next(iter(rates.values())))
     print(f"{'samples/s: median':>18} {'best':>8} {'ours / it':>10}")
     for name, found in rates.items():

@@ -60,18 +60,16 @@ class _Joiner:
     def _function(self, rw: Rewriter, node: Node) -> _Function | None:
         if node.op == "call" or OPS[node.op].kind != "elementwise":
             return None
-        operands = [self._operand(rw, node, position) for position in range(len(node.inputs))]
+        found = [self._operand(rw, node, position) for position in range(len(node.inputs))]
+        operands = [each for each in found if each is not None]
         functions = [each for each in operands if isinstance(each, _Function)]
-        if any(each is None for each in operands) or len({function.root for function in functions}) > 1:
+        if len(operands) < len(found) or len({function.root for function in functions}) > 1:
             return None
-        inputs = [each.values if isinstance(each, _Function) else each for each in operands]
+        values = apply(node, [each.values if isinstance(each, _Function) else each for each in operands], {})
         if not functions:
-            self.numbers[node.output.name] = np.asarray(apply(node, inputs, {}))  # type: ignore[arg-type]
+            self.numbers[node.output.name] = values
             return None
-        if not same_shape(rw.value(functions[0].root).shape, node.output.shape):
-            return None
-        values = np.asarray(apply(node, inputs, {}))  # type: ignore[arg-type]
-        if values.size != _CODES:
+        if values.size != _CODES or not same_shape(rw.value(functions[0].root).shape, node.output.shape):
             return None
         steps = 1 + sum(function.steps for function in functions)
         tables = node.op == "dlc.table" or any(function.tables for function in functions)

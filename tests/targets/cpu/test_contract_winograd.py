@@ -79,19 +79,25 @@ def run_conv(
     return Compiled(built.func, isa, 5, len(dims)).run(every, [batch] * len(dims))[4]
 
 
+# What cases of integers and of floats have in common.
+CASES: dict[str, st.SearchStrategy[Any]] = {
+    "height": st.integers(3, 11),
+    "width": st.integers(3, 11),
+    "outputs": st.integers(1, 40),
+    "pad": st.integers(0, 1),
+    "dynamic": st.booleans(),
+    "bias": st.booleans(),
+    "shared": st.booleans(),
+    "seed": st.integers(0, 1000),
+}
+
+
 @quickly(25)
 @given(
     level=st.sampled_from(range(len(LEVELS))),
     batch=st.integers(1, 2),
-    height=st.integers(3, 11),
-    width=st.integers(3, 11),
     channels=st.sampled_from([8, 16, 24, 32, 64]),
-    outputs=st.integers(1, 40),
-    pad=st.integers(0, 1),
-    dynamic=st.booleans(),
-    bias=st.booleans(),
-    shared=st.booleans(),
-    seed=st.integers(0, 1000),
+    **CASES,
 )
 def test_integers_equal_plain_sums(
     level: int, batch: int, height: int, width: int, channels: int, outputs: int, pad: int, dynamic: bool, bias: bool,
@@ -130,16 +136,9 @@ def magnitude(a: np.ndarray, w: np.ndarray, out: tuple[int, ...], form: Form) ->
 @given(
     level=st.sampled_from(range(len(FLOAT_LEVELS))),
     batch=st.integers(1, 3),
-    height=st.integers(3, 11),
-    width=st.integers(3, 11),
     channels=st.integers(1, 40),
-    outputs=st.integers(1, 40),
-    pad=st.integers(0, 1),
-    dynamic=st.booleans(),
-    bias=st.booleans(),
     residual=st.booleans(),
-    shared=st.booleans(),
-    seed=st.integers(0, 1000),
+    **CASES,
 )
 def test_floats_are_within_the_bound(
     level: int, batch: int, height: int, width: int, channels: int, outputs: int, pad: int, dynamic: bool, bias: bool,
