@@ -151,10 +151,12 @@ class Session:
             What runs the model on whatever the arrays hold then.
 
         Raises:
-            DlcError: as `run`; an input would have to be copied; or extents of outputs depend on the data.
+            DlcError: as `run`; an input would have to be copied; extents of outputs depend on the data; or the package
+                has several codes to choose from.
         """
         if self._compute is not None:
-            raise DlcError(f"{self.package.name}: outputs have no fixed places, for their extents depend on the data")
+            reason = "their extents depend on the data, or the sizes choose among several codes"
+            raise DlcError(f"{self.package.name}: outputs have no fixed places, for {reason}")
         arrays = self._checked(inputs)
         for array, info in zip(arrays, self.inputs, strict=True):
             if not np.may_share_memory(array, _as_array(inputs[info.name], "input", info.name)) and array.size:
