@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from dlc.ir.convert import view
 from dlc.ir.graph import Node
 from dlc.ir.interpret import apply
 from dlc.ir.ops import OPS
 from dlc.ir.rewrite import Rewriter, rewrite
+from dlc.passes.quantize.calibrate import is_quantized
 from dlc.passes.simplify.match import same_shape
 from dlc.pipeline import Context, Pass
 
@@ -90,8 +92,8 @@ class _Joiner:
 
 
 def run(module: Any, context: Context) -> Any:
-    """See the module's docstring."""
-    return rewrite(module, _Joiner())
+    """See the module's docstring; a module of floats alone is not written anew."""
+    return rewrite(module, _Joiner()) if is_quantized(view(module)) else module
 
 
 PASS = Pass("join_tables", run)
